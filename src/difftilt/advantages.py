@@ -1,0 +1,67 @@
+"""From returns to advantages, and from advantages to a loss. Pure functions."""
+
+import torch
+from torch import Tensor
+
+from difftilt.shapes import Index, PerSample, PerStep, Statistic
+
+EPS = 1e-6
+
+
+def centre(returns: PerStep) -> PerStep:
+    """Less the batch mean of each decision."""
+    return returns - returns.mean(1, keepdim=True)
+
+
+def whiten(advantage: PerStep) -> PerStep:
+    """Divided by the root mean square over all rows; a batch without spread stays zero."""
+    return advantage / (advantage.square().mean().sqrt() + EPS)
+
+
+def group(returns: PerStep, ids: Index, *, scale: bool = True) -> PerStep:
+    """Less the mean of each sample's group and, if asked, divided by the group's deviation (GRPO).
+
+    Args:
+        ids: Group of each sample. A group of one, or without spread, gets zero.
+        scale: Divide by the standard deviation within the group.
+    """
+    members = _members(ids, returns)
+    advantage = returns - (returns @ members.T / members.sum(1))[:, ids]
+    return advantage / spread(returns, ids) if scale else advantage
+
+
+def spread(returns: Statistic, ids: Index) -> Statistic:
+    """The standard deviation within each sample's group, kept above zero."""
+    members = _members(ids, returns)
+    count = members.sum(1)
+    mean, square = returns @ members.T / count, returns.square() @ members.T / count
+    return (square - mean.square()).clamp(min=0).sqrt()[..., ids] + EPS
+
+
+def leave_one_out(returns: PerStep, ids: Index) -> PerStep:
+    """Less the mean of the *other* members of each sample's group (RLOO): the baseline stays unbiased.
+
+    Args:
+        ids: Group of each sample. A group of one gets zero.
+    """
+    count = _members(ids, returns).sum(1)[ids]
+    factor = torch.where(count > 1, count / (count - 1).clamp(min=1), 0)
+    return group(returns, ids, scale=False) * factor
+
+
+def clipped_surrogate(log_w: PerSample, advantage: PerSample, clip: float, dimensions: int = 1) -> PerSample:
+    """min(w A, clip(w, 1 - clip, 1 + clip) A), of Schulman et al. (2017), Eq. 7; to be ascended.
+
+    Args:
+        log_w: Log-ratio of the new to the old policy, summed over the event.
+        clip: Range of the ratio, in (0, 1).
+        dimensions: Above 1, the clip is on the ratio *per dimension*, w^(1 / dimensions): the range that
+            codes which average their log-probabilities mean.
+    """
+    low, high = dimensions * torch.log1p(torch.tensor([-clip, clip], dtype=log_w.dtype)).to(log_w.device)
+    return torch.minimum(log_w.exp() * advantage, log_w.clamp(low, high).exp() * advantage)
+
+
+def _members(ids: Index, like: Tensor) -> Tensor:
+    """One row per group, one column per sample, 1 where the sample belongs to the group."""
+    return torch.eye(int(ids.max()) + 1, dtype=like.dtype, device=like.device)[:, ids]

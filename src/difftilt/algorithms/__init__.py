@@ -1,0 +1,1 @@
+"""Fine-tuning algorithms: one paper, one file."""

@@ -1,0 +1,1 @@
+"""What a run achieved: numbers, pictures and the page that shows them."""

@@ -1,0 +1,1 @@
+"""Exact optima behind the same interfaces: what algorithms are proven against."""

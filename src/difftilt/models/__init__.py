@@ -1,0 +1,1 @@
+"""Networks, and third-party models as chains."""

@@ -1,0 +1,119 @@
+"""The problem that every algorithm of this library solves, and what an algorithm is."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+
+from difftilt.guard import Guard, Reward, RewardError
+from difftilt.policy import Policy, Trajectory, chain
+from difftilt.settings import check_settings
+from difftilt.shapes import Cond, Index, PerSample, PerStep, Scalar, State, Step
+
+# v(x_t, t, c), an estimate of alpha log E[exp(r / alpha) | x_t, c]
+Value = Callable[[State, Step, Cond], PerSample]
+
+
+class Objective:
+    """J(p) = E_p[r(x_0)] - alpha KL(p || reference), maximal at p* ~ reference exp(r / alpha).
+
+    Args:
+        reward: Any function of (samples, conditions); it is put behind a `Guard` unless it is one.
+        reference: The pretrained chain. Its weights must stay as they are.
+        alpha: Weight of the KL, above 0, in units of the reward per nat.
+    """
+
+    def __init__(self, reward: Reward, reference: Policy, alpha: float):
+        if not alpha > 0:
+            raise ValueError(f"alpha must be above 0, but {alpha} came; a small alpha means a weak KL")
+        self.reward = reward if isinstance(reward, Guard) else Guard(reward)
+        self.reference, self.alpha = reference, alpha
+
+    def score(self, path: Trajectory) -> tuple[PerSample, Index]:
+        """The reward of the chains that have a valid one, and which they are."""
+        reward = self.reward(path.sample, path.cond)
+        valid = reward.isfinite().nonzero()[:, 0]
+        if len(valid) < min(2, len(reward)):
+            raise RewardError(
+                f"reward '{self.reward.name}' is valid for {len(valid)} of {len(reward)} samples in round"
+                f" {self.reward.round}, too few to learn from; mend the reward"
+            )
+        return reward[valid], valid
+
+    @torch.no_grad()
+    def sample(self, policy: Policy, cond: Cond) -> "Experience":
+        """Chains of the policy, with their rewards and their divergence from the reference."""
+        states, log_prob, log_ratio, kl = [], [], [], []
+        for d in chain(policy, cond):
+            base = self.reference.initial(cond) if d.t[0] > policy.steps else self.reference(d.x, d.t, cond)
+            states.append(d.x_next)
+            log_prob.append(d.step.log_prob(d.x_next))
+            log_ratio.append(log_prob[-1] - base.log_prob(d.x_next))
+            kl.append(d.step.kl(base))
+        path = Trajectory(torch.stack(states), policy.decode(states[-1]), torch.stack(log_prob), cond)
+        reward, valid = self.score(path)
+        if len(valid) < len(path.sample):
+            path = path.chains(valid)
+        return Experience(
+            path, reward, torch.stack(log_ratio)[:, valid], torch.stack(kl)[:, valid], self.alpha
+        )
+
+
+@dataclass(frozen=True)
+class Experience:
+    """Sampled chains, what they earned and what they cost.
+
+    Args:
+        reward: r(x_0).
+        log_ratio: log p - log reference of every decision; its expectation is `kl`.
+        kl: KL(p || reference) in nats of every decision, in closed form.
+        alpha: The objective's weight of the KL.
+    """
+
+    path: Trajectory
+    reward: PerSample
+    log_ratio: PerStep
+    kl: PerStep
+    alpha: float
+
+    def stats(self) -> dict[str, Scalar]:
+        """Reward, KL in nats and J of the policy that drew the chains, each with its standard error."""
+        kl = self.kl.sum(0)
+        numbers = {"reward": self.reward, "kl_nats": kl, "objective": self.reward - self.alpha * kl}
+        means = {name: x.mean() for name, x in numbers.items()}
+        return means | {f"{name}_se": x.std() / len(x) ** 0.5 for name, x in numbers.items()}
+
+
+def to_go(cost: PerStep) -> PerStep:
+    """The sum of the present and all later decisions' costs."""
+    return cost.flip(0).cumsum(0).flip(0)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What an algorithm yields: a scalar to descend, and numbers to log."""
+
+    value: Scalar
+    stats: dict[str, Scalar]
+
+
+@dataclass(eq=False)
+class Algorithm(nn.Module, ABC):
+    """Settings, and a generator of losses. Parameters and buffers of its own are saved with the run."""
+
+    def __post_init__(self):
+        super().__init__()
+        check_settings(self)
+
+    def setup(self, policy: Policy, cond: Cond) -> None:
+        """Builds what depends on the shape of a state, such as a critic. Called once, before training."""
+
+    @abstractmethod
+    def losses(self, policy: Policy, objective: Objective, cond: Cond) -> Iterator[Loss]:
+        """One round: draws experience, then yields a loss wherever the paper takes a gradient step.
+
+        The policy has moved when the generator resumes. How many losses are yielded must not depend
+        on data, so that every process takes the same number of steps.
+        """

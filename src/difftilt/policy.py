@@ -1,0 +1,200 @@
+"""A generative model seen as a finite Markov chain x_T -> ... -> x_0."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from difftilt.shapes import Cond, Index, PerStep, State, States, Step
+from difftilt.transition import Joined, Transition
+
+
+class Policy(nn.Module, ABC):
+    """p(x_T | c) prod_t p(x_{t-1} | x_t, c): T + 1 decisions, the first of which draws x_T."""
+
+    network: nn.Module
+    steps: int  # T, the number of transitions
+
+    @abstractmethod
+    def initial(self, cond: Cond) -> Transition:
+        """The law of x_T, one row per condition. It has a density and a KL, so it can be tuned too."""
+
+    @abstractmethod
+    def forward(self, x: State, t: Step, cond: Cond) -> Transition:
+        """The distribution p(x_{t-1} | x_t, c) for t in 1, ..., T."""
+
+    @abstractmethod
+    def decode(self, x: State) -> State:
+        """Maps x_0 to the object that rewards score, for instance latents to images."""
+
+
+class Diffusion(Policy, ABC):
+    """A chain that reverses a known noising process q."""
+
+    @abstractmethod
+    def corrupt(self, x_0: State, t: Step) -> State:
+        """Draws x_t ~ q(x_t | x_0)."""
+
+    @abstractmethod
+    def clean(self, x: State, t: Step, cond: Cond) -> State:
+        """E[x_0 | x_t, c] as the network sees it (Tweedie), or token probabilities."""
+
+
+@dataclass(frozen=True)
+class Transitions:
+    """Rows (x_t, t, x_{t-1}, c) in any order. A row with t = T + 1 is the draw of x_T; its x is zero."""
+
+    x: State
+    t: Step
+    x_next: State
+    cond: Cond
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """A batch of sampled chains.
+
+    Args:
+        states: x_T, ..., x_0, so T + 1 of them.
+        sample: decode(x_0), what rewards score.
+        log_prob: Of the T + 1 decisions under the policy that drew them: row k decides states[k].
+        cond: One condition per chain.
+    """
+
+    states: States
+    sample: State
+    log_prob: PerStep
+    cond: Cond
+
+    def transitions(self, index: Index | None = None) -> Transitions:
+        """Rows of the flattened (decision, chain) table, in the order of `log_prob.flatten()`.
+
+        Args:
+            index: Which rows; all (T + 1) * batch of them by default. Only these are copied.
+        """
+        decisions, batch = self.log_prob.shape
+        if index is None:
+            index = torch.arange(decisions * batch, device=self.log_prob.device)
+        step, column = index // batch, index % batch
+        x = self.states[(step - 1).clamp(min=0), column]
+        x[step == 0] = 0  # the draw of x_T has seen nothing yet, and a critic must not see its outcome
+        return Transitions(x, decisions - step, self.states[step, column], take(self.cond, column))
+
+    def chains(self, index: Index) -> "Trajectory":
+        """Some of the chains."""
+        return Trajectory(
+            self.states[:, index], self.sample[index], self.log_prob[:, index], take(self.cond, index)
+        )
+
+    def minibatches(self, count: int) -> Iterator[Index]:
+        """Shuffles the rows of the (decision, chain) table and deals them into `count` parts."""
+        order = torch.randperm(self.log_prob.numel(), device=self.log_prob.device)
+        yield from order.tensor_split(count)
+
+
+def take(cond: Cond, index: Index) -> Cond:
+    """Selects rows of every condition."""
+    return {k: v[index] if isinstance(v, Tensor) else [v[i] for i in index.tolist()] for k, v in cond.items()}
+
+
+def batch_size(cond: Cond) -> int:
+    """The number of samples that a condition asks for."""
+    if not cond:
+        raise ValueError("a condition came without entries; use unconditional(n) to ask for n samples")
+    return len(next(iter(cond.values())))
+
+
+def unconditional(n: int) -> Cond:
+    """The condition of n samples about which nothing is asked."""
+    return {"none": torch.zeros(n, dtype=torch.long)}
+
+
+def repeat(cond: Cond, count: int) -> Cond:
+    """Repeats every condition `count` times, side by side."""
+    rows = torch.arange(batch_size(cond)).repeat_interleave(count)
+    return take(cond, rows)
+
+
+def context_keys(cond: Cond) -> list[str]:
+    """A hash per sample, equal where all conditions are equal."""
+    keys = []
+    for i in range(batch_size(cond)):
+        digest = hashlib.sha256()
+        for name, value in cond.items():
+            item = value[i]
+            digest.update(name.encode() + b"=")
+            digest.update(item.encode() if isinstance(item, str) else item.detach().cpu().numpy().tobytes())
+        keys.append(digest.hexdigest())
+    return keys
+
+
+def context(cond: Cond) -> Index:
+    """A small number per sample, equal where all conditions are equal."""
+    keys = context_keys(cond)
+    numbers = {key: i for i, key in enumerate(dict.fromkeys(keys))}
+    return torch.tensor([numbers[key] for key in keys])
+
+
+def decide(policy: Policy, rows: Transitions) -> Transition:
+    """The law that drew each row's x_{t-1}: p(x_{t-1} | x_t, c), and p(x_T | c) where t = T + 1."""
+    first = rows.t > policy.steps
+    if not first.any():
+        return policy(rows.x, rows.t, rows.cond)
+    start, later = first.nonzero()[:, 0], (~first).nonzero()[:, 0]
+    parts = [(start, policy.initial(take(rows.cond, start)))]
+    if len(later):
+        parts.append((later, policy(rows.x[later], rows.t[later], take(rows.cond, later))))
+    return Joined(parts)
+
+
+def path_log_prob(policy: Policy, path: Trajectory) -> PerStep:
+    """log p of every decision of given chains, with gradients."""
+    rows = path.transitions()
+    return decide(policy, rows).log_prob(rows.x_next).view_as(path.log_prob)
+
+
+def path_kl(policy: Policy, reference: Policy, path: Trajectory) -> PerStep:
+    """KL(policy || reference) in nats of every decision, in closed form at the states of given chains."""
+    rows = path.transitions()
+    return decide(policy, rows).kl(decide(reference, rows)).view_as(path.log_prob)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One step of a chain as it is sampled: at (x, t) the law `step` drew `x_next`. First, t = T + 1."""
+
+    x: State
+    t: Step
+    step: Transition
+    x_next: State
+
+
+@torch.no_grad()
+def chain(policy: Policy, cond: Cond) -> Iterator[Decision]:
+    """Samples x_T, ..., x_0 and yields each of the T + 1 decisions as it is taken."""
+    step = policy.initial(cond)
+    x = step.sample()
+    yield Decision(torch.zeros_like(x), _full(x, policy.steps + 1), step, x)
+    for t in range(policy.steps, 0, -1):
+        time = _full(x, t)
+        step = policy(x, time, cond)
+        x_next = step.sample()
+        yield Decision(x, time, step, x_next)
+        x = x_next
+
+
+@torch.no_grad()
+def rollout(policy: Policy, cond: Cond) -> Trajectory:
+    """Samples chains and keeps every state."""
+    decisions = list(chain(policy, cond))
+    states = torch.stack([d.x_next for d in decisions])
+    log_prob = torch.stack([d.step.log_prob(d.x_next) for d in decisions])
+    return Trajectory(states, policy.decode(states[-1]), log_prob, cond)
+
+
+def _full(x: State, t: int) -> Step:
+    return torch.full((len(x),), t, device=x.device)

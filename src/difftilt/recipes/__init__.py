@@ -1,0 +1,1 @@
+"""Complete jobs, each a plain function that reads from top to bottom."""

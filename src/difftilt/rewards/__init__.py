@@ -1,0 +1,1 @@
+"""Rewards for images and, later, molecules and sequences."""

@@ -1,0 +1,126 @@
+"""One step of a Markov chain: the distribution p(x_{t-1} | x_t)."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from difftilt.shapes import Index, PerSample, Probs, Real, State
+
+
+class Transition(ABC):
+    """p(x_{t-1} | x_t) for a batch of states."""
+
+    @abstractmethod
+    def sample(self) -> State:
+        """Draws x_{t-1} without gradients."""
+
+    @abstractmethod
+    def rsample(self) -> State:
+        """Draws x_{t-1} so that gradients flow through the draw; straight-through if discrete."""
+
+    @abstractmethod
+    def log_prob(self, x: State) -> PerSample:
+        """log p(x | x_t) in nats, summed over the event, never averaged."""
+
+    @abstractmethod
+    def kl(self, other: Any) -> PerSample:
+        """KL(self || other) in nats, in closed form, for two transitions of one kind."""
+
+
+@dataclass(frozen=True)
+class Gaussian(Transition):
+    """N(mean, diag(std^2)), with std > 0: a deterministic last step belongs in `Policy.decode`.
+
+    Args:
+        mean: Kept in float32 or better, whatever the network computed in.
+        std: As `mean`; same shape.
+    """
+
+    mean: Real
+    std: Real
+
+    @torch.no_grad()
+    def sample(self) -> State:
+        return self.rsample()
+
+    def rsample(self) -> State:
+        return self.mean + self.std * torch.randn_like(self.mean)
+
+    def log_prob(self, x: State) -> PerSample:
+        z = (x - self.mean) / self.std
+        return event_sum(-(z**2) / 2 - self.std.log() - math.log(2 * math.pi) / 2)
+
+    def kl(self, other: "Gaussian") -> PerSample:
+        log_ratio, shift = (self.std / other.std).log(), (self.mean - other.mean) / other.std
+        # expm1 keeps the KL of nearly equal variances free of cancellation
+        return event_sum(torch.expm1(2 * log_ratio) / 2 - log_ratio + shift**2 / 2)
+
+
+@dataclass(frozen=True)
+class Categorical(Transition):
+    """One independent category per position."""
+
+    probs: Probs
+
+    @torch.no_grad()
+    def sample(self) -> State:
+        flat = self.probs.flatten(0, -2)
+        return torch.multinomial(flat, 1).view(self.probs.shape[:-1])
+
+    def rsample(self) -> State:
+        """Draws one-hot vectors that carry the gradient of the probabilities (straight-through)."""
+        hard = F.one_hot(self.sample(), self.probs.shape[-1]).to(self.probs.dtype)
+        return hard + self.probs - self.probs.detach()
+
+    def log_prob(self, x: State) -> PerSample:
+        return event_sum(self.probs.gather(-1, x[..., None]).log())
+
+    def kl(self, other: "Categorical") -> PerSample:
+        return event_sum(_xlog(self.probs, self.probs) - _xlog(self.probs, other.probs))
+
+
+@dataclass(frozen=True)
+class Joined(Transition):
+    """Rows whose laws are of several kinds, in the order of the rows.
+
+    Args:
+        parts: The rows that each law covers, and the law. Every row is covered once.
+    """
+
+    parts: Sequence[tuple[Index, Transition]]
+
+    def sample(self) -> State:
+        return self._join([law.sample() for _, law in self.parts])
+
+    def rsample(self) -> State:
+        return self._join([law.rsample() for _, law in self.parts])
+
+    def log_prob(self, x: State) -> PerSample:
+        return self._join([law.log_prob(x[rows]) for rows, law in self.parts])
+
+    def kl(self, other: "Joined") -> PerSample:
+        pairs = zip(self.parts, other.parts, strict=True)
+        return self._join([law.kl(other_law) for (_, law), (_, other_law) in pairs])
+
+    def _join(self, values: list[Tensor]) -> Tensor:
+        return torch.cat(values)[torch.cat([rows for rows, _ in self.parts]).argsort()]
+
+
+def event_sum(x: Real) -> PerSample:
+    """Sums over the event in float64.
+
+    Ratios are differences of two such sums, and a float32 sum over 64 pixels is already 1e-5 off.
+    """
+    dtype = x.dtype if x.device.type == "mps" else torch.float64  # Apple GPUs have no float64
+    return x.flatten(1).sum(1, dtype=dtype)
+
+
+def _xlog(p: Tensor, q: Tensor) -> Tensor:
+    """p log q, with 0 log 0 = 0 in the value and in the gradient."""
+    return p * torch.where(p > 0, q, 1).log()
