@@ -1,0 +1,32 @@
+# `make demo` and `make test` set up everything they need on a fresh machine; a second call starts at once.
+PYTHON ?= python3
+VENV := .venv
+PIP := PIP_CONSTRAINT=constraints.txt $(VENV)/bin/pip install --quiet --disable-pip-version-check
+WORKERS ?= 2
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/installed
+	$(VENV)/bin/difftilt finetune digits --out runs/demo --overwrite
+
+test: lint
+	$(VENV)/bin/pytest -n $(WORKERS)
+
+lint: $(VENV)/installed-dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pyright
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(PIP) --editable '.[diffusers,dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs

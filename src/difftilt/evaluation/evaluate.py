@@ -1,0 +1,97 @@
+"""What a policy earns and what it costs, measured on fresh samples."""
+
+import csv
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from difftilt.guard import Reward
+from difftilt.objective import Experience, Objective
+from difftilt.policy import Policy, batch_size, take
+from difftilt.shapes import Cond, PerSample, State
+from difftilt.training.seeds import seed_round
+
+EVALUATION = 2**32 - 1  # the round number that evaluations draw from, whatever the run's length
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Samples of one policy with everything that was measured on them.
+
+    Args:
+        kl: Path KL to the reference, nats, closed form.
+        gold: Rewards that training never sees.
+    """
+
+    sample: State
+    cond: Cond
+    reward: PerSample
+    kl: PerSample
+    gold: Mapping[str, PerSample]
+    alpha: float
+
+    def summary(self) -> dict[str, Any]:
+        """Reward, KL in nats, J and gold rewards, each with its standard error."""
+        numbers = {"reward": self.reward, "kl_nats": self.kl, "objective": self.reward - self.alpha * self.kl}
+        row: dict[str, Any] = {"alpha": self.alpha, "samples": len(self.reward)}
+        for name, x in numbers.items():
+            row |= {name: x.mean().item(), f"{name}_se": _error(x)}
+        row["gold"] = {name: x.mean().item() for name, x in self.gold.items()}
+        row["gold_se"] = {name: _error(x) for name, x in self.gold.items()}
+        return row
+
+    def table(self) -> str:
+        """One CSV row per sample: reward, KL in nats and gold rewards."""
+        columns = {"reward": self.reward, "kl_nats": self.kl, **self.gold}
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(zip(*(x.tolist() for x in columns.values()), strict=True))
+        return text.getvalue()
+
+
+@torch.no_grad()
+def evaluate(
+    policy: Policy, objective: Objective, cond: Cond, gold: Mapping[str, Reward], *, seed: int, chunk: int = 256
+) -> Evaluation:
+    """Samples one chain per condition. Two policies evaluated with one seed start from the same noise.
+
+    Args:
+        gold: Rewards that training never sees, by name.
+        chunk: Chains sampled at a time.
+    """
+    seed_round(seed, EVALUATION)
+    rows = torch.arange(batch_size(cond)).split(chunk)
+    seen: list[Experience] = [objective.sample(policy, take(cond, part)) for part in rows]
+    sample = torch.cat([s.path.sample for s in seen])
+    conds = [s.path.cond for s in seen]
+    scores = {
+        name: torch.cat([judge(s.path.sample, s.path.cond) for s in seen]).double() for name, judge in gold.items()
+    }
+    return Evaluation(
+        sample,
+        {key: _join([c[key] for c in conds]) for key in cond},
+        torch.cat([s.reward for s in seen]).double(),
+        torch.cat([s.kl.sum(0) for s in seen]),
+        scores,
+        objective.alpha,
+    )
+
+
+def write_table(path: Path, evaluation: Evaluation) -> None:
+    """Writes the evaluation's table."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(evaluation.table())
+
+
+def _error(x: PerSample) -> float:
+    return (x.std() / len(x) ** 0.5).item()
+
+
+def _join(parts: list[Any]) -> Any:
+    """Concatenates tensors or lists."""
+    return torch.cat(parts) if isinstance(parts[0], torch.Tensor) else [item for part in parts for item in part]
