@@ -10,16 +10,18 @@ SOURCE = Path(__file__).parents[1] / "src" / "difftilt"
 
 FLOORS = [
     ["shapes", "settings"],
+    ["options"],
     ["transition", "grid", "advantages"],
     ["policy"],
     ["guard"],
     ["objective"],
     ["processes.*", "rewards.*", "values.*"],
     ["algorithms.*", "samplers.*", "models.*", "exact.*"],
-    ["training.seeds", "training.signals", "training.log", "training.checkpoint", "training.ema"],
-    ["training.fit", "training.pretrain", "evaluation.metrics", "evaluation.plots"],
-    ["training.run", "evaluation.*"],
-    ["recipes.job"],
+    [f"training.{name}" for name in ("seeds", "signals", "log", "ema", "counter", "tree", "distributed")],
+    ["training.checkpoint", "training.fit", "training.pretrain", "evaluation.metrics", "evaluation.plots"],
+    ["training.state", "evaluation.*"],
+    ["training.run"],
+    ["recipes.job", "recipes.record"],
     ["recipes.*"],
     ["cli"],
 ]

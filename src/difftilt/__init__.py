@@ -1,1 +1,48 @@
 """Reward fine-tuning of diffusion models: maximise E[r(x_0)] - alpha KL(p || p_pre)."""
+
+from difftilt.algorithms.grpo import GRPO
+from difftilt.algorithms.ppo import PPO
+from difftilt.grid import Grid
+from difftilt.guard import Guard, RewardError
+from difftilt.objective import Algorithm, Experience, Loss, Objective
+from difftilt.policy import (
+    Diffusion,
+    Policy,
+    Trajectory,
+    Transitions,
+    path_log_prob,
+    rollout,
+    unconditional,
+)
+from difftilt.processes.gaussian import GaussianPolicy
+from difftilt.processes.guidance import Guided
+from difftilt.processes.micro_batch import MicroBatch
+from difftilt.training.fit import NonFiniteError, fit
+from difftilt.transition import Categorical, Gaussian, Transition
+
+__all__ = [
+    "GRPO",
+    "PPO",
+    "Algorithm",
+    "Categorical",
+    "Diffusion",
+    "Experience",
+    "Gaussian",
+    "GaussianPolicy",
+    "Grid",
+    "Guard",
+    "Guided",
+    "Loss",
+    "MicroBatch",
+    "NonFiniteError",
+    "Objective",
+    "Policy",
+    "RewardError",
+    "Trajectory",
+    "Transition",
+    "Transitions",
+    "fit",
+    "path_log_prob",
+    "rollout",
+    "unconditional",
+]

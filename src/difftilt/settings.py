@@ -1,5 +1,7 @@
 """Ranges of settings: declared once in a field's annotation, checked when the settings are made."""
 
+import math
+import types
 import typing
 from dataclasses import fields
 from typing import Annotated, Any
@@ -25,16 +27,24 @@ def check_settings(settings: Any) -> None:
 
 def check_value(name: str, value: Any, hint: Any) -> None:
     """Raises ValueError if a value lies outside an annotated range, or outside a Literal's values."""
-    for option in typing.get_args(hint) if typing.get_origin(hint) is typing.Union else (hint,):
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    for option in typing.get_args(hint) if union else (hint,):
         if typing.get_origin(option) is typing.Literal and value not in typing.get_args(option):
             valid = ", ".join(map(repr, typing.get_args(option)))
             raise ValueError(f"{name} must be one of {valid}, but {value!r} came")
         if typing.get_origin(option) is Annotated and value is not None:
-            bounds = [bound for item in typing.get_args(option)[1:] for bound in _bounds(item)]
-            for key, limit in bounds:
-                if not _holds(key, value, limit):
-                    wanted = " and ".join(f"{_SYMBOLS[k]} {v}" for k, v in bounds)
-                    raise ValueError(f"{name} must be {wanted}, but {value} came")
+            _check_number(name, value, *typing.get_args(option))
+
+
+def _check_number(name: str, value: Any, kind: type, *limits: Any) -> None:
+    bounds = [bound for item in limits for bound in _bounds(item)]
+    wanted = " and ".join(f"{_SYMBOLS[k]} {v}" for k, v in bounds)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if (kind is int and not isinstance(value, int)) or not number or not math.isfinite(value):
+        noun = "a whole number" if kind is int else "a finite number"
+        raise ValueError(f"{name} must be {noun} {wanted}, but {value!r} came")
+    if not all(_holds(key, value, limit) for key, limit in bounds):
+        raise ValueError(f"{name} must be {wanted}, but {value} came")
 
 
 def _bounds(item: Any) -> list[tuple[str, float]]:

@@ -1,0 +1,84 @@
+"""A command line becomes the arguments of a function: annotations are the options, docstrings the help."""
+
+import contextlib
+import dataclasses
+import difflib
+import inspect
+import io
+import re
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import tyro
+
+from difftilt.settings import check_value
+
+
+class UsageError(ValueError):
+    """The command line cannot be understood."""
+
+
+def choose(kind: str, name: str, options: Mapping[str, Any]) -> Any:
+    """The option of that name, or an error that names the valid ones."""
+    if name in options:
+        return options[name]
+    close = difflib.get_close_matches(name, options, 1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    raise UsageError(f"there is no {kind} {name!r}: valid are {', '.join(options)}{hint}")
+
+
+def parse(function: Callable[..., Any], words: list[str], program: str, *groups: type) -> dict[str, Any]:
+    """The arguments of a function, and of option groups beside it, from a command line.
+
+    Raises:
+        UsageError: In one sentence, where tyro prints a box.
+    """
+    hints = typing.get_type_hints(function, include_extras=True)
+    fields = [
+        (p.name, hints[p.name], p.default) if p.default is not p.empty else (p.name, hints[p.name])
+        for p in inspect.signature(function).parameters.values()
+    ]
+    for group in groups:
+        fields += [
+            (f.name, typing.get_type_hints(group)[f.name], f.default) for f in dataclasses.fields(group)
+        ]
+    doc = "\n".join(
+        [inspect.getdoc(function) or "", *((inspect.getdoc(g) or "").split("Args:")[1] for g in groups)]
+    )
+    options = dataclasses.make_dataclass("Options", fields, frozen=True, namespace={"__doc__": doc})
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            parsed = tyro.cli(
+                options,
+                prog=program,
+                args=words,
+                config=(
+                    tyro.conf.OmitArgPrefixes,
+                    tyro.conf.CascadeSubcommandArgs,
+                    tyro.conf.FlagConversionOff,
+                ),
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise UsageError(sentence(printed.getvalue())) from None
+    values = {field[0]: getattr(parsed, field[0]) for field in fields}
+    try:
+        check(values, hints)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    return values
+
+
+def check(values: Mapping[str, Any], hints: Mapping[str, Any]) -> None:
+    """Raises ValueError for the first value outside its annotated range."""
+    for name, value in values.items():
+        check_value(name, value, hints.get(name))
+
+
+def sentence(box: str) -> str:
+    """What tyro printed in a box, on one line."""
+    text = re.sub(r"[\u2500-\u257f]|-{4,}|\x1b\[[0-9;]*m", " ", box)
+    return " ".join(text.split())
