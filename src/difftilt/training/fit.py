@@ -1,5 +1,6 @@
 """The one training loop. It is a generator: logging, evaluation and checkpoints are its caller's body."""
 
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -35,8 +36,9 @@ def fit(
     """Runs one round per batch of conditions, and yields the numbers of every gradient step.
 
     Args:
-        policy: The chain to tune. Gradients are averaged over processes here, so no wrapper is needed.
-        conds: One batch of conditions per round, for this process.
+        policy: The chain to tune. Gradients are averaged over processes here, so no wrapper is needed,
+            but every process must start from the same weights.
+        conds: One batch of conditions per round, for this process; drawn after the round is seeded.
         optimizer: Holds the trainable parameters of the policy and of the algorithm.
         seed: Round k of process p draws from generators seeded by (seed, k, p).
         start: Number of the first round.
@@ -45,23 +47,33 @@ def fit(
         max_norm: The gradient is clipped to this length, above 0.
 
     Raises:
-        NonFiniteError: Before a NaN or infinite gradient reaches the weights.
+        NonFiniteError: Before a NaN or infinite loss or gradient reaches the weights.
     """
     accelerator = accelerator or Accelerator()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for number, cond in enumerate(conds, start):
+    batches = iter(conds)
+    for number in itertools.count(start):
         seed_round(seed, number, accelerator.process_index)
+        cond = next(batches, None)
+        if cond is None:
+            return
         objective.reward.round = number
         pending: dict[str, list[Tensor]] = defaultdict(list)
 
         def step(pending: dict[str, list[Tensor]], number: int = number) -> dict[str, float]:
-            """Descends what has accumulated."""
-            rescale = accumulate / len(pending["loss"])
-            norm = _clip(parameters, max_norm, rescale, accelerator, number)
+            """Descends the mean of what has accumulated."""
+            row = _average_numbers(pending, accelerator)
+            norm = _average_gradients(parameters, accumulate / len(pending["loss"]), accelerator, max_norm)
+            pending.clear()
+            if not math.isfinite(row["loss"]) or not math.isfinite(norm):
+                optimizer.zero_grad()
+                raise NonFiniteError(
+                    f"in round {number} the loss is {row['loss']} and its gradient {norm}, so this step was"
+                    " not taken and the weights are as before; look for infinite rewards or lower the"
+                    " learning rate"
+                )
             optimizer.step()
             optimizer.zero_grad()
-            row = {name: torch.stack(values).double().mean().item() for name, values in pending.items()}
-            pending.clear()
             return {"round": number, **row, "grad_norm": norm}
 
         for loss in algorithm.losses(policy, objective, cond):
@@ -74,10 +86,20 @@ def fit(
             yield step(pending)
 
 
-def _clip(
-    parameters: list[Tensor], max_norm: float, rescale: float, accelerator: Accelerator, number: int
+def _average_numbers(pending: dict[str, list[Tensor]], accelerator: Accelerator) -> dict[str, float]:
+    """The mean of each number over yields and processes; standard errors shrink with the processes."""
+    row = torch.stack([torch.stack(values).double().mean() for values in pending.values()])
+    if (count := accelerator.num_processes) > 1:
+        is_error = torch.tensor([name.endswith("_se") for name in pending], device=row.device)
+        row = cast(Tensor, accelerator.reduce(row.where(~is_error, row.square() / count), "mean"))
+        row = row.where(~is_error, row.sqrt())
+    return dict(zip(pending, row.tolist(), strict=True))
+
+
+def _average_gradients(
+    parameters: list[Tensor], rescale: float, accelerator: Accelerator, max_norm: float
 ) -> float:
-    """Averages the gradient over processes and clips it."""
+    """Averages the gradient over processes, clips it in place, and returns its length before."""
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     for p, gradient in zip(parameters, gradients, strict=True):
         p.grad = gradient
@@ -88,11 +110,4 @@ def _clip(
             g.copy_(part.view_as(g))
     if rescale != 1:
         torch._foreach_mul_(gradients, rescale)
-    norm = torch.as_tensor(accelerator.clip_grad_norm_(parameters, max_norm)).item()
-    scaled = accelerator.scaler is not None  # float16: the scaler skips the step and tries a smaller scale
-    if not scaled and not math.isfinite(norm):
-        raise NonFiniteError(
-            f"the gradient of round {number} is {norm}, so this step was not taken and the weights"
-            " are as before; look for infinite rewards or lower the learning rate"
-        )
-    return norm
+    return torch.nn.utils.clip_grad_norm_(parameters, max_norm).item()

@@ -1,0 +1,165 @@
+"""A run that can be killed at any moment and goes on as if nothing had happened."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from difftilt.objective import Algorithm, Objective
+from difftilt.policy import Policy
+from difftilt.shapes import Cond
+from difftilt.training import checkpoint
+from difftilt.training.distributed import autocast, largest, make_accelerator, start_alike, total
+from difftilt.training.ema import EMA
+from difftilt.training.fit import fit
+from difftilt.training.log import Journal, Row, progress_bar
+from difftilt.training.signals import Preempted, watch_signals
+from difftilt.training.state import Scheduler, State
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What a run has cost, over all its lives and processes. Work that a kill undid is not counted.
+
+    Args:
+        network_calls: Samples through the denoisers, of the policy and of the reference.
+        network_calls_backward: Samples through the policy's denoiser, backwards.
+    """
+
+    rounds: int
+    steps: int
+    reward_calls: int
+    network_calls: int
+    network_calls_backward: int
+    seconds: float
+
+
+def train(
+    folder: Path,
+    policy: Policy,
+    objective: Objective,
+    algorithm: Algorithm,
+    conds: Callable[[int], Cond],
+    optimizer: torch.optim.Optimizer,
+    accelerator: Accelerator | None = None,
+    *,
+    rounds: int,
+    seed: int = 0,
+    scheduler: Scheduler | None = None,
+    ema: EMA | None = None,
+    generators: Sequence[torch.Generator] = (),
+    accumulate: int = 1,
+    max_norm: float = 1.0,
+    save_every: int = 1,
+    keep: int = 2,
+    progress: bool = True,
+) -> Totals:
+    """Trains until `rounds` rounds are done, from where the newest good checkpoint in the folder left off.
+
+    Args:
+        folder: Of the run; gets `metrics.jsonl`, `tensorboard/` and `checkpoints/`.
+        conds: The conditions of a round, given its number from 0; may draw from the global generators.
+        optimizer: Holds the trainable parameters of the policy and of the algorithm.
+        rounds: How many in all, over all lives of the run.
+        seed: Random draws depend on (seed, round, process) alone.
+        scheduler: Of the learning rate; moved at every gradient step.
+        ema: Moved at every gradient step.
+        generators: Private generators of the reward or the conditions, to be saved with the run.
+        accumulate: Losses per gradient step, at least 1.
+        max_norm: The gradient is clipped to this length, above 0.
+        save_every: Rounds between checkpoints, at least 1; there is always one at the end.
+        keep: Checkpoints that remain, at least 1; with fewer than 2 a damaged one has no successor.
+        progress: Draw a bar if the terminal can.
+
+    Raises:
+        Preempted: After SIGINT, SIGTERM or SIGUSR1, once the round is done and saved.
+        RewardError: As everything else that goes wrong in a round, after the last round has been saved.
+        NonFiniteError: Before a NaN reaches the weights, after the last round has been saved.
+        CheckpointError: If no checkpoint is whole, or one cannot be written.
+    """
+    accelerator = accelerator or make_accelerator()
+    reference = objective.reference
+    alike = [policy, reference, algorithm, *([ema] if ema else [])]
+    start_alike([module.state_dict() for module in alike], accelerator)
+    state = State(
+        policy, algorithm, objective.reward, optimizer, scheduler, ema, generators, accelerator, seed
+    )
+    networks = [policy.network, reference.network]
+    with (
+        _Keeper(folder, state, keep) as keeper,
+        watch_signals() as stop,
+        autocast(networks, accelerator),
+        state.counter.watching(networks),
+        progress_bar(rounds, state.rounds, show=progress and accelerator.is_main_process) as advance,
+    ):
+        for number in range(state.rounds, rounds):
+            steps = fit(
+                policy, objective, algorithm, map(conds, [number]), optimizer, accelerator,
+                seed=seed, start=number, accumulate=accumulate, max_norm=max_norm,
+            )  # fmt: skip
+            for row in steps:
+                keeper.step(row)
+                advance(row, number)
+            keeper.finish_round()
+            advance({}, number + 1)
+            signal = largest(stop.number, accelerator)
+            if signal or state.rounds % save_every == 0 or state.rounds == rounds:
+                keeper.save()
+            if signal:
+                raise Preempted(signal, state.rounds)
+    return keeper.totals()
+
+
+class _Keeper:
+    """Keeps the last finished round at hand, so that whatever happens later it can be saved."""
+
+    def __init__(self, folder: Path, state: State, keep: int):
+        self.state, self._folder, self._keep = state, folder / "checkpoints", keep
+        self._accelerator = state.accelerator
+        path = checkpoint.newest(self._folder, self._accelerator)
+        if path is not None:
+            state.restore(path)
+        self._started = time.monotonic() - state.seconds
+        main = self._accelerator.is_main_process
+        self._journal = Journal(folder, state.log_bytes, state.steps, active=main)
+        self._snapshot, self._saved = state.snapshot(), path is not None
+
+    def step(self, row: Row) -> None:
+        """Books one gradient step."""
+        self.state.stepped()
+        calls = total(self.state.reward.calls, self._accelerator)
+        self._journal.write(self.state.steps, {**row, "reward_calls": calls})
+
+    def finish_round(self) -> None:
+        self.state.rounds += 1
+        self.state.seconds = time.monotonic() - self._started
+        self.state.log_bytes = self._journal.flush()
+        self._snapshot, self._saved = self.state.snapshot(), False
+
+    def save(self) -> None:
+        """Saves the last finished round, unless it is."""
+        if not self._saved:
+            self._journal.sync()
+            checkpoint.save(self._folder, self._snapshot, self._accelerator, self._keep)
+            self._saved = True
+
+    def totals(self) -> Totals:
+        state = self.state
+        counts = state.reward.calls, state.counter.forward, state.counter.backward
+        calls = [total(count, self._accelerator) for count in counts]
+        return Totals(state.rounds, state.steps, *calls, seconds=state.seconds)
+
+    def __enter__(self) -> "_Keeper":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        try:
+            # with several processes the others are not here to write their part
+            alone = self._accelerator.num_processes == 1
+            if alone and isinstance(error, Exception) and not isinstance(error, checkpoint.CheckpointError):
+                self.save()
+        finally:
+            self._journal.close()

@@ -1,0 +1,163 @@
+"""Everything that one round hands to the next."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn as nn
+from accelerate import Accelerator
+from torch import Tensor
+
+from difftilt.guard import Guard
+from difftilt.objective import Algorithm
+from difftilt.policy import Policy
+from difftilt.training import checkpoint
+from difftilt.training.checkpoint import Snapshot
+from difftilt.training.counter import Counter
+from difftilt.training.ema import EMA
+from difftilt.training.tree import pack
+
+Scheduler = torch.optim.lr_scheduler.LRScheduler
+
+
+@dataclass
+class State:
+    """The state of a run at the end of a round.
+
+    Args:
+        seed: Of the run.
+        generators: Private generators of the reward, the conditions or the networks.
+        rounds: How many are done.
+        steps: Gradient steps taken.
+        seconds: Spent, over all lives of the run.
+        log_bytes: Length of `metrics.jsonl`.
+    """
+
+    policy: Policy
+    algorithm: Algorithm
+    reward: Guard
+    optimizer: torch.optim.Optimizer
+    scheduler: Scheduler | None
+    ema: EMA | None
+    generators: Sequence[torch.Generator]
+    accelerator: Accelerator
+    seed: int
+    counter: Counter = field(default_factory=Counter)
+    rounds: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+    log_bytes: int = 0
+
+    def stepped(self) -> None:
+        """Moves what follows every gradient step."""
+        self.steps += 1
+        if self.scheduler is not None:
+            self.scheduler.step()
+        if self.ema is not None:
+            self.ema.update()
+
+    def snapshot(self) -> Snapshot:
+        """A copy, which training does not change."""
+        training = {
+            "rounds": self.rounds,
+            "steps": self.steps,
+            "seconds": self.seconds,
+            "log_bytes": self.log_bytes,
+            "seed": self.seed,
+            "processes": self.accelerator.num_processes,
+            "algorithm": self.algorithm.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+        }
+        shared = {"policy": pack(weights(self.policy)), "training": pack(training)}
+        if self.ema is not None:
+            shared["ema"] = pack(self.ema.state_dict())
+        own = {
+            "reward": self.reward.state_dict(),
+            "forward": self.counter.forward,
+            "backward": self.counter.backward,
+            "random": _random_state(),
+            "generators": [generator.get_state() for generator in self.generators],
+        }
+        return Snapshot(self.rounds, shared, pack(own))
+
+    def restore(self, path: Path) -> None:
+        """Takes over what a checkpoint holds."""
+        training = checkpoint.read(path, "training")
+        self._check(path, training)
+        load_weights(self.policy, checkpoint.read(path, "policy"))
+        self.algorithm.load_state_dict(training["algorithm"])
+        self.optimizer.load_state_dict(training["optimizer"])
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(training["scheduler"])
+        if self.ema is not None:
+            self.ema.load_state_dict(checkpoint.read(path, "ema"))
+        self.rounds, self.steps = training["rounds"], training["steps"]
+        self.seconds, self.log_bytes = training["seconds"], training["log_bytes"]
+        own = checkpoint.read(path, f"process-{self.accelerator.process_index}")
+        self.reward.load_state_dict(own["reward"])
+        self.counter.forward, self.counter.backward = own["forward"], own["backward"]
+        _set_random_state(own["random"])
+        for generator, state in zip(self.generators, own["generators"], strict=True):
+            generator.set_state(state)
+
+    def _check(self, path: Path, training: dict[str, Any]) -> None:
+        ema = None if checkpoint.read(path, "ema") is None else "one"
+        present = {
+            "seed": (training["seed"], self.seed),
+            "number of processes": (training["processes"], self.accelerator.num_processes),
+            "moving average": (ema, None if self.ema is None else "one"),
+            "scheduler": (training["scheduler"] and "one", None if self.scheduler is None else "one"),
+        }
+        for name, (saved, now) in present.items():
+            if saved != now:
+                raise ValueError(
+                    f"the run in {path} has {name} {saved}, but {now} came; resume it as it was started,"
+                    " or choose another folder"
+                )
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    """The trainable parameters, and the buffers, by name: what a frozen copy of the model lacks."""
+    named = model.named_parameters(remove_duplicate=False)
+    frozen = {name for name, p in named if not p.requires_grad}
+    state = model.state_dict()
+    return {name: x for name, x in state.items() if isinstance(x, Tensor) and name not in frozen}
+
+
+def load_weights(model: nn.Module, saved: dict[str, Tensor]) -> None:
+    """Puts saved weights into a model that trains the same parameters."""
+    present = weights(model)
+    wrong = sorted(saved.keys() ^ present.keys())
+    wrong += [name for name in saved.keys() & present.keys() if saved[name].shape != present[name].shape]
+    if wrong:
+        raise ValueError(
+            f"the saved weights and the model differ in '{wrong[0]}' and {len(wrong) - 1} other tensors;"
+            " build the model as it was when the run was started"
+        )
+    model.load_state_dict(saved, strict=False)
+
+
+def _random_state() -> dict[str, Any]:
+    name, keys, *position = np.random.get_state()
+    version, words, gauss = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [name, torch.from_numpy(np.asarray(keys, dtype=np.int64)), *position],
+        "python": [version, torch.tensor(words), gauss],
+    }
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])
+    name, keys, *position = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *position))
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words.tolist()), gauss))
