@@ -5,7 +5,7 @@ one.) They must share the run's folder.
 """
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, Literal, cast
@@ -26,6 +26,11 @@ def make_accelerator(
         mixed_precision: `bf16` runs the networks in bfloat16. Weights and densities stay in float32.
         timeout_minutes: How long a process waits for the others before it gives up, above 0.
     """
+    if mixed_precision not in ("no", "bf16"):
+        raise ValueError(
+            f"mixed_precision must be 'no' or 'bf16', but {mixed_precision!r} came; float16 would need its"
+            " gradients scaled, and steps skipped"
+        )
     if not timeout_minutes > 0:
         raise ValueError(f"the time-out must be above 0 minutes, but {timeout_minutes} came")
     wait = InitProcessGroupKwargs(timeout=timedelta(minutes=timeout_minutes))
@@ -39,11 +44,11 @@ def make_accelerator(
     return accelerator
 
 
-def start_alike(states: Iterable[Mapping[str, Any]], accelerator: Accelerator) -> None:
-    """Gives every process the tensors of the first one."""
+def start_alike(modules: Iterable[nn.Module], accelerator: Accelerator) -> None:
+    """Gives every process the weights and buffers of the first one."""
     if accelerator.num_processes > 1:
-        for state in states:
-            for value in state.values():
+        for module in modules:
+            for value in module.state_dict().values():
                 if isinstance(value, Tensor):
                     broadcast(value)
 

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import cast
 
 import torch
@@ -50,7 +50,6 @@ def fit(
         NonFiniteError: Before a NaN or infinite loss or gradient reaches the weights.
     """
     accelerator = accelerator or Accelerator()
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     batches = iter(conds)
     for number in itertools.count(start):
         seed_round(seed, number, accelerator.process_index)
@@ -59,34 +58,43 @@ def fit(
             return
         objective.reward.round = number
         pending: dict[str, list[Tensor]] = defaultdict(list)
-
-        def step(pending: dict[str, list[Tensor]], number: int = number) -> dict[str, float]:
-            """Descends the mean of what has accumulated."""
-            row = _average_numbers(pending, accelerator)
-            norm = _average_gradients(parameters, accumulate / len(pending["loss"]), accelerator, max_norm)
-            pending.clear()
-            if not math.isfinite(row["loss"]) or not math.isfinite(norm):
-                optimizer.zero_grad()
-                raise NonFiniteError(
-                    f"in round {number} the loss is {row['loss']} and its gradient {norm}, so this step was"
-                    " not taken and the weights are as before; look for infinite rewards or lower the"
-                    " learning rate"
-                )
-            optimizer.step()
-            optimizer.zero_grad()
-            return {"round": number, **row, "grad_norm": norm}
-
         for loss in algorithm.losses(policy, objective, cond):
             accelerator.backward(loss.value / accumulate)
             for name, value in {"loss": loss.value.detach(), **loss.stats}.items():
                 pending[name].append(value)
             if len(pending["loss"]) == accumulate:
-                yield step(pending)
+                yield {"round": number, **_descend(optimizer, pending, number, 1.0, max_norm, accelerator)}
+                pending.clear()
         if pending:
-            yield step(pending)
+            rescale = accumulate / len(pending["loss"])
+            yield {"round": number, **_descend(optimizer, pending, number, rescale, max_norm, accelerator)}
 
 
-def _average_numbers(pending: dict[str, list[Tensor]], accelerator: Accelerator) -> dict[str, float]:
+def _descend(
+    optimizer: torch.optim.Optimizer,
+    pending: Mapping[str, list[Tensor]],
+    number: int,
+    rescale: float,
+    max_norm: float,
+    accelerator: Accelerator,
+) -> dict[str, float]:
+    """Takes one gradient step and returns the means of the pending numbers."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    row = _average_numbers(pending, accelerator)
+    norm = _average_gradients(parameters, rescale, max_norm, accelerator)
+    if not math.isfinite(row["loss"]) or not math.isfinite(norm):
+        optimizer.zero_grad()
+        raise NonFiniteError(
+            f"in round {number} the loss is {row['loss']} and its gradient has length {norm}, so this step"
+            " was not taken and the weights are as before; look for infinite rewards or lower the"
+            " learning rate"
+        )
+    optimizer.step()
+    optimizer.zero_grad()
+    return {**row, "grad_norm": norm}
+
+
+def _average_numbers(pending: Mapping[str, list[Tensor]], accelerator: Accelerator) -> dict[str, float]:
     """The mean of each number over yields and processes; standard errors shrink with the processes."""
     row = torch.stack([torch.stack(values).double().mean() for values in pending.values()])
     if (count := accelerator.num_processes) > 1:
@@ -97,7 +105,7 @@ def _average_numbers(pending: dict[str, list[Tensor]], accelerator: Accelerator)
 
 
 def _average_gradients(
-    parameters: list[Tensor], rescale: float, accelerator: Accelerator, max_norm: float
+    parameters: list[Tensor], rescale: float, max_norm: float, accelerator: Accelerator
 ) -> float:
     """Averages the gradient over processes, clips it in place, and returns its length before."""
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]

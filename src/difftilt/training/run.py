@@ -1,23 +1,27 @@
 """A run that can be killed at any moment and goes on as if nothing had happened."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn as nn
 from accelerate import Accelerator
 
 from difftilt.objective import Algorithm, Objective
 from difftilt.policy import Policy
+from difftilt.settings import Count, Natural, Positive, check_settings
 from difftilt.shapes import Cond
 from difftilt.training import checkpoint
+from difftilt.training.counter import Counter
 from difftilt.training.distributed import autocast, largest, make_accelerator, start_alike, total
 from difftilt.training.ema import EMA
 from difftilt.training.fit import fit
 from difftilt.training.log import Journal, Row, progress_bar
 from difftilt.training.signals import Preempted, watch_signals
-from difftilt.training.state import Scheduler, State
+from difftilt.training.state import Scheduler, State, load_weights
 
 
 @dataclass(frozen=True)
@@ -49,10 +53,10 @@ def train(
     rounds: int,
     seed: int = 0,
     scheduler: Scheduler | None = None,
-    ema: EMA | None = None,
     generators: Sequence[torch.Generator] = (),
     accumulate: int = 1,
     max_norm: float = 1.0,
+    ema_decay: float | None = None,
     save_every: int = 1,
     keep: int = 2,
     progress: bool = True,
@@ -66,10 +70,10 @@ def train(
         rounds: How many in all, over all lives of the run.
         seed: Random draws depend on (seed, round, process) alone.
         scheduler: Of the learning rate; moved at every gradient step.
-        ema: Moved at every gradient step.
         generators: Private generators of the reward or the conditions, to be saved with the run.
         accumulate: Losses per gradient step, at least 1.
         max_norm: The gradient is clipped to this length, above 0.
+        ema_decay: If given, a moving average of the weights is kept, which `load_policy` prefers.
         save_every: Rounds between checkpoints, at least 1; there is always one at the end.
         keep: Checkpoints that remain, at least 1; with fewer than 2 a damaged one has no successor.
         progress: Draw a bar if the terminal can.
@@ -80,37 +84,89 @@ def train(
         NonFiniteError: Before a NaN reaches the weights, after the last round has been saved.
         CheckpointError: If no checkpoint is whole, or one cannot be written.
     """
+    plan = _Plan(rounds, seed, accumulate, max_norm, save_every, keep, progress)
     accelerator = accelerator or make_accelerator()
-    reference = objective.reference
-    alike = [policy, reference, algorithm, *([ema] if ema else [])]
-    start_alike([module.state_dict() for module in alike], accelerator)
+    start_alike([policy, objective.reference, algorithm], accelerator)
+    ema = None if ema_decay is None else EMA(policy, ema_decay)
     state = State(
         policy, algorithm, objective.reward, optimizer, scheduler, ema, generators, accelerator, seed
     )
-    networks = [policy.network, reference.network]
+    return _go(folder, state, objective, conds, plan)
+
+
+def load_policy(folder: Path, policy: Policy, *, average: bool = True) -> int:
+    """Puts the weights of a run's newest good checkpoint into a policy built as the run's was.
+
+    Args:
+        folder: Of the run.
+        average: Prefer the moving average of the weights, if the run kept one.
+
+    Returns:
+        How many rounds the weights were trained for.
+    """
+    path = checkpoint.newest(folder / "checkpoints")
+    if path is None:
+        raise ValueError(f"there is no checkpoint in {folder / 'checkpoints'}; train the run first")
+    averaged = checkpoint.read(path, "ema") if average else None
+    load_weights(policy, checkpoint.read(path, "policy") | (averaged or {}))
+    return checkpoint.read(path, "training")["rounds"]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    rounds: Natural
+    seed: Natural
+    accumulate: Count
+    max_norm: Positive
+    save_every: Count
+    keep: Count
+    progress: bool
+
+    def __post_init__(self):
+        check_settings(self)
+
+
+def _go(
+    folder: Path, state: State, objective: Objective, conds: Callable[[int], Cond], plan: _Plan
+) -> Totals:
+    """Runs the rounds that are left."""
+    policy, accelerator = state.policy, state.accelerator
     with (
-        _Keeper(folder, state, keep) as keeper,
+        _Keeper(folder, state, plan.keep) as keeper,
+        _watched([policy.network, objective.reference.network], state.counter, accelerator),
         watch_signals() as stop,
-        autocast(networks, accelerator),
-        state.counter.watching(networks),
-        progress_bar(rounds, state.rounds, show=progress and accelerator.is_main_process) as advance,
+        progress_bar(plan.rounds, state.rounds, plan.progress and accelerator.is_main_process) as show,
     ):
-        for number in range(state.rounds, rounds):
-            steps = fit(
-                policy, objective, algorithm, map(conds, [number]), optimizer, accelerator,
-                seed=seed, start=number, accumulate=accumulate, max_norm=max_norm,
-            )  # fmt: skip
-            for row in steps:
+        for number in range(state.rounds, plan.rounds):
+            for row in fit(
+                policy,
+                objective,
+                state.algorithm,
+                map(conds, [number]),
+                state.optimizer,
+                accelerator,
+                seed=plan.seed,
+                start=number,
+                accumulate=plan.accumulate,
+                max_norm=plan.max_norm,
+            ):
                 keeper.step(row)
-                advance(row, number)
+                show(row, number)
             keeper.finish_round()
-            advance({}, number + 1)
+            show({}, state.rounds)
             signal = largest(stop.number, accelerator)
-            if signal or state.rounds % save_every == 0 or state.rounds == rounds:
+            if signal or state.rounds % plan.save_every == 0 or state.rounds == plan.rounds:
                 keeper.save()
             if signal:
                 raise Preempted(signal, state.rounds)
     return keeper.totals()
+
+
+@contextmanager
+def _watched(networks: list[nn.Module], counter: Counter, accelerator: Accelerator) -> Iterator[None]:
+    """Networks run in the accelerator's precision, and are counted."""
+    with autocast(networks, accelerator), counter.watching(networks):
+        yield
 
 
 class _Keeper:
