@@ -18,8 +18,8 @@ import torch
 import torch.nn as nn
 
 from difftilt import PPO, Objective, fit
-from difftilt.models.digits import digits_policy
-from difftilt.recipes.digits import proxy, unlabelled
+from difftilt.models.digits import asked, digits_policy
+from difftilt.recipes.digits import proxy
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def main() -> None:
     algorithm = PPO()
 
     def tilt() -> None:
-        list(fit(policy, objective, algorithm, [unlabelled(options.batch)], optimizer))
+        list(fit(policy, objective, algorithm, [asked(options.batch)], optimizer))
 
     calls = record([policy.network, reference.network], tilt)
 

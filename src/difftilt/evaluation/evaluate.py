@@ -56,7 +56,13 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(
-    policy: Policy, objective: Objective, cond: Cond, gold: Mapping[str, Reward], *, seed: int, chunk: int = 256
+    policy: Policy,
+    objective: Objective,
+    cond: Cond,
+    gold: Mapping[str, Reward],
+    *,
+    seed: int,
+    chunk: int = 256,
 ) -> Evaluation:
     """Samples one chain per condition. Two policies evaluated with one seed start from the same noise.
 
@@ -70,7 +76,8 @@ def evaluate(
     sample = torch.cat([s.path.sample for s in seen])
     conds = [s.path.cond for s in seen]
     scores = {
-        name: torch.cat([judge(s.path.sample, s.path.cond) for s in seen]).double() for name, judge in gold.items()
+        name: torch.cat([judge(s.path.sample, s.path.cond) for s in seen]).double()
+        for name, judge in gold.items()
     }
     return Evaluation(
         sample,
@@ -94,4 +101,6 @@ def _error(x: PerSample) -> float:
 
 def _join(parts: list[Any]) -> Any:
     """Concatenates tensors or lists."""
-    return torch.cat(parts) if isinstance(parts[0], torch.Tensor) else [item for part in parts for item in part]
+    return (
+        torch.cat(parts) if isinstance(parts[0], torch.Tensor) else [item for part in parts for item in part]
+    )

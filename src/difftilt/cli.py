@@ -1,0 +1,248 @@
+"""The command line. Every recipe's annotations are its options, with help from the docstrings."""
+
+import dataclasses
+import inspect
+import shutil
+import sys
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NoReturn
+
+import tyro
+from accelerate import PartialState
+from rich.console import Console
+from rich.table import Table
+
+from difftilt.evaluation.report import write_report
+from difftilt.guard import RewardError
+from difftilt.options import UsageError, check, choose, parse
+from difftilt.recipes import digits, pretrain_digits
+from difftilt.recipes.execute import finetune, plan, sample, write_json
+from difftilt.recipes.job import Job
+from difftilt.recipes.record import describe, read_json, restore, to_json
+from difftilt.settings import Count, Natural
+from difftilt.training.checkpoint import CheckpointError
+from difftilt.training.fit import NonFiniteError
+from difftilt.training.signals import Preempted
+
+RECIPES: Mapping[str, Callable[..., Job]] = {"digits": digits.digits}
+PRETRAIN: Mapping[str, Callable[..., None]] = {"digits": pretrain_digits.pretrain_digits}
+FAILURES = (
+    ValueError,
+    RewardError,
+    NonFiniteError,
+    CheckpointError,
+    OSError,
+)  # what a user can mend; all else is a bug
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs one command; errors that a user can mend end in one sentence and a non-zero exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        run(words)
+    except Preempted as stop:
+        fail(f"{stop}: use difftilt resume", 128 + stop.signal)
+    except UsageError as error:
+        fail(str(error), 2)
+    except FAILURES as error:
+        fail(" ".join(str(error).split()) or type(error).__name__, 1)
+
+
+def run(words: list[str]) -> None:
+    """Finds the command and hands it the rest of the line."""
+    if not words or words[0] in ("-h", "--help"):
+        print(overview())
+        return
+    if words[0] == "--version":
+        print(version("difftilt"))
+        return
+    choose("command", words[0], COMMANDS)(words[1:])
+
+
+def overview() -> str:
+    """What `difftilt --help` prints."""
+    lines = ["usage: difftilt COMMAND [OPTIONS]", "", "Reward fine-tuning of diffusion models.", ""]
+    for name, command in COMMANDS.items():
+        lines.append(f"  {name:10} {(inspect.getdoc(command) or '').splitlines()[0]}")
+    return "\n".join(
+        [*lines, "", "difftilt COMMAND --help tells a command's options; --version the version."]
+    )
+
+
+def recipes_command(words: list[str]) -> None:
+    """Lists the recipes and what each tunes."""
+    parse(no_options, words, "difftilt recipes")
+    table = Table("recipe", "what it does", box=None)
+    for name, recipe in RECIPES.items():
+        table.add_row(name, (inspect.getdoc(recipe) or "").splitlines()[0])
+    Console().print(table)
+
+
+def pretrain_command(words: list[str]) -> None:
+    """Trains a recipe's starting model from its data."""
+    recipe, rest = subject("pretrain", words, PRETRAIN)
+    settings = parse(PRETRAIN[recipe], rest, f"difftilt pretrain {recipe}")
+    PRETRAIN[recipe](**settings)
+
+
+def finetune_command(words: list[str]) -> None:
+    """Tunes a recipe's model towards a reward, in a run folder."""
+    recipe, rest = subject("finetune", words, RECIPES)
+    settings = parse(RECIPES[recipe], rest, f"difftilt finetune {recipe}", RunOptions)
+    options = RunOptions(**{f.name: settings.pop(f.name) for f in dataclasses.fields(RunOptions)})
+    job = RECIPES[recipe](**settings)
+    if options.dry_run:
+        show({"settings": {k: to_json(v) for k, v in settings.items()}, "plan": plan(job)})
+        return
+    folder = options.out or Path("runs") / f"{recipe}-{to_json(settings['algorithm'])['name']}"
+    state = PartialState()
+    if state.is_main_process:
+        prepare(folder, options.overwrite)
+        record = describe(recipe, settings, state.num_processes, str(state.device))
+        write_json(folder / "run.json", record)
+    state.wait_for_everyone()
+    conclude(finetune(job, folder), folder)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+    """Where a run goes.
+
+    Args:
+        out: The run folder; runs/RECIPE-ALGORITHM by default.
+        overwrite: Delete what the folder holds of an earlier run.
+        dry_run: Print the resolved settings, sizes and expected calls, and stop.
+    """
+
+    out: Path | None = None
+    overwrite: bool = False
+    dry_run: bool = False
+
+
+def sample_command(words: list[str]) -> None:
+    """Draws samples from a run's model and judges them."""
+    settings = parse(sample_options, words, "difftilt sample")
+    folder, job = load(settings["run"])
+    show(sample(job, folder, settings["count"], settings["seed"]))
+    print(f"samples: {folder / 'samples'}")
+
+
+def resume_command(words: list[str]) -> None:
+    """Goes on with a run from its newest good checkpoint."""
+    folder, job = load(parse(run_option, words, "difftilt resume")["run"])
+    conclude(finetune(job, folder), folder)
+
+
+def report_command(words: list[str]) -> None:
+    """Writes a run's report.html anew."""
+    print(f"report: {write_report(parse(run_option, words, 'difftilt report')['run'])}")
+
+
+COMMANDS: Mapping[str, Callable[[list[str]], None]] = {
+    "recipes": recipes_command,
+    "pretrain": pretrain_command,
+    "finetune": finetune_command,
+    "sample": sample_command,
+    "resume": resume_command,
+    "report": report_command,
+}
+
+
+def no_options() -> None:
+    """Lists the recipes and what each tunes."""
+
+
+def run_option(run: tyro.conf.Positional[Path]) -> None:
+    """Works on the folder of a run.
+
+    Args:
+        run: The run folder, for instance runs/demo.
+    """
+
+
+def sample_options(run: tyro.conf.Positional[Path], count: Count = 64, seed: Natural = 1) -> None:
+    """Draws samples from a run's model and judges them.
+
+    Args:
+        run: The run folder, for instance runs/demo.
+        count: How many samples, at least 2.
+        seed: Random seed, at least 0.
+    """
+
+
+def subject(command: str, words: list[str], subjects: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """The recipe that a command is about, and the rest of the line."""
+    if words and words[0] in ("-h", "--help"):
+        print(f"usage: difftilt {command} {{{','.join(subjects)}}} [OPTIONS]")
+        raise SystemExit(0)
+    if not words:
+        raise UsageError(f"difftilt {command} needs a recipe: {', '.join(subjects)}")
+    choose("recipe", words[0], subjects)
+    return words[0], words[1:]
+
+
+def load(folder: Path) -> tuple[Path, Job]:
+    """The job of a run folder, from its run.json."""
+    record = read_json(folder / "run.json")
+    recipe = choose("recipe", str(record.get("recipe")), RECIPES)
+    settings = record.get("settings")
+    if not isinstance(settings, dict):
+        raise ValueError(f"{folder / 'run.json'} holds no settings")
+    restored = restore(recipe, settings)
+    check(restored, typing.get_type_hints(recipe, include_extras=True))
+    return folder, recipe(**restored)
+
+
+def prepare(folder: Path, overwrite: bool) -> None:
+    """Makes the run folder; an earlier run is only deleted if asked for."""
+    if (folder / "run.json").exists():
+        if not overwrite:
+            raise ValueError(
+                f"{folder} already holds a run; go on with difftilt resume {folder}, name another folder with"
+                " --out, or delete it with --overwrite"
+            )
+        shutil.rmtree(folder)
+    elif folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} is not empty and holds no run; name another folder with --out")
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def conclude(summary: Mapping[str, Any], folder: Path) -> None:
+    """Prints what a run achieved: never the reward without its KL, error bars and number of calls."""
+    if not summary:
+        return
+    table = Table("", "before", "after", box=None)
+    before = summary["before"]
+    for name, label in (("reward", "reward"), ("kl_nats", "KL (nats)"), ("objective", "J")):
+        table.add_row(label, *(f"{row[name]:.3f} ± {row[name + '_se']:.3f}" for row in (before, summary)))
+    for name in summary["gold"]:
+        table.add_row(
+            name, *(f"{row['gold'][name]:.3f} ± {row['gold_se'][name]:.3f}" for row in (before, summary))
+        )
+    console = Console()
+    console.print(table)
+    calls = summary["network_calls"]
+    console.print(
+        f"alpha {summary['alpha']:g}, {summary['reward_calls']} reward calls,"
+        f" {calls['forward']} forward and {calls['backward']} backward network calls,"
+        f" {summary['seconds']:.0f} s"
+    )
+    console.print(f"report: {folder / 'report.html'}", soft_wrap=True)
+
+
+def show(content: Mapping[str, Any]) -> None:
+    """Prints numbers as JSON."""
+    Console().print_json(data=content)
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """Prints one sentence to the error stream and exits."""
+    print(f"difftilt: {message}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""What can be done with a job: tune it, sample from it, or only say what it would cost."""
+
+import copy
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from difftilt.evaluation.evaluate import evaluate, write_table
+from difftilt.evaluation.report import write_report
+from difftilt.guard import Guard
+from difftilt.objective import Objective
+from difftilt.recipes.job import Job
+from difftilt.recipes.record import read_json
+from difftilt.training.counter import Counter
+from difftilt.training.distributed import make_accelerator
+from difftilt.training.run import Totals, load_policy, train
+
+PLAYED = 64  # samples in the round that a plan plays
+
+
+def finetune(job: Job, folder: Path) -> dict[str, Any]:
+    """Trains the job in a run folder, from its newest checkpoint if it has one, and writes the report.
+
+    Returns:
+        The content of summary.json.
+    """
+    training = job.training
+    accelerator = make_accelerator(training.mixed_precision)
+    share = training.batch // accelerator.num_processes
+    if not share:
+        raise ValueError(
+            f"a batch of {training.batch} cannot be shared by {accelerator.num_processes} processes; raise it"
+        )
+    _place(job, accelerator)
+    before = _before(job, folder, accelerator)
+    optimizer, scheduler = make_optimizer(job)
+    totals = train(
+        folder, job.policy, job.objective, job.algorithm, lambda _: job.cond(share), optimizer, accelerator,
+        rounds=training.rounds, seed=training.seed, scheduler=scheduler, ema_decay=training.ema_decay or None,
+        accumulate=training.accumulate, max_norm=training.max_norm, save_every=training.save_every,
+    )  # fmt: skip
+    if not accelerator.is_main_process:
+        return {}
+    load_policy(folder, job.policy)
+    summary = judge(job, folder, "after") | _costs(job, totals) | {"before": before}
+    write_json(folder / "summary.json", summary)
+    write_report(folder)
+    return summary
+
+
+def sample(job: Job, folder: Path, count: int, seed: int) -> dict[str, Any]:
+    """Draws samples from a run's newest good checkpoint, and judges them.
+
+    Returns:
+        Reward, KL and J of the samples, as in summary.json.
+    """
+    load_policy(folder, job.policy)
+    drawn = evaluate(job.policy, job.objective, job.cond(count), job.gold, seed=seed)
+    stem = f"sample-seed{seed}"
+    job.draw(drawn.sample, folder / "samples" / stem)
+    write_table(folder / "samples" / f"{stem}.csv", drawn)
+    return drawn.summary() | {"reward_calls": job.objective.reward.calls}
+
+
+def plan(job: Job) -> dict[str, Any]:
+    """Sizes, and the calls that a whole run would make, found by playing a small round without the reward."""
+    training, small = job.training, min(job.training.batch, PLAYED)
+    job.algorithm.setup(job.policy, job.cond(2))
+    trial = copy.deepcopy(job.policy)
+    reward = Guard(lambda sample, _: sample.flatten(1).sum(1).float(), "plan")
+    objective = Objective(reward, job.objective.reference, job.objective.alpha)
+    counter, yields = Counter(), 0
+    with counter.watching([trial.network, objective.reference.network]):
+        for loss in copy.deepcopy(job.algorithm).losses(trial, objective, job.cond(small)):
+            loss.value.backward()
+            yields += 1
+    scale = training.batch / small
+    with torch.no_grad():
+        state = job.policy.initial(job.cond(1)).sample()
+    trainable = sum(p.numel() for p in job.policy.parameters() if p.requires_grad)
+    return {
+        "trainable_parameters": trainable,
+        "all_parameters": sum(p.numel() for p in job.policy.parameters()),
+        "state_shape": list(state.shape[1:]),
+        "decisions_per_sample": job.policy.steps + 1,
+        "stored_states_mib": round((job.policy.steps + 1) * training.batch * state.nbytes / 2**20, 1),
+        "gradient_steps": training.rounds * math.ceil(yields / training.accumulate),
+        "reward_calls": round(training.rounds * reward.calls * scale) + 2 * training.evaluate,
+        "network_calls": {
+            "forward": round(training.rounds * counter.forward * scale),
+            "backward": round(training.rounds * counter.backward * scale),
+        },
+    }
+
+
+def make_optimizer(job: Job) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """Adam over the policy's trainable weights and the algorithm's own, with a rate set per round."""
+    training = job.training
+    tuned = [p for p in job.policy.parameters() if p.requires_grad]
+    groups = [{"params": tuned, "lr": training.learning_rate}]
+    own = list(job.algorithm.parameters())
+    if own:
+        groups.append({"params": own, "lr": training.own_learning_rate})
+    optimizer = torch.optim.Adam(groups)
+
+    def factor(round: int) -> float:
+        left = max(1 - round / training.rounds, 0)
+        falls = {"constant": 1.0, "linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2}
+        return falls[training.schedule]
+
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def judge(job: Job, folder: Path, name: str) -> dict[str, Any]:
+    """Evaluates the policy, writes its samples under a name, and returns its numbers.
+
+    The same seed serves every name, so that pictures before and after start from the same noise.
+    """
+    seen = evaluate(
+        job.policy, job.objective, job.cond(job.training.evaluate), job.gold, seed=job.training.seed
+    )
+    job.draw(seen.sample, folder / "samples" / name)
+    write_table(folder / "samples" / f"{name}.csv", seen)
+    row = seen.summary()
+    if job.diversity is not None:
+        row["diversity"] = job.diversity(seen.sample)
+    if job.distances is not None:
+        row |= {"distances": job.distances(seen.sample), "distances_note": job.distances_note}
+    return row
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes JSON so that a reader sees the old file or the new one, never half of it."""
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(content, indent=1) + "\n")
+    part.replace(path)
+
+
+def _before(job: Job, folder: Path, accelerator: Accelerator) -> dict[str, Any]:
+    """The pretrained model's numbers: measured once, before the first round."""
+    path = folder / "before.json"
+    if accelerator.is_main_process and not path.exists():
+        write_json(path, judge(job, folder, "before") | {"reward_calls": job.objective.reward.calls})
+    accelerator.wait_for_everyone()
+    before = read_json(path)
+    if accelerator.is_main_process:
+        job.objective.reward.calls = before["reward_calls"]
+    return before
+
+
+def _place(job: Job, accelerator: Accelerator) -> None:
+    """Moves networks to the device, after the algorithm has built its own."""
+    job.algorithm.setup(job.policy, job.cond(2))
+    for module in (job.policy, job.objective.reference, job.algorithm):
+        module.to(accelerator.device)
+
+
+def _costs(job: Job, totals: Totals) -> dict[str, Any]:
+    """What the run has spent; the reward calls include those of both evaluations."""
+    return {
+        "reward_calls": totals.reward_calls + job.training.evaluate,
+        "network_calls": {"forward": totals.network_calls, "backward": totals.network_calls_backward},
+        "rounds": totals.rounds,
+        "gradient_steps": totals.steps,
+        "seconds": totals.seconds,
+        "dropped": job.objective.reward.dropped,
+    }

@@ -1,0 +1,101 @@
+"""Settings as JSON and back, so that a run can be started again from its folder."""
+
+import dataclasses
+import json
+import platform
+import re
+import subprocess
+import sys
+import typing
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("difftilt", "torch", "accelerate", "numpy", "safetensors")
+
+
+def to_json(value: Any) -> Any:
+    """Settings as plain JSON; a dataclass becomes its fields, under its name on the command line."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"name": kebab(type(value).__name__), **fields}
+    return str(value) if isinstance(value, Path) else value
+
+
+def from_json(value: Any, hint: Any) -> Any:
+    """The setting that `to_json` wrote, for a parameter annotated with `hint`."""
+    options: tuple[Any, ...] = typing.get_args(hint) or (hint,)
+    if isinstance(value, dict):
+        for option in options:
+            if (
+                isinstance(option, type)
+                and dataclasses.is_dataclass(option)
+                and kebab(option.__name__) == value.get("name")
+            ):
+                hints = typing.get_type_hints(option, include_extras=True)
+                known = {f.name for f in dataclasses.fields(option)}
+                return option(**{k: from_json(v, hints[k]) for k, v in value.items() if k in known})
+        raise ValueError(
+            f"run.json names '{value.get('name')}', which this version of difftilt does not have"
+        )
+    return Path(value) if Path in options and isinstance(value, str) else value
+
+
+def kebab(name: str) -> str:
+    """RewardWeighted to reward-weighted; PPO to ppo."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "-", name).lower()
+
+
+def restore(recipe: Callable[..., Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a recipe from the settings of a run."""
+    hints = typing.get_type_hints(recipe, include_extras=True)
+    unknown = set(settings) - set(hints)
+    if unknown:
+        raise ValueError(f"run.json has settings that its recipe does not know: {', '.join(sorted(unknown))}")
+    return {name: from_json(value, hints[name]) for name, value in settings.items()}
+
+
+def describe(recipe: str, settings: Mapping[str, Any], processes: int, device: str) -> dict[str, Any]:
+    """The content of run.json."""
+    return {
+        "recipe": recipe,
+        "settings": {name: to_json(value) for name, value in settings.items()},
+        "seed": settings["training"].seed,
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        "device": device,
+        "processes": processes,
+        "threads": torch.get_num_threads(),
+        "git_revision": _git_revision(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": " ".join(["difftilt", *sys.argv[1:]]),
+    }
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a run folder.
+
+    Raises:
+        ValueError: If the file is missing or is no JSON object.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist; name the folder of a run, such as runs/demo") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} cannot be read as JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds {type(content).__name__} instead of a JSON object")
+    return content
+
+
+def _git_revision() -> str | None:
+    """The revision of the working folder's repository, if it is one."""
+    try:
+        result = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() or None
