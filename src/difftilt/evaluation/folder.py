@@ -1,0 +1,154 @@
+"""What stands in a run folder, read with care: the run may have stopped at any moment."""
+
+import base64
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+GOLD = "gold: "  # how a gold score's column may begin
+SMALL_IMAGE, LARGE_IMAGE = 400, 900  # pixels across: enlarged without blur below, made smaller above
+LARGE_FILE = 300_000  # bytes of a picture beyond which it is compressed
+Samples = dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder as it was read.
+
+    Args:
+        info: `run.json`.
+        rounds: The first row of `metrics.jsonl` of each round.
+        summary: `summary.json`, without what was null.
+        samples: The scores of single samples, by column, before and after.
+        missing: What was expected and not found, in words.
+    """
+
+    folder: Path
+    info: dict[str, Any]
+    rounds: list[dict[str, Any]]
+    summary: dict[str, Any]
+    samples: dict[str, Samples]
+    missing: list[str]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return self.info.get("settings") or {}
+
+    @property
+    def alpha(self) -> float | None:
+        return self.summary.get("alpha", self.settings.get("alpha"))
+
+
+def read_run(folder: Path) -> Run:
+    """Reads a run folder; only `run.json` must be there."""
+    info = _json(folder / "run.json")
+    if info is None:
+        raise ValueError(
+            f"'{folder}' is not a run folder, since it has no run.json; give one that a run wrote"
+        )
+    missing = []
+    summary = _json(folder / "summary.json")
+    if summary is None:
+        missing.append("summary.json (it is written when the run ends)")
+    rounds, torn = _rounds(folder / "metrics.jsonl")
+    if torn:
+        missing.append(f"{torn} unreadable row{'s' * (torn > 1)} of metrics.jsonl")
+    if not rounds:
+        missing.append("metrics.jsonl (one row per gradient step)")
+    samples = {}
+    for when in ("before", "after"):
+        samples[when] = _scores(folder / "samples" / f"{when}.csv", (summary or {}).get("gold") or {})
+        if not samples[when]:
+            missing.append(f"samples/{when}.csv (the scores of single samples)")
+    summary = {key: value for key, value in (summary or {}).items() if value is not None}
+    return Run(folder, info, rounds, summary, samples, missing)
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"'{path}' is not valid JSON ({error}); restore it or repeat the run") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"'{path}' holds a {type(content).__name__}, not a JSON object; repeat the run")
+    return content
+
+
+def _rounds(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The first row of each round, and how many rows could not be read (a run may be writing one)."""
+    rounds: dict[Any, dict[str, Any]] = {}
+    torn = 0
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+        try:
+            row = json.loads(line)
+            rounds.setdefault(row["round"], row)
+        except (ValueError, KeyError, TypeError):
+            torn += 1
+    return list(rounds.values()), torn
+
+
+def _scores(path: Path, gold: Iterable[str]) -> Samples:
+    """The columns of a table of samples that hold the reward and the gold scores."""
+    if not path.exists():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    known = {"reward", *gold}
+    names = [name for name in (rows[0] if rows else ()) if name in known or str(name).startswith(GOLD)]
+    return {name: [as_float(row[name]) for row in rows] for name in names}
+
+
+def as_float(value: Any) -> float:
+    """The value as a number, NaN if it is none."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture as a data URI, or what is wrong with it."""
+
+    name: str
+    uri: str = ""
+    width: int = 0
+    height: int = 0
+
+    @property
+    def small(self) -> bool:
+        return self.width < SMALL_IMAGE
+
+
+def read_pictures(folder: Path) -> list[tuple[Picture, Picture]]:
+    """Every pair of samples/before*.png and samples/after*.png."""
+    endings = {path.name.removeprefix("before") for path in folder.glob("before*.png")}
+    endings |= {path.name.removeprefix("after") for path in folder.glob("after*.png")}
+    return [(_picture(folder / f"before{end}"), _picture(folder / f"after{end}")) for end in sorted(endings)]
+
+
+def _picture(path: Path) -> Picture:
+    try:
+        content = path.read_bytes()
+        with Image.open(io.BytesIO(content)) as image:
+            image.load()
+            kind = "png"
+            if len(content) > LARGE_FILE:
+                image = image.convert("RGB")
+                image.thumbnail((LARGE_IMAGE, 4 * LARGE_IMAGE))
+                packed = io.BytesIO()
+                image.save(packed, "webp", quality=80)
+                content, kind = packed.getvalue(), "webp"
+            data = base64.b64encode(content).decode()
+            return Picture(path.name, f"data:image/{kind};base64,{data}", *image.size)
+    except OSError:
+        return Picture(path.name)

@@ -1,0 +1,78 @@
+"""A measured mean with its error bar, and how it is written."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+CLEAR = 2.0  # standard errors beyond which a change counts as one
+MINUS, GLUE = "\N{MINUS SIGN}", "\N{NO-BREAK SPACE}"
+
+
+@dataclass(frozen=True)
+class Number:
+    """A mean and its standard error, which is NaN where none was measured."""
+
+    value: float
+    se: float = math.nan
+
+    def __sub__(self, other: "Number") -> "Number":
+        return Number(self.value - other.value, math.hypot(self.se, other.se))
+
+    @property
+    def mean(self) -> str:
+        """The mean, with the decimals that its standard error supports."""
+        digits = _digits(self.se)
+        return (f"{self.value:.4g}" if digits is None else f"{self.value:.{digits}f}").replace("-", MINUS)
+
+    @property
+    def error(self) -> str:
+        """The error bar, empty if there is none to speak of."""
+        digits = _digits(self.se)
+        return "" if digits is None else f"±{GLUE}{self.se:.{digits}f}"
+
+    def __str__(self) -> str:
+        return f"{self.mean}{GLUE}{self.error}".strip()
+
+    @property
+    def signed(self) -> str:
+        """The number with its sign, as a change is written."""
+        return str(self) if self.mean.startswith(MINUS) else f"+{self}"
+
+    @property
+    def direction(self) -> int:
+        """1 or -1 if the number is above or below zero by two standard errors, else 0."""
+        return int(math.copysign(1, self.value)) if abs(self.value) > CLEAR * self.se else 0
+
+
+@dataclass(frozen=True)
+class Change:
+    """A number of the pretrained model and of the tuned one, from independent samples."""
+
+    before: Number
+    after: Number
+
+    @property
+    def difference(self) -> Number:
+        return self.after - self.before
+
+    @property
+    def direction(self) -> int:
+        return self.difference.direction
+
+    def __str__(self) -> str:
+        return f"from {self.before} to {self.after}"
+
+
+def average(numbers: Sequence[Number]) -> Number:
+    """The mean of independent numbers."""
+    se = math.sqrt(sum(number.se**2 for number in numbers)) / len(numbers)
+    return Number(sum(number.value for number in numbers) / len(numbers), se)
+
+
+def _digits(se: float) -> int | None:
+    """Decimals that show one or two figures of a standard error."""
+    if not se > 0 or not math.isfinite(se):
+        return None
+    exponent = math.floor(math.log10(se))
+    digits = -exponent + (se < 3 * 10.0**exponent)
+    return max(digits, 0) if digits <= 6 else None

@@ -1,0 +1,257 @@
+"""What a run's numbers mean, in plain words, by rules that can say no."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from difftilt.evaluation.number import CLEAR, Change, Number, average
+
+FEW_SAMPLES = 100
+LARGE_KL = 10.0  # nats; best-of-n reaches it with n = 60,000
+LOST_DIVERSITY, COLLAPSED_DIVERSITY = 0.5, 0.1  # what is left, as a share of the pretrained model's
+SMALL_TREND = 0.02  # of what J gained in the whole run
+MIN_EFFECTIVE = 10  # effective samples below which the ceiling is not to be trusted
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the rules read. None stands for what was not measured.
+
+    Args:
+        reward: The reward that was trained on, the proxy.
+        kl: KL(p || pretrained) of the tuned chain, in nats.
+        gold: Scores that training never saw, larger meaning better.
+        diversity: Any positive measure of how different the samples are.
+        rounds: J of every round, in order.
+        ceiling: What no policy's J exceeds; see `ceiling`.
+        samples: How many samples of the tuned model were scored.
+        dropped: Samples whose reward failed.
+    """
+
+    alpha: float | None = None
+    reward: Change | None = None
+    kl: Number | None = None
+    objective: Change | None = None
+    gold: Mapping[str, Change] = field(default_factory=dict)
+    diversity: Change | None = None
+    rounds: Sequence[Number] = ()
+    ceiling: Number | None = None
+    target_kl: float | None = None
+    samples: int | None = None
+    dropped: int = 0
+    finished: bool = True
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing to know about a run: something achieved, or something to watch."""
+
+    kind: Literal["achieved", "watch"]
+    text: str
+
+
+def ceiling(rewards: Sequence[float], alpha: float) -> Number | None:
+    """The J of the tilted law, J* = alpha log E_pre[exp(r / alpha)], from the pretrained model's rewards.
+
+    None if fewer than ten samples carry the mean, where it would be a guess.
+    """
+    if len(rewards) == 0:
+        return None
+    scaled = np.asarray(rewards, dtype=float) / alpha
+    top = scaled.max()
+    weights = np.exp(scaled - top)
+    mean = weights.mean()
+    if not np.isfinite(mean) or weights.sum() ** 2 / (weights**2).sum() < MIN_EFFECTIVE:
+        return None
+    return Number(
+        float(alpha * (top + np.log(mean))), float(alpha * weights.std() / mean / len(weights) ** 0.5)
+    )
+
+
+def log_best_of(kl: float) -> float:
+    """log n of the best-of-n sampling that costs this KL, log n - (n - 1) / n."""
+    log_n = kl + 1
+    for _ in range(100):
+        log_n = kl + 1 - math.exp(-log_n)
+    return log_n
+
+
+def findings(outcome: Outcome) -> list[Finding]:
+    """All that the rules have to say, what was achieved first."""
+    said = [finding for rule in RULES for finding in rule(outcome)]
+    return sorted(said, key=lambda finding: finding.kind != "achieved")
+
+
+def headline(outcome: Outcome) -> str:
+    """The run in one line: the worst news if there is bad news."""
+    reward, objective = outcome.reward, outcome.objective
+    if not outcome.finished:
+        return "This run is not finished"
+    if reward and reward.direction > 0 and any(gold.direction < 0 for gold in outcome.gold.values()):
+        return "The reward rose while a gold score fell"
+    if objective and objective.direction < 0:
+        return "The KL costs more than the reward gained"
+    if reward and reward.direction < 0:
+        return "The reward fell"
+    if objective and objective.direction > 0:
+        agrees = all(gold.direction > 0 for gold in outcome.gold.values())
+        return "Better on J" + (
+            f", and gold {'agrees' if agrees else 'does not follow'}" if outcome.gold else ""
+        )
+    return "No clear gain"
+
+
+def _unfinished(run: Outcome) -> Iterator[Finding]:
+    if not run.finished:
+        yield _watch(
+            "The numbers are those of the first and the latest logged round, taken on training batches, since"
+            " the run is not finished."
+        )
+
+
+def _reward(run: Outcome) -> Iterator[Finding]:
+    if run.reward is None:
+        return
+    change = f"{run.reward} ({run.reward.difference.signed})"
+    if run.reward.direction > 0:
+        yield _achieved(f"Fine-tuning raised the mean reward {change}.")
+    elif run.reward.direction < 0:
+        yield _watch(f"The mean reward fell {change}: check its sign and the learning rate.")
+    else:
+        yield _watch(f"The mean reward {_unclear(run.reward)}: {change}.")
+
+
+def _gold(run: Outcome) -> Iterator[Finding]:
+    risen = run.reward is not None and run.reward.direction > 0
+    if not run.gold and run.finished:
+        yield _watch("No gold score was measured, so nothing confirms the reward: look at the samples.")
+    for name, gold in run.gold.items():
+        change = f"{gold} ({gold.difference.signed})"
+        if gold.direction > 0:
+            yield _achieved(f"The gold score “{name}”, which training never saw, rose {change}.")
+        elif risen:
+            what = "fell" if gold.direction < 0 else "did not clearly rise"
+            yield _watch(
+                f"The reward rose but the gold score “{name}” {what}, {change}: this is over-optimisation if"
+                " both are meant to measure the same. Stop earlier, raise alpha, or mend the reward."
+            )
+        elif gold.direction < 0:
+            yield _watch(f"The gold score “{name}” fell {change}.")
+
+
+def _kl(run: Outcome) -> Iterator[Finding]:
+    if run.kl is None:
+        return
+    if run.kl.value <= CLEAR * run.kl.se:
+        yield _watch(f"The model has hardly moved: its KL is {run.kl} nats.")
+        return
+    log_n = log_best_of(run.kl.value)
+    scale = f"{math.exp(log_n):,.0f}" if log_n < 13 else f"10^{log_n / math.log(10):.0f}"
+    price = f" ({run.alpha * run.kl.value:.3g} of reward at alpha = {run.alpha:g})" if run.alpha else ""
+    yield _achieved(
+        f"The price is a KL of {run.kl} nats to the pretrained model{price}, as much as keeping the best of"
+        f" {scale} pretrained samples."
+    )
+    if run.kl.value > LARGE_KL:
+        yield _watch(
+            f"A KL above {LARGE_KL:g} nats is large: little of what the pretrained model knew still binds the"
+            " samples. A larger alpha keeps them closer."
+        )
+    if run.target_kl is not None and (run.kl - Number(run.target_kl, 0)).direction > 0:
+        yield _watch(f"The KL, {run.kl} nats, is above its target of {run.target_kl:g}.")
+
+
+def _objective(run: Outcome) -> Iterator[Finding]:
+    if run.objective is None:
+        return
+    change = f"{run.objective} ({run.objective.difference.signed})"
+    if run.objective.direction > 0:
+        yield _achieved(f"J, the reward less that price, rose {change}.")
+    elif run.objective.direction < 0:
+        yield _watch(
+            f"J fell {change}: the KL costs more than the reward gained, so at this alpha the pretrained"
+            " model is the better one. Train for fewer rounds or lower the learning rate; or, if the reward"
+            " is worth that KL to you, say so with a smaller alpha."
+        )
+    else:
+        yield _watch(f"J, the reward less the price of the KL, {_unclear(run.objective)}: {change}.")
+
+
+def _ceiling(run: Outcome) -> Iterator[Finding]:
+    if run.objective is None or run.ceiling is None or not run.finished:
+        return
+    before, after = run.objective.before, run.objective.after
+    if (after - run.ceiling).direction > 0:
+        yield _watch(
+            f"J = {after} is above {run.ceiling}, which no policy can exceed: either the pretrained samples"
+            " are too few to tell, or a part of the KL is not counted."
+        )
+    elif run.objective.direction > 0 and run.ceiling.value > before.value:
+        share = (after.value - before.value) / (run.ceiling.value - before.value)
+        yield _achieved(
+            f"That is {min(share, 1):.0%} of the way to the best possible J, estimated from the pretrained"
+            f" samples as {run.ceiling}."
+        )
+
+
+def _diversity(run: Outcome) -> Iterator[Finding]:
+    if run.diversity is None or not run.diversity.before.value > 0:
+        return
+    left = run.diversity.after.value / run.diversity.before.value
+    fell = f"{run.diversity}, {left:.0%} of what it was"
+    if left < COLLAPSED_DIVERSITY:
+        yield _watch(f"The samples have collapsed: diversity fell {fell}.")
+    elif left < LOST_DIVERSITY:
+        yield _watch(
+            f"Diversity fell {fell}. A reward that asks for a part of what the model made costs some of it;"
+            " repeated samples would be too much."
+        )
+
+
+def _trend(run: Outcome) -> Iterator[Finding]:
+    """Compares the last quarter of the rounds with the one before."""
+    quarter = len(run.rounds) // 4
+    if quarter < 2:
+        return
+    span = abs(run.rounds[-1].value - run.rounds[0].value)
+    slope = average(run.rounds[-quarter:]) - average(run.rounds[-2 * quarter : -quarter])
+    last = f"({slope.signed} from the third quarter of the rounds to the last)"
+    if abs(slope.value) < SMALL_TREND * span:
+        return
+    if slope.direction > 0:
+        yield _watch(f"J was still rising at the end {last}: more rounds may help.")
+    elif slope.direction < 0:
+        yield _watch(f"J was falling at the end {last}: an earlier checkpoint may be better.")
+
+
+def _samples(run: Outcome) -> Iterator[Finding]:
+    if run.samples is not None and 0 < run.samples < FEW_SAMPLES:
+        yield _watch(
+            f"Only {run.samples} samples were scored: what happens in fewer than one of"
+            f" {max(run.samples // 3, 1)} may not show at all."
+        )
+    if run.dropped > 0:
+        were = "sample was" if run.dropped == 1 else "samples were"
+        yield _watch(
+            f"{run.dropped:,} {were} dropped because the reward failed: all numbers are those of the samples"
+            " that it can score."
+        )
+
+
+def _unclear(change: Change) -> str:
+    measured = math.isfinite(change.difference.se)
+    return "shows no clear change" if measured else "has no error bar to judge its change by"
+
+
+def _achieved(text: str) -> Finding:
+    return Finding("achieved", text)
+
+
+def _watch(text: str) -> Finding:
+    return Finding("watch", text)
+
+
+RULES = [_unfinished, _reward, _gold, _kl, _objective, _ceiling, _diversity, _trend, _samples]
