@@ -19,9 +19,9 @@ from difftilt.evaluation.report import write_report
 from difftilt.guard import RewardError
 from difftilt.options import UsageError, check, choose, parse
 from difftilt.recipes import digits, pretrain_digits
-from difftilt.recipes.execute import finetune, plan, sample, write_json
+from difftilt.recipes.execute import finetune, plan, sample
 from difftilt.recipes.job import Job
-from difftilt.recipes.record import describe, read_json, restore, to_json
+from difftilt.recipes.record import describe, read_json, restore, to_json, write_json
 from difftilt.settings import Count, Natural
 from difftilt.training.checkpoint import CheckpointError
 from difftilt.training.fit import NonFiniteError

@@ -49,10 +49,11 @@ def digits(
         training: How long and how fast to train.
     """
     policy = digits_policy(steps)
+    guard = Guard(proxy(reward, target), reward, training.on_error, training.cache)
     reference = copy.deepcopy(policy).requires_grad_(False)
     return Job(
         policy,
-        Objective(Guard(proxy(reward, target), reward), reference, alpha),
+        Objective(guard, reference, alpha),
         copy.deepcopy(algorithm),
         training,
         cond=asked,

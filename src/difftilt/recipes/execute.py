@@ -1,7 +1,6 @@
 """What can be done with a job: tune it, sample from it, or only say what it would cost."""
 
 import copy
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from difftilt.evaluation.report import write_report
 from difftilt.guard import Guard
 from difftilt.objective import Objective
 from difftilt.recipes.job import Job
-from difftilt.recipes.record import read_json
+from difftilt.recipes.record import read_json, write_json
 from difftilt.training.counter import Counter
 from difftilt.training.distributed import make_accelerator
 from difftilt.training.run import Totals, load_policy, train
@@ -131,13 +130,6 @@ def judge(job: Job, folder: Path, name: str) -> dict[str, Any]:
     if job.distances is not None:
         row |= {"distances": job.distances(seen.sample), "distances_note": job.distances_note}
     return row
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes JSON so that a reader sees the old file or the new one, never half of it."""
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(content, indent=1) + "\n")
-    part.replace(path)
 
 
 def _before(job: Job, folder: Path, accelerator: Accelerator) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import annotated_types as at
 
-from difftilt.guard import Reward
+from difftilt.guard import OnError, Reward
 from difftilt.objective import Algorithm, Objective
 from difftilt.policy import Policy, unconditional
 from difftilt.settings import Count, Natural, Positive, check_settings
@@ -32,6 +32,8 @@ class Training:
         save_every: Rounds between checkpoints, at least 1.
         evaluate: Samples to judge the model by, before and after, at least 2.
         mixed_precision: Precision of the network's passes; densities stay in float32 or better.
+        on_error: What a sample without a valid reward does: `stop` the run, or be dropped and counted.
+        cache: Answer a repeated sample's reward from memory; right for a deterministic black box only.
         seed: Random seed, at least 0.
     """
 
@@ -46,6 +48,8 @@ class Training:
     save_every: Count = 1
     evaluate: Annotated[int, at.Ge(2)] = 512
     mixed_precision: Literal["no", "bf16"] = "no"
+    on_error: OnError = "stop"
+    cache: bool = False
     seed: Natural = 0
 
     def __post_init__(self):

@@ -92,6 +92,13 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes JSON so that a reader sees the old file or the new one, never half of it."""
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(content, indent=1) + "\n")
+    part.replace(path)
+
+
 def _git_revision() -> str | None:
     """The revision of the working folder's repository, if it is one."""
     try:
