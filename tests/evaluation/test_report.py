@@ -237,6 +237,10 @@ def test_an_unfinished_run_shows_its_rounds(folder: Path):
     last = json.loads(rows[20 * STEPS - 1])
     assert Number(last["reward"], last["reward_se"]).mean in page and "first round" in page
     assert "1 unreadable row of metrics.jsonl" in page
+    before = {"reward": -5.25, "reward_se": 0.01, "gold": {}}
+    (folder / "before.json").write_text(json.dumps(before))
+    page = page_of(folder)
+    assert Number(-5.25, 0.01).mean in page and "first round" not in page
 
 
 def test_rounds_are_shown_once_however_many_steps_they_took(finished: Path):
@@ -316,7 +320,7 @@ RULES = {
     "was falling at the end": {"rounds": RISING[::-1]},
     "Only 30 samples": {"samples": 30},
     "7 samples were dropped": {"dropped": 7},
-    "the run is not finished": {"finished": False},
+    "The run is not finished": {"finished": False},
 }
 
 

@@ -12,8 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-GOLD = "gold: "  # how a gold score's column may begin
-SMALL_IMAGE, LARGE_IMAGE = 400, 900  # pixels across: enlarged without blur below, made smaller above
+SMALL_IMAGE, LARGE_IMAGE = 500, 900  # pixels across: enlarged without blur below, made smaller above
 LARGE_FILE = 300_000  # bytes of a picture beyond which it is compressed
 Samples = dict[str, list[float]]
 
@@ -26,6 +25,7 @@ class Run:
         info: `run.json`.
         rounds: The first row of `metrics.jsonl` of each round.
         summary: `summary.json`, without what was null.
+        before: The same numbers of the pretrained model, which are known before the run ends.
         samples: The scores of single samples, by column, before and after.
         missing: What was expected and not found, in words.
     """
@@ -34,6 +34,7 @@ class Run:
     info: dict[str, Any]
     rounds: list[dict[str, Any]]
     summary: dict[str, Any]
+    before: dict[str, Any]
     samples: dict[str, Samples]
     missing: list[str]
 
@@ -68,7 +69,8 @@ def read_run(folder: Path) -> Run:
         if not samples[when]:
             missing.append(f"samples/{when}.csv (the scores of single samples)")
     summary = {key: value for key, value in (summary or {}).items() if value is not None}
-    return Run(folder, info, rounds, summary, samples, missing)
+    before = summary.get("before") or _json(folder / "before.json") or {}
+    return Run(folder, info, rounds, summary, before, samples, missing)
 
 
 def _json(path: Path) -> dict[str, Any] | None:
@@ -103,7 +105,7 @@ def _scores(path: Path, gold: Iterable[str]) -> Samples:
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     known = {"reward", *gold}
-    names = [name for name in (rows[0] if rows else ()) if name in known or str(name).startswith(GOLD)]
+    names = [name for name in (rows[0] if rows else ()) if name in known or str(name).startswith("gold")]
     return {name: [as_float(row[name]) for row in rows] for name in names}
 
 

@@ -3,14 +3,16 @@
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from difftilt.evaluation.folder import GOLD, Run, Samples, as_float, read_pictures, read_run
+from difftilt.evaluation.folder import Run, Samples, as_float, read_pictures, read_run
 from difftilt.evaluation.number import Change, Number
 from difftilt.evaluation.plots import curve, histogram
 from difftilt.evaluation.verdict import Outcome, ceiling, findings, headline
@@ -40,12 +42,12 @@ def write_report(folder: Path) -> Path:
 
 def outcome(run: Run) -> Outcome:
     """The numbers that the verdict judges: the summary's, or those of the training rounds so far."""
-    after, before = run.summary, run.summary.get("before") or {}
+    after, before = run.summary, run.before
     finished = "reward" in after
     if not finished and run.rounds:
-        before, after = run.rounds[0], run.rounds[-1]
+        before, after = run.before or run.rounds[0], run.rounds[-1]
     rewards = [r for r in run.samples["before"].get("reward", []) if math.isfinite(r)]
-    gold = {name: Change(old, new) for name, old, new in _golds(before, after)}
+    gold = {_title(name): Change(old, new) for name, old, new in _golds(before, after)}
     target = run.settings.get("target_kl", (run.settings.get("algorithm") or {}).get("target_kl"))
     return Outcome(
         alpha=run.alpha,
@@ -93,17 +95,17 @@ def render(run: Run) -> str:
     return environment.get_template("report.html").render(
         run=run,
         title=f"{run.info.get('recipe', 'run')} · {run.folder.resolve().name}",
-        created=run.info.get("created"),
+        created=_date(run.info.get("created")),
         command=run.info.get("command"),
         result=result,
-        first="pretrained" if result.finished else "first round",
+        first="pretrained" if run.before or result.finished else "first round",
         headline=headline(result),
         achieved=[finding.text for finding in said if finding.kind == "achieved"],
         watch=[finding.text for finding in said if finding.kind == "watch"],
         costs=dict(_costs(run)),
         pictures=read_pictures(run.folder / "samples"),
         curves=_curves(run, result),
-        levels="before" in run.summary,
+        levels=bool(run.before),
         limits=_limits(result),
         histograms=_histograms(run.samples),
         distances={
@@ -122,7 +124,7 @@ def _curves(run: Run, result: Outcome) -> list[tuple[str, Markup]]:
     for name, title in CURVES.items():
         rows = [row for row in run.rounds if row.get(name) is not None]
         if rows:
-            before = _number(run.summary.get("before") or {}, name) if name != "kl_nats" else None
+            before = _number(run.before, name) if name != "kl_nats" else None
             columns = ([as_float(row.get(key)) for row in rows] for key in ("round", name, f"{name}_se"))
             drawing = curve(*columns, before=before and before.value, limit=limits.get(name))
             found.append((title, Markup(drawing)))
@@ -141,13 +143,18 @@ def _histograms(samples: Mapping[str, Samples]) -> list[tuple[str, str, Markup]]
     before, after = samples["before"], samples["after"]
     return [
         (
-            name.removeprefix(GOLD).capitalize() if name == "reward" else name.removeprefix(GOLD),
+            "Reward" if name == "reward" else _title(name),
             "proxy" if name == "reward" else "gold",
             Markup(histogram(before[name], after[name])),
         )
         for name in before
         if name in after
     ]
+
+
+def _title(name: str) -> str:
+    """A gold score's name without the word gold, which the page adds itself."""
+    return re.sub(r"^gold[:\s]+(?=.)", "", name)
 
 
 def _costs(run: Run) -> Iterable[tuple[str, str]]:
@@ -191,3 +198,11 @@ def _duration(seconds: float) -> str:
         return f"{seconds:.3g} s"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def _date(text: Any) -> Any:
+    """An ISO date as people write it, or the text as it came."""
+    try:
+        return f"{datetime.fromisoformat(text).astimezone(UTC):%d %B %Y, %H:%M} UTC"
+    except (TypeError, ValueError):
+        return text

@@ -107,8 +107,7 @@ def headline(outcome: Outcome) -> str:
 def _unfinished(run: Outcome) -> Iterator[Finding]:
     if not run.finished:
         yield _watch(
-            "The numbers are those of the first and the latest logged round, taken on training batches, since"
-            " the run is not finished."
+            "The run is not finished: the numbers are those of its latest round, from a training batch."
         )
 
 
@@ -134,9 +133,10 @@ def _gold(run: Outcome) -> Iterator[Finding]:
             yield _achieved(f"The gold score “{name}”, which training never saw, rose {change}.")
         elif risen:
             what = "fell" if gold.direction < 0 else "did not clearly rise"
+            cure = " Stop earlier, raise alpha, or mend the reward." if gold.direction < 0 else ""
             yield _watch(
                 f"The reward rose but the gold score “{name}” {what}, {change}: this is over-optimisation if"
-                " both are meant to measure the same. Stop earlier, raise alpha, or mend the reward."
+                f" both are meant to measure the same.{cure}"
             )
         elif gold.direction < 0:
             yield _watch(f"The gold score “{name}” fell {change}.")
@@ -157,8 +157,8 @@ def _kl(run: Outcome) -> Iterator[Finding]:
     )
     if run.kl.value > LARGE_KL:
         yield _watch(
-            f"A KL above {LARGE_KL:g} nats is large: little of what the pretrained model knew still binds the"
-            " samples. A larger alpha keeps them closer."
+            f"A KL above {LARGE_KL:g} nats is large: the pretrained model would hardly ever take these paths."
+            " A larger alpha keeps closer to them."
         )
     if run.target_kl is not None and (run.kl - Number(run.target_kl, 0)).direction > 0:
         yield _watch(f"The KL, {run.kl} nats, is above its target of {run.target_kl:g}.")
