@@ -1,0 +1,101 @@
+"""Rewards of images, shape (batch, channels, height, width) with values in [-1, 1]."""
+
+from io import BytesIO
+
+import torch
+import torch.nn as nn
+from PIL import Image
+from torch import Tensor
+
+from difftilt.guard import Reward
+from difftilt.shapes import Cond, Index, PerSample, Real
+
+KILOBYTE = 1000
+
+
+def class_log_prob(classifier: nn.Module, target: int | str) -> Reward:
+    """The reward log p(y | x) of a classifier; differentiable.
+
+    With alpha = 1 its optimum is the class-conditional law p(x | y), as far as the classifier is right.
+
+    Args:
+        classifier: Maps images to logits. It should be in evaluation mode and frozen.
+        target: The class y, or the name of the condition that holds each sample's class.
+    """
+
+    def log_prob(sample: Real, cond: Cond) -> PerSample:
+        logits = classifier(sample)
+        label = _label(target, cond, logits)
+        return logits.log_softmax(1).gather(1, label[:, None])[:, 0]
+
+    return log_prob
+
+
+def ink(sample: Real, cond: Cond) -> PerSample:
+    """The mean of (x + 1) / 2: the share of the paper under ink, where 1 is ink; differentiable."""
+    return (sample.flatten(1).mean(1) + 1) / 2
+
+
+def symmetry(sample: Real, cond: Cond) -> PerSample:
+    """Minus the mean squared difference between an image and its mirror image; differentiable."""
+    return -(sample - sample.flip(-1)).square().flatten(1).mean(1)
+
+
+def png_bytes(sample: Real, cond: Cond, *, upscale: int = 8) -> PerSample:
+    """Minus the size as PNG in kilobytes of 1000 bytes; black-box.
+
+    Args:
+        upscale: Every pixel becomes a square of this side first: small files are mostly header.
+    """
+    return _size(sample, upscale, format="PNG", optimize=True)
+
+
+def jpeg_bytes(sample: Real, cond: Cond, *, upscale: int = 8, quality: int = 95) -> PerSample:
+    """Minus the size as JPEG in kilobytes of 1000 bytes; black-box.
+
+    Args:
+        upscale: As for `png_bytes`.
+        quality: Of the JPEG, 1 to 95.
+    Source:
+        Black et al. (2024), compressibility. https://arxiv.org/abs/2305.13301
+    """
+    return _size(sample, upscale, format="JPEG", quality=quality)
+
+
+def pictures(sample: Real, upscale: int = 1) -> list[Image.Image]:
+    """Images of 8 bits per channel, grey or RGB; values beyond [-1, 1] are cut off."""
+    if sample.ndim != 4 or sample.shape[1] not in (1, 3):
+        raise ValueError(
+            f"an image batch has shape (batch, 1 or 3, height, width), but {tuple(sample.shape)} came"
+        )
+    bytes_ = ((sample.detach().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
+    large = bytes_.repeat_interleave(upscale, 2).repeat_interleave(upscale, 3).permute(0, 2, 3, 1)
+    return [Image.fromarray((image[:, :, 0] if image.shape[2] == 1 else image).numpy()) for image in large]
+
+
+def _size(sample: Real, upscale: int, **options: str | int | bool) -> PerSample:
+    sizes = []
+    for picture in pictures(sample, upscale):
+        buffer = BytesIO()
+        picture.save(buffer, **options)
+        sizes.append(-buffer.tell() / KILOBYTE)
+    return torch.tensor(sizes, dtype=torch.float32, device=sample.device)
+
+
+def _label(target: int | str, cond: Cond, logits: Tensor) -> Index:
+    """Each sample's class, checked against the number of logits."""
+    if isinstance(target, int):
+        label = torch.full((len(logits),), target, device=logits.device)
+    else:
+        given = cond.get(target)
+        if not isinstance(given, Tensor):
+            raise ValueError(
+                f"the reward reads each sample's class from cond['{target}']; got {sorted(cond)}"
+            )
+        label = given.to(logits.device)
+    if len(label) and not 0 <= int(label.min()) <= int(label.max()) < logits.shape[1]:
+        raise ValueError(
+            f"the target class must be 0 to {logits.shape[1] - 1}, but {int(label.min())} to"
+            f" {int(label.max())} came; ask for a class the classifier knows"
+        )
+    return label
