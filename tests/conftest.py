@@ -1,8 +1,12 @@
 """Shapes and types of the package are checked while the tests run."""
 
+import sys
+from pathlib import Path
+
 import jaxtyping
 
-jaxtyping.install_import_hook("difftilt", "beartype.beartype")
+sys.path.insert(0, str(Path(__file__).parent))
+jaxtyping.install_import_hook("difftilt", "typechecker.check")
 
 import torch  # noqa: E402
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from difftilt.shapes import Cond, Index, PerStep, State, States, Step
+from difftilt.shapes import Cond, Index, PerStep, Sample, State, States, Step
 from difftilt.transition import Joined, Transition
 
 
@@ -28,7 +28,7 @@ class Policy(nn.Module, ABC):
         """The distribution p(x_{t-1} | x_t, c) for t in 1, ..., T."""
 
     @abstractmethod
-    def decode(self, x: State) -> State:
+    def decode(self, x: State) -> Sample:
         """Maps x_0 to the object that rewards score, for instance latents to images."""
 
 
@@ -66,7 +66,7 @@ class Trajectory:
     """
 
     states: States
-    sample: State
+    sample: Sample
     log_prob: PerStep
     cond: Cond
 
@@ -126,10 +126,15 @@ def context_keys(cond: Cond) -> list[str]:
         digest = hashlib.sha256()
         for name, value in cond.items():
             item = value[i]
-            digest.update(name.encode() + b"=")
-            digest.update(item.encode() if isinstance(item, str) else item.detach().cpu().numpy().tobytes())
+            digest.update(name.encode() + b"\0")
+            digest.update(item.encode() + b"\0" if isinstance(item, str) else as_bytes(item))
         keys.append(digest.hexdigest())
     return keys
+
+
+def as_bytes(x: Tensor) -> bytes:
+    """The numbers of a tensor, bit for bit, in any precision."""
+    return x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def context(cond: Cond) -> Index:

@@ -45,6 +45,9 @@ class Gaussian(Transition):
     mean: Real
     std: Real
 
+    def __post_init__(self):
+        _check_precision(self.mean, self.std)
+
     @torch.no_grad()
     def sample(self) -> State:
         return self.rsample()
@@ -68,6 +71,9 @@ class Categorical(Transition):
 
     probs: Probs
 
+    def __post_init__(self):
+        _check_precision(self.probs)
+
     @torch.no_grad()
     def sample(self) -> State:
         flat = self.probs.flatten(0, -2)
@@ -76,7 +82,7 @@ class Categorical(Transition):
     def rsample(self) -> State:
         """Draws one-hot vectors that carry the gradient of the probabilities (straight-through)."""
         hard = F.one_hot(self.sample(), self.probs.shape[-1]).to(self.probs.dtype)
-        return hard + self.probs - self.probs.detach()
+        return hard + (self.probs - self.probs.detach())  # in this order the value stays exactly one-hot
 
     def log_prob(self, x: State) -> PerSample:
         return event_sum(self.probs.gather(-1, x[..., None]).log())
@@ -105,6 +111,11 @@ class Joined(Transition):
         return self._join([law.log_prob(x[rows]) for rows, law in self.parts])
 
     def kl(self, other: "Joined") -> PerSample:
+        covered, compared = ([rows.tolist() for rows, _ in joined.parts] for joined in (self, other))
+        if covered != compared:
+            raise ValueError(
+                "two joined laws cover different rows; give both chains the same number of steps"
+            )
         pairs = zip(self.parts, other.parts, strict=True)
         return self._join([law.kl(other_law) for (_, law), (_, other_law) in pairs])
 
@@ -119,6 +130,15 @@ def event_sum(x: Real) -> PerSample:
     """
     dtype = x.dtype if x.device.type == "mps" else torch.float64  # Apple GPUs have no float64
     return x.flatten(1).sum(1, dtype=dtype)
+
+
+def _check_precision(*parameters: Tensor) -> None:
+    for x in parameters:
+        if x.dtype.itemsize < 4:
+            raise ValueError(
+                f"the parameters of a law need float32 or better, but {x.dtype} came; lift what the network"
+                " puts out before you compute with it"
+            )
 
 
 def _xlog(p: Tensor, q: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from difftilt.grid import Grid
 from difftilt.policy import Diffusion, batch_size
-from difftilt.shapes import Cond, Real, State, Step
+from difftilt.shapes import Cond, Real, Sample, State, Step
 from difftilt.transition import Gaussian
 
 PredictionType = Literal["epsilon", "sample", "v_prediction", "flow_prediction"]
@@ -53,7 +53,7 @@ class GaussianPolicy(Diffusion):
         eta: float = 1.0,
         prediction_type: PredictionType = "epsilon",
         variance_type: VarianceType = "fixed_small",
-        decode: Callable[[State], State] = lambda x: x,
+        decode: Callable[[State], Sample] = lambda x: x,
         tune_std: bool = False,
     ):
         super().__init__()
@@ -87,7 +87,7 @@ class GaussianPolicy(Diffusion):
             std = (s**2 - (a / a_next * s_next) ** 2).sqrt()
         return Gaussian(mean, (std * self._expand(self.log_std[t]).exp()).expand_as(mean))
 
-    def decode(self, x: State) -> State:
+    def decode(self, x: State) -> Sample:
         return self._decode(x)
 
     def corrupt(self, x_0: State, t: Step) -> State:

@@ -6,7 +6,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from difftilt.shapes import Cond, State
+from difftilt.shapes import Cond, Output, State
 
 
 class Guided(nn.Module):
@@ -24,7 +24,7 @@ class Guided(nn.Module):
         for name, value in null.items():
             self.register_buffer(f"null_{name}", value)
 
-    def forward(self, x: State, time: Tensor, cond: Cond) -> State:
+    def forward(self, x: State, time: Tensor, cond: Cond) -> Output:
         both: dict[str, Tensor | list[str]] = {}
         for name, value in cond.items():
             if isinstance(value, Tensor):

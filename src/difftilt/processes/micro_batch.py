@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from difftilt.policy import take
-from difftilt.shapes import Cond, State
+from difftilt.shapes import Cond, Output, State
 
 
 class MicroBatch(nn.Module):
@@ -25,7 +25,7 @@ class MicroBatch(nn.Module):
             raise ValueError(f"a micro-batch needs at least 1 row, but {size} came")
         self.network, self.size = network, size
 
-    def forward(self, x: State, time: Tensor, cond: Cond) -> State:
+    def forward(self, x: State, time: Tensor, cond: Cond) -> Output:
         if len(x) <= self.size:
             return self.network(x, time, cond)
         parts = []
