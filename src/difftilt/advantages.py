@@ -34,8 +34,8 @@ def spread(returns: Statistic, ids: Index) -> Statistic:
     """The standard deviation within each sample's group, kept above zero."""
     members = _members(ids, returns)
     count = members.sum(1)
-    mean, square = returns @ members.T / count, returns.square() @ members.T / count
-    return (square - mean.square()).clamp(min=0).sqrt()[..., ids] + EPS
+    deviation = returns - (returns @ members.T / count)[..., ids]  # first, or large means cost all digits
+    return (deviation.square() @ members.T / count).sqrt()[..., ids] + EPS
 
 
 def leave_one_out(returns: PerStep, ids: Index) -> PerStep:

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from difftilt.policy import context_keys, take
-from difftilt.shapes import Cond, PerSample, State
+from difftilt.policy import as_bytes, context_keys, take
+from difftilt.shapes import Cond, PerSample, Sample
 
-Reward = Callable[[State, Cond], PerSample]
+Reward = Callable[[Sample, Cond], PerSample]
 OnError = Literal["stop", "drop"]
 
 
@@ -42,18 +42,13 @@ class Guard:
         self.calls, self.dropped, self.round = 0, 0, 0
         self._cache: dict[str, float] | None = {} if cache else None
 
-    def __call__(self, sample: State, cond: Cond) -> PerSample:
-        if self._cache is None:
-            return self._fresh(sample, cond)
-        keys = _keys(sample, cond)
-        first: dict[str, int] = {}
-        for i, key in enumerate(keys):
-            if key not in self._cache:
-                first.setdefault(key, i)
-        if first:
-            rows = torch.tensor(list(first.values()), device=sample.device)
-            self._cache |= zip(first, self._fresh(sample[rows], take(cond, rows)).tolist(), strict=True)
-        return torch.tensor([self._cache[key] for key in keys], device=sample.device)
+    def __call__(self, sample: Sample, cond: Cond) -> PerSample:
+        value = self._checked(sample, cond) if self._cache is None else self._remembered(sample, cond)
+        bad = (~value.isfinite()).nonzero()[:, 0].tolist()
+        if bad and self.on_error == "stop":
+            raise self._error(f"returned {value[bad[0]].item()}", bad[0], len(value))
+        self.dropped += len(bad)
+        return value.where(value.isfinite(), torch.nan) if bad else value
 
     def state_dict(self) -> dict[str, Any]:
         """The counters and the remembered answers, for a checkpoint (plain JSON)."""
@@ -62,79 +57,110 @@ class Guard:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.calls, self.dropped, self._cache = state["calls"], state["dropped"], state["cache"]
 
-    def _fresh(self, sample: State, cond: Cond) -> PerSample:
-        try:
-            value = self._call(sample, cond)
-        except Exception as error:
-            return self._failed(sample, cond, error)
-        bad = (~value.isfinite()).nonzero()[:, 0].tolist()
-        if bad and self.on_error == "stop":
-            raise self._error(f"returned {value[bad[0]].item()}", bad[0], len(value))
-        self.dropped += len(bad)
-        return value.where(value.isfinite(), torch.nan) if bad else value
+    def _remembered(self, sample: Sample, cond: Cond) -> PerSample:
+        """Scores each new sample once. What failed is not remembered: it may work the next time."""
+        known = {} if self._cache is None else self._cache
+        keys = _keys(sample, cond)
+        first = {key: i for i, key in reversed(list(enumerate(keys))) if key not in known}
+        fresh: dict[str, float] = {}
+        if first:
+            rows = torch.tensor(sorted(first.values()), device=sample.device)
+            value = self._checked(sample[rows], take(cond, rows), rows.tolist(), len(sample))
+            fresh = dict(zip([keys[i] for i in rows.tolist()], value.tolist(), strict=True))
+            known |= {key: number for key, number in fresh.items() if np.isfinite(number)}
+        numbers = [known.get(key, fresh.get(key, np.nan)) for key in keys]
+        return torch.tensor(numbers, dtype=torch.float32, device=sample.device)
 
-    def _failed(self, sample: State, cond: Cond, error: Exception) -> PerSample:
-        """Scores the batch again sample by sample: to drop the guilty ones, or to name the first."""
-        if isinstance(error, RewardError) or len(sample) == 0:
-            raise error
-        values = []
-        for i in range(len(sample)):
-            row = torch.tensor([i], device=sample.device)
+    def _checked(
+        self, sample: Sample, cond: Cond, rows: list[int] | None = None, total: int = 0
+    ) -> PerSample:
+        """One number per sample; NaN or infinite where the reward said so or, on `drop`, failed.
+
+        Args:
+            rows: Which rows of the batch of `total` these samples are; all by default.
+        """
+        rows, total = (rows, total) if rows is not None else (list(range(len(sample))), len(sample))
+        try:
+            return self._call(sample, cond, rows, total)
+        except RewardError:
+            raise
+        except Exception as error:
+            return self._one_by_one(sample, cond, rows, total, error)
+
+    def _one_by_one(
+        self, sample: Sample, cond: Cond, rows: list[int], total: int, error: Exception
+    ) -> PerSample:
+        """Scores a batch that raised sample by sample: to drop the guilty ones, or to name the first."""
+        values = [torch.empty(0, device=sample.device)]
+        for i, row in enumerate(rows):
+            only = torch.tensor([i], device=sample.device)
             try:
-                values.append(self._call(sample[row], take(cond, row)))
+                values.append(self._call(sample[only], take(cond, only), [row], total))
             except RewardError:
                 raise
             except Exception as cause:
                 if self.on_error == "stop":
-                    raise self._error(f"raised {_describe(cause)}", i, len(sample)) from cause
+                    raise self._error(f"raised {_describe(cause)}", row, total) from cause
                 values.append(torch.full((1,), torch.nan, device=sample.device))
         if self.on_error == "stop":
-            raise RewardError(
-                f"reward '{self.name}' raised {_describe(error)} on the {len(sample)} samples of round"
-                f" {self.round}, but on none of them alone; nothing was learned from this round"
-            ) from error
-        value = torch.cat(values)
-        self.dropped += int((~value.isfinite()).sum())
-        return value.where(value.isfinite(), torch.nan)
+            what = f"raised {_describe(error)} on {total} samples, but on none of them alone,"
+            raise self._error(what) from error
+        return torch.cat(values)
 
-    def _call(self, sample: State, cond: Cond) -> PerSample:
+    def _call(self, sample: Sample, cond: Cond, rows: list[int], total: int) -> PerSample:
+        """The answer as one float32 number per sample, or as float64 if it is, with its gradient."""
         self.calls += len(sample)
-        return self._as_tensor(self.reward(sample, cond), sample)
-
-    def _as_tensor(self, answer: Any, sample: State) -> PerSample:
-        """The answer as one float32 number per sample, on the samples' device, with its gradient."""
-        expected = f"one number for each of {len(sample)} samples"
-        if isinstance(answer, Sequence) and not isinstance(answer, str):
-            for i, item in enumerate(answer):
+        answer = self.reward(sample, cond)
+        if isinstance(answer, list | tuple):
+            for row, item in zip(rows, answer, strict=False):
                 if item is None and self.on_error == "stop":
-                    raise self._error("returned None", i, len(answer))
-            answer = [float("nan") if item is None else item for item in answer]
-        if not isinstance(answer, Tensor):
-            try:
-                answer = torch.as_tensor(np.asarray(answer, dtype=np.float32))
-            except (TypeError, ValueError):
-                answer = None if answer is None else type(answer)
+                    raise self._error("returned None", row, total)
+            answer = _joined([np.nan if item is None else item for item in answer])
+        if isinstance(answer, np.ndarray) and answer.dtype.kind in "fiub":
+            answer = torch.as_tensor(answer.astype(np.float64 if answer.dtype == np.float64 else np.float32))
+        expected = f"one number for each of {len(sample)} samples"
         if not isinstance(answer, Tensor) or answer.is_complex():
-            came = "None" if answer is None else getattr(answer, "__name__", "complex numbers")
-            raise self._error(f"returned {came} instead of {expected}")
+            raise self._error(f"returned {_kind(answer)} instead of {expected}")
         if answer.shape != (len(sample),):
             raise self._error(f"returned shape {tuple(answer.shape)} instead of {expected}")
         return answer.to(sample.device, torch.float64 if answer.dtype == torch.float64 else torch.float32)
 
-    def _error(self, what: str, index: int | None = None, count: int = 0) -> RewardError:
-        where = "" if index is None else f" for sample {index} of {count}"
+    def _error(self, what: str, row: int | None = None, total: int = 0) -> RewardError:
+        where = "" if row is None else f" for sample {row} of {total}"
         return RewardError(
             f"reward '{self.name}' {what}{where} in round {self.round}; mend the reward"
-            + (", or drop such samples with on_error='drop'" if index is not None else "")
+            + (", or drop such samples with on_error='drop'" if row is not None else "")
         )
+
+
+def _joined(items: Sequence[Any]) -> Any:
+    """A list of numbers as one tensor; float32 unless it holds tensors, whose gradients stay."""
+    if items and any(isinstance(item, Tensor) for item in items):
+        shapes = {item.shape for item in items if isinstance(item, Tensor)}
+        return torch.stack([torch.as_tensor(item) for item in items]) if len(shapes) == 1 else items
+    try:
+        array = np.asarray(items)
+    except ValueError:  # ragged
+        return items
+    return array.astype(np.float32) if array.dtype.kind in "fiub" else items
+
+
+def _kind(answer: Any) -> str:
+    """What came instead of numbers, in a word or two."""
+    if answer is None:
+        return "None"
+    if isinstance(answer, Tensor | np.ndarray):
+        return f"numbers of type {answer.dtype}"
+    if isinstance(answer, list | tuple) and answer:
+        return f"a {type(answer).__name__} of {type(answer[0]).__name__}"
+    return f"a {type(answer).__name__}"
 
 
 def _describe(error: Exception) -> str:
     return f"{type(error).__name__} ({' '.join(str(error).split())[:200]})"
 
 
-def _keys(sample: State, cond: Cond) -> list[str]:
+def _keys(sample: Sample, cond: Cond) -> list[str]:
     """A hash of each sample and its conditions."""
-    rows = sample.detach().cpu().contiguous()
-    keys = zip(rows, context_keys(cond), strict=True)
-    return [hashlib.sha256(row.numpy().tobytes()).hexdigest() + key for row, key in keys]
+    keys = zip(sample, context_keys(cond), strict=True)
+    return [hashlib.sha256(as_bytes(row)).hexdigest() + key for row, key in keys]

@@ -25,6 +25,8 @@ class Guided(nn.Module):
             self.register_buffer(f"null_{name}", value)
 
     def forward(self, x: State, time: Tensor, cond: Cond) -> Output:
+        if missing := [name for name in self.asked if name not in cond]:
+            raise ValueError(f"guidance away from {missing} needs conditions of that name, but {[*cond]} came")
         both: dict[str, Tensor | list[str]] = {}
         for name, value in cond.items():
             if isinstance(value, Tensor):

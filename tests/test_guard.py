@@ -1,0 +1,196 @@
+"""A reward's answer is one finite number per sample, or one sentence says what it was."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from difftilt.guard import Guard, RewardError
+from difftilt.policy import unconditional
+
+SAMPLES = torch.arange(4.0)[:, None]
+NAN, INF = float("nan"), float("inf")
+
+
+def guarded(answer: Any, **settings: Any) -> Guard:
+    """A reward that always gives this answer, in round 7."""
+    guard = Guard(lambda x, c: answer, name="taste", **settings)
+    guard.round = 7
+    return guard
+
+
+def fails_on(bad: set[int], error: Exception | None = None) -> Callable[..., Tensor]:
+    """Twice the sample; some samples raise, or give NaN."""
+
+    def reward(x: Tensor, c: Any) -> Tensor:
+        if error and bad & {int(i) for i in x[:, 0]}:
+            raise error
+        return torch.where(torch.isin(x[:, 0], torch.tensor([float(i) for i in bad])), NAN, 2 * x[:, 0])
+
+    return reward
+
+
+GOOD = [0.0, 1.5, 2.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        torch.tensor(GOOD),
+        torch.tensor(GOOD, dtype=torch.float64),
+        torch.tensor(GOOD, dtype=torch.bfloat16),
+        GOOD,
+        tuple(GOOD),
+        np.array(GOOD),
+        np.array(GOOD, dtype=np.float16),
+        [np.float32(x) for x in GOOD],
+        [torch.tensor(x) for x in GOOD],
+        [0, 1.5, 2, 3],
+    ],
+    ids=lambda answer: f"{type(answer).__name__} of {type(answer[0]).__name__}",
+)
+def test_numbers_in_any_container_are_accepted(answer):
+    value = guarded(answer)(SAMPLES, unconditional(4))
+    assert value.tolist() == GOOD
+    assert value.dtype in (torch.float32, torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("answer", "came"),
+    [
+        (torch.tensor([0.0, 1, NAN, 3]), "returned nan for sample 2 of 4"),
+        ([0.0, 1, 2, -INF], "returned -inf for sample 3 of 4"),
+        (np.array([INF, 1, 2, 3]), "returned inf for sample 0 of 4"),
+        ([1.0, None, 2.0, 3.0], "returned None for sample 1 of 4"),
+        (None, "returned None instead of one number for each of 4 samples"),
+        (torch.ones(3), "returned shape (3,) instead of one number for each of 4 samples"),
+        ([1.0, 2.0], "returned shape (2,) instead of"),
+        (torch.ones(4, 1), "returned shape (4, 1) instead of"),
+        (torch.tensor(1.0), "returned shape () instead of"),
+        ([[1.0], [1.0], [1.0], [1.0]], "returned shape (4, 1) instead of"),
+        ([], "returned shape (0,) instead of"),
+        ([[1.0], [1.0, 2.0], [1.0], [1.0]], "returned a list of list instead of"),
+        (1.0, "returned a float instead of"),
+        ("1234", "returned a str instead of"),
+        (["1", "2", "3", "4"], "returned a list of str instead of"),
+        (np.array(["1", "2", "3", "4"]), "returned numbers of type <U1 instead of"),
+        (torch.ones(4, dtype=torch.complex64), "returned numbers of type torch.complex64 instead of"),
+        (np.ones(4, dtype=complex), "returned numbers of type complex128 instead of"),
+        ([1j, 1j, 1j, 1j], "returned a list of complex instead of"),
+        ({"score": 1.0}, "returned a dict instead of"),
+        (map(float, range(4)), "returned a map instead of"),
+        ([object()] * 4, "returned a list of object instead of"),
+    ],
+    ids=str,
+)
+def test_anything_else_is_refused_in_one_sentence(answer, came):
+    with pytest.raises(RewardError) as caught:
+        guarded(answer)(SAMPLES, unconditional(4))
+    message = str(caught.value)
+    assert came in message and "reward 'taste'" in message and "round 7" in message
+    assert "\n" not in message and not re.search(r"\. [A-Z]", message)
+
+
+def test_a_sample_that_raises_is_named_with_its_cause():
+    guard = Guard(fails_on({2}, KeyError("no\nsuch atom")), name="taste")
+    with pytest.raises(
+        RewardError, match=r"'taste' raised KeyError \(.*atom'\) for sample 2 of 4 in round 0"
+    ):
+        guard(SAMPLES, unconditional(4))
+
+
+def test_an_error_of_the_whole_batch_is_not_blamed_on_a_sample():
+    def reward(x: Tensor, c: Any) -> Tensor:
+        if len(x) > 1:
+            raise RuntimeError("too many")
+        return x[:, 0]
+
+    with pytest.raises(RewardError, match=r"too many.* on 4 samples, but on none of them alone"):
+        Guard(reward)(SAMPLES, unconditional(4))
+    dropping = Guard(reward, on_error="drop")
+    assert dropping(SAMPLES, unconditional(4)).tolist() == [0, 1, 2, 3]
+    assert dropping.dropped == 0
+
+
+def test_the_name_is_the_functions_own():
+    def sweetness(x: Tensor, c: Any) -> Tensor:
+        return x[:, 0] * NAN
+
+    with pytest.raises(RewardError, match="reward 'sweetness' returned nan for sample 0"):
+        Guard(sweetness)(SAMPLES, unconditional(4))
+
+
+@pytest.mark.parametrize("error", [None, ValueError("no")])
+@pytest.mark.parametrize("cache", [False, True])
+def test_bad_samples_are_dropped_and_counted_if_asked(error, cache):
+    guard = Guard(fails_on({1, 3}, error), on_error="drop", cache=cache)
+    for count in (1, 2):
+        value = guard(SAMPLES, unconditional(4))
+        assert value.isnan().tolist() == [False, True, False, True]
+        assert value[[0, 2]].tolist() == [0, 4]
+        assert guard.dropped == 2 * count
+
+
+@pytest.mark.parametrize("answer", [[1.0, None, INF, 2.0], np.array([1.0, NAN, -INF, 2.0])])
+def test_dropped_numbers_become_nan_and_never_a_substitute(answer):
+    value = guarded(answer, on_error="drop")(SAMPLES, unconditional(4))
+    assert value.isnan().tolist() == [False, True, True, False]
+
+
+def test_an_answer_of_the_wrong_shape_stops_even_when_dropping():
+    with pytest.raises(RewardError, match="shape"):
+        guarded(torch.ones(3), on_error="drop")(SAMPLES, unconditional(4))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=12), st.booleans())
+def test_the_cache_gives_the_same_answers_in_fewer_calls(numbers, again):
+    x = torch.tensor(numbers, dtype=torch.float32)[:, None]
+    cond = {"prompt": ["even" if i % 2 == 0 else "odd" for i in numbers]}
+    plain = Guard(fails_on(set()))
+    cached = Guard(fails_on(set()), cache=True)
+    for _ in range(1 + again):
+        assert cached(x, cond).equal(plain(x, cond))
+    assert plain.calls == len(numbers) * (1 + again)
+    assert cached.calls == len(set(numbers))
+
+
+def test_the_cache_knows_conditions_and_names_the_right_sample():
+    lengths: Any = lambda x, c: [float(len(p)) for p in c["prompt"]]  # noqa: E731
+    guard = Guard(lengths, cache=True)
+    same = torch.zeros(2, 1)
+    assert guard(same, {"prompt": ["a", "abc"]}).tolist() == [1, 3]
+    picky = Guard(fails_on({3}), cache=True)
+    picky(SAMPLES[:3], unconditional(3))
+    with pytest.raises(RewardError, match="nan for sample 3 of 4"):
+        picky(SAMPLES, unconditional(4))
+
+
+def test_counters_and_answers_travel_with_a_checkpoint():
+    guard = Guard(fails_on({1}), on_error="drop", cache=True)
+    guard(SAMPLES, unconditional(4))
+    resumed = Guard(fails_on({1}), on_error="drop", cache=True)
+    resumed.load_state_dict(guard.state_dict())
+    assert (resumed.calls, resumed.dropped) == (4, 1)
+    assert resumed(SAMPLES[[0, 2, 3]], unconditional(3)).tolist() == [0, 4, 6]
+    assert resumed.calls == 4
+
+
+@pytest.mark.parametrize("as_list", [False, True])
+def test_gradients_pass_through(as_list):
+    x = SAMPLES.clone().requires_grad_()
+    squares: Any = lambda x, c: list(x[:, 0] ** 2) if as_list else x[:, 0] ** 2  # noqa: E731
+    Guard(squares)(x, unconditional(4)).sum().backward()
+    assert x.grad is not None and x.grad.equal(2 * SAMPLES)
+
+
+def test_half_precision_samples_and_conditions_can_be_cached():
+    guard = Guard(lambda x, c: x[:, 0], cache=True)
+    cond = {"embed": torch.ones(4, 2, dtype=torch.bfloat16)}
+    assert guard(SAMPLES.bfloat16(), cond).tolist() == [0, 1, 2, 3]
