@@ -32,7 +32,8 @@ def check_value(name: str, value: Any, hint: Any) -> None:
         if typing.get_origin(option) is typing.Literal and value not in typing.get_args(option):
             valid = ", ".join(map(repr, typing.get_args(option)))
             raise ValueError(f"{name} must be one of {valid}, but {value!r} came")
-        if typing.get_origin(option) is Annotated and value is not None:
+        numeric = typing.get_origin(option) is Annotated and option.__origin__ in (int, float)
+        if numeric and value is not None:
             _check_number(name, value, *typing.get_args(option))
 
 
