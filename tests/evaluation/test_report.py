@@ -312,6 +312,7 @@ RULES = {
     "A KL above 10 nats is large": {"kl": Number(11, 0.1)},
     "above its target of 2": {"target_kl": 2},
     "the KL costs more than the reward gained": {"objective": rise(-4, -5)},
+    "so far the KL costs more": {"objective": rise(-4, -5), "finished": False},
     "J, the reward less the price of the KL, shows no clear change": {"objective": rise(-4, -4.01)},
     "which no policy can exceed": {"objective": rise(-4, -0.1)},
     "Diversity fell": {"diversity": rise(3, 1.4)},

@@ -170,6 +170,8 @@ def _objective(run: Outcome) -> Iterator[Finding]:
     change = f"{run.objective} ({run.objective.difference.signed})"
     if run.objective.direction > 0:
         yield _achieved(f"J, the reward less that price, rose {change}.")
+    elif run.objective.direction < 0 and not run.finished:
+        yield _watch(f"J fell {change}: so far the KL costs more than the reward gained.")
     elif run.objective.direction < 0:
         yield _watch(
             f"J fell {change}: the KL costs more than the reward gained, so at this alpha the pretrained"
