@@ -11,7 +11,7 @@ import annotated_types as at
 import torch
 
 from difftilt import advantages
-from difftilt.objective import Algorithm, Loss, Objective
+from difftilt.objective import Algorithm, Loss, Objective, to_go
 from difftilt.policy import Policy, context, decide, repeat
 from difftilt.settings import Count
 from difftilt.shapes import Cond
@@ -21,10 +21,12 @@ from difftilt.shapes import Cond
 class GRPO(Algorithm):
     """Every context is sampled `group_size` times and each sample is compared with its own group:
 
-        L = -E sum_t min(w_t A, clip(w_t, 1 - clip, 1 + clip) A) + alpha sum_t KL_t,
-        A = (r - mean of the group) / deviation of the group.
+        L   = -E sum_t min(w_t A_t, clip(w_t, 1 - clip, 1 + clip) A_t) + alpha sum_t KL_t / deviation,
+        A_t = (G_t - mean of the group) / deviation of the group's rewards,   G_t = r - alpha KL_{later}.
 
-    The KL is the closed form in nats, divided by the same deviation, so that alpha keeps its meaning.
+    Deviations from the paper, which keep the maximum of J where it is: the KL is the closed form in nats
+    and is divided by the same deviation, so that alpha keeps its meaning; and the KL that a decision causes
+    later counts in its advantage, to which the paper's penalty is blind.
 
     Args:
         group_size: Samples per context, at least 2.
@@ -44,8 +46,9 @@ class GRPO(Algorithm):
         seen = objective.sample(policy, repeat(cond, self.group_size))
         path, alpha = seen.path, objective.alpha
         ids = context(path.cond)
-        advantage = advantages.group(seen.reward.expand_as(seen.kl), ids).flatten()
-        spread = advantages.spread(seen.reward, ids).expand_as(seen.kl).flatten()
+        spread = advantages.spread(seen.reward, ids).expand_as(seen.kl)
+        returns = seen.reward - alpha * (to_go(seen.kl) - seen.kl)
+        advantage = (advantages.group(returns, ids, scale=False) / spread).flatten()
         dimensions = path.states[0, 0].numel() if self.clip_per_dim else 1
 
         for _ in range(self.epochs):
@@ -56,5 +59,5 @@ class GRPO(Algorithm):
                     base = decide(objective.reference, rows)
                 log_w = step.log_prob(rows.x_next) - path.log_prob.flatten()[index]
                 gain = advantages.clipped_surrogate(log_w, advantage[index], self.clip, dimensions)
-                loss = alpha * step.kl(base) / spread[index] - gain
+                loss = alpha * step.kl(base) / spread.flatten()[index] - gain
                 yield Loss(loss.mean() * len(path.log_prob), seen.stats())
