@@ -8,7 +8,6 @@ import math
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Literal
 
 import torch
 import torch.nn as nn
@@ -224,7 +223,7 @@ def chain_of(network: nn.Module, grid: Grid, *, eta: float = 1.0, tune_std: bool
     )
 
 
-def load_classifier(name: Literal["proxy", "gold"], folder: Path | None = None) -> Classifier:
+def load_classifier(name: str, folder: Path | None = None) -> Classifier:
     """A pretrained classifier, frozen: `proxy` for rewards, `gold` to judge what came of them."""
     if name not in ("proxy", "gold"):
         raise ValueError(f"the digit classifiers are 'proxy' and 'gold', but {name!r} came")

@@ -4,7 +4,7 @@ import json
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -34,6 +34,7 @@ from difftilt.training.pretrain import classify, denoise, noisy, shifted, warm_c
 
 NETWORK = {"patch": 4, "width": 128, "depth": 2, "heads": 4, "expand": 4}
 CLASSIFIER = {"width": 24, "features": 32}
+DROP = 0.5  # share of label-free training: fine-tuning starts from the unconditional law
 CLASSIFIER_RATE = 2e-3
 Numbers = dict[str, Any]  # as JSON holds them
 
@@ -103,6 +104,7 @@ def _train_model(data: Images, steps: int, batch: int, learning_rate: float, see
         steps=steps,
         batch=batch,
         null={"label": torch.tensor(NULL)},
+        drop=DROP,
         seed=seed,
     )
     for _ in track(rows, "diffusion model", total=steps):
@@ -156,10 +158,10 @@ def quality(folder: Path, steps: int | None = None, seed: int = 0) -> Numbers:
         "steps": policy.steps,
         "images": len(real.label),
         "held_out_images": len(held_out.label),
-        "classifiers": {name: _accuracy(name, folder, held_out) for name in ("proxy", "gold")},
+        "classifiers": {name: accuracy(name, folder, held_out) for name in ("proxy", "gold")},
         "gold_accuracy": _mean(hits),
         "gold_confidence": _mean(chosen[:, 0].double()),
-        "gold_on_real": _accuracy("gold", folder, real),
+        "gold_on_real": accuracy("gold", folder, real),
         "unconditional_classes": gold(free).argmax(1).bincount(minlength=CLASSES).tolist(),
         "frechet": {k: frechet(gold.features(x), gold.features(held_out.image)) for k, x in sets.items()},
         "energy": {k: two_sample(gold.features(x), gold.features(held_out.image)) for k, x in sets.items()},
@@ -172,7 +174,9 @@ def quality(folder: Path, steps: int | None = None, seed: int = 0) -> Numbers:
     }
 
 
-def _accuracy(name: Literal["proxy", "gold"], folder: Path, data: Images) -> Numbers:
+@torch.no_grad()
+def accuracy(name: str, folder: Path, data: Images) -> Numbers:
+    """A classifier's share of right answers, cross-entropy and mean probability of the right class."""
     logits = load_classifier(name, folder)(data.image)
     right = (logits.argmax(1) == data.label).double()
     return {
