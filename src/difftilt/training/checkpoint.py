@@ -3,9 +3,9 @@
     checkpoints/round-000012/    the state after 12 rounds
         policy.safetensors       what has been trained
         ema.safetensors          its moving average, if asked for
-        training.safetensors     tensors of the optimizer, the algorithm and the scheduler
-        training.json            their numbers
-        process-0.*              generators and counters of each process
+        training.safetensors     tensors of the optimizer
+        training.json            its numbers, the scheduler and the seed
+        process-0.*              what each process has for itself: algorithm, generators, counters
         MANIFEST.json            size and SHA-256 of each of these, and of itself
 
 A checkpoint is written beside its place, brought to the disk and then renamed. Nothing here unpickles.
@@ -19,6 +19,7 @@ import shutil
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -206,8 +207,12 @@ def _describe(folder: Path, rounds: int) -> dict[str, Any]:
         path.name: {"bytes": path.stat().st_size, "sha256": _digest(path)}
         for path in sorted(folder.iterdir())
     }
-    versions = {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
-    return {"format": FORMAT, "rounds": rounds, "versions": versions, "files": files}
+    return {"format": FORMAT, "rounds": rounds, "versions": _versions(), "files": files}
+
+
+@cache
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
 
 
 def _seal(content: Mapping[str, Any]) -> bytes:

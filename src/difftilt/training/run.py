@@ -175,6 +175,8 @@ class _Keeper:
     def __init__(self, folder: Path, state: State, keep: int):
         self.state, self._folder, self._keep = state, folder / "checkpoints", keep
         self._accelerator = state.accelerator
+        if self._accelerator.is_main_process:
+            checkpoint.sweep(self._folder)
         path = checkpoint.newest(self._folder, self._accelerator)
         if path is not None:
             state.restore(path)

@@ -69,7 +69,6 @@ class State:
             "log_bytes": self.log_bytes,
             "seed": self.seed,
             "processes": self.accelerator.num_processes,
-            "algorithm": self.algorithm.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
         }
@@ -77,6 +76,7 @@ class State:
         if self.ema is not None:
             shared["ema"] = pack(self.ema.state_dict())
         own = {
+            "algorithm": self.algorithm.state_dict(),  # it may remember what only this process has seen
             "reward": self.reward.state_dict(),
             "forward": self.counter.forward,
             "backward": self.counter.backward,
@@ -90,7 +90,6 @@ class State:
         training = checkpoint.read(path, "training")
         self._check(path, training)
         load_weights(self.policy, checkpoint.read(path, "policy"))
-        self.algorithm.load_state_dict(training["algorithm"])
         self.optimizer.load_state_dict(training["optimizer"])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(training["scheduler"])
@@ -99,6 +98,7 @@ class State:
         self.rounds, self.steps = training["rounds"], training["steps"]
         self.seconds, self.log_bytes = training["seconds"], training["log_bytes"]
         own = checkpoint.read(path, f"process-{self.accelerator.process_index}")
+        self.algorithm.load_state_dict(own["algorithm"])
         self.reward.load_state_dict(own["reward"])
         self.counter.forward, self.counter.backward = own["forward"], own["backward"]
         _set_random_state(own["random"])
