@@ -45,6 +45,11 @@ class Objective:
     @torch.no_grad()
     def sample(self, policy: Policy, cond: Cond) -> "Experience":
         """Chains of the policy, with their rewards and their divergence from the reference."""
+        if policy.steps != self.reference.steps:
+            raise ValueError(
+                f"the reference takes {self.reference.steps} steps and the policy {policy.steps}; their KL"
+                " needs one number of steps"
+            )
         states, log_prob, log_ratio, kl = [], [], [], []
         for d in chain(policy, cond):
             base = self.reference.initial(cond) if d.t[0] > policy.steps else self.reference(d.x, d.t, cond)

@@ -178,18 +178,27 @@ class Decision:
     x_next: State
 
 
-@torch.no_grad()
 def chain(policy: Policy, cond: Cond) -> Iterator[Decision]:
-    """Samples x_T, ..., x_0 and yields each of the T + 1 decisions as it is taken."""
+    """Samples x_T, ..., x_0 without gradients and yields each of the T + 1 decisions as it is taken."""
+    decision = _first(policy, cond)
+    yield decision
+    for t in range(policy.steps, 0, -1):
+        decision = _next(policy, decision.x_next, t, cond)
+        yield decision
+
+
+@torch.no_grad()
+def _first(policy: Policy, cond: Cond) -> Decision:
     step = policy.initial(cond)
     x = step.sample()
-    yield Decision(torch.zeros_like(x), _full(x, policy.steps + 1), step, x)
-    for t in range(policy.steps, 0, -1):
-        time = _full(x, t)
-        step = policy(x, time, cond)
-        x_next = step.sample()
-        yield Decision(x, time, step, x_next)
-        x = x_next
+    return Decision(torch.zeros_like(x), _full(x, policy.steps + 1), step, x)
+
+
+@torch.no_grad()
+def _next(policy: Policy, x: State, t: int, cond: Cond) -> Decision:
+    time = _full(x, t)
+    step = policy(x, time, cond)
+    return Decision(x, time, step, step.sample())
 
 
 @torch.no_grad()
