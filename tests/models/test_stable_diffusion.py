@@ -280,6 +280,10 @@ def test_other_pipelines_are_refused():
 
 
 def test_a_missing_library_is_named(monkeypatch, pipe):
+    policy, _ = stable_diffusion(pipe, steps=4)
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    with pytest.raises(ImportError, match=r"pip install 'difftilt\[diffusers\]'"):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ImportError, match=r"needs diffusers; .* pip install 'difftilt\[diffusers\]'"):
         stable_diffusion(pipe)
+    with pytest.raises(ImportError, match=r"need peft; .* pip install 'difftilt\[diffusers\]'"):
+        lora(policy, pipe)

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn as nn
+from safetensors import safe_open
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from difftilt.grid import Grid
 from difftilt.policy import Policy
-from difftilt.processes.adapters import without_adapters
+from difftilt.processes.adapters import load_peft, without_adapters
 from difftilt.processes.gaussian import GaussianPolicy
 from difftilt.processes.guidance import Guided
 from difftilt.processes.micro_batch import MicroBatch
@@ -115,9 +116,63 @@ def scheduler_grid(scheduler: Any, steps: int) -> Grid:
     return _grid(time.flip(0), alpha, alpha * sigma)
 
 
-def _grid(time: Tensor, alpha: Tensor, sigma: Tensor) -> Grid:
-    dtype = torch.get_default_dtype()
-    return Grid(time, alpha.to(dtype), sigma.to(dtype))
+def lora(
+    policy: GaussianPolicy, pipe: "StableDiffusionPipeline", rank: int = 4, targets: Sequence[str] = ATTENTION
+) -> Policy:
+    """Freezes the UNet, adds LoRA to it (Hu et al., 2021), and returns the chain without: the reference.
+
+    Args:
+        rank: Of the update of each layer, at least 1.
+        targets: Ends of the names of the layers that get one.
+    """
+    unet: Any = pipe.unet
+    config = load_peft().LoraConfig(r=rank, lora_alpha=rank, target_modules=list(targets))
+    unet.requires_grad_(False)
+    unet.add_adapter(config)
+    for p in unet.parameters():
+        if p.requires_grad:
+            p.data = p.data.to(torch.promote_types(p.dtype, torch.float32))  # half steps would round away
+    return without_adapters(policy, unet)
+
+
+def save_lora(pipe: "StableDiffusionPipeline", folder: Path) -> None:
+    """Writes the adapters as `pipe.load_lora_weights(folder)` reads them."""
+    pipe.save_lora_weights(
+        folder,
+        unet_lora_layers=load_peft().get_peft_model_state_dict(pipe.unet),
+        unet_lora_adapter_metadata=pipe.unet.peft_config["default"].to_dict(),
+        weight_name=LORA_FILE,
+    )
+
+
+def load_lora(pipe: "StableDiffusionPipeline", folder: Path) -> None:
+    """Adds saved adapters to a pipeline that has none.
+
+    Raises:
+        ValueError: If a weight belongs to no layer of the UNet. diffusers would pass over it in silence.
+    """
+    with safe_open(folder / LORA_FILE, "pt") as file:
+        names = list(file.keys())
+    layers = {f"unet.{name}" for name, _ in pipe.unet.named_modules()}
+    stray = [name for name in names if name.rpartition(".lora")[0] not in layers]
+    if stray or not names:
+        raise ValueError(
+            f"{folder / LORA_FILE} holds {len(stray)} of {len(names)} weights that belong to no layer of the"
+            f" UNet, such as {stray[:1]}; names must read unet.LAYER.lora_A.weight"
+        )
+    pipe.load_lora_weights(str(folder), weight_name=LORA_FILE)
+
+
+def _check(pipe: Any) -> None:
+    try:
+        from diffusers import StableDiffusionPipeline
+    except ImportError as error:
+        message = "Stable Diffusion needs diffusers; install it with pip install 'difftilt[diffusers]'"
+        raise ImportError(message) from error
+    if not isinstance(pipe, StableDiffusionPipeline):
+        raise ValueError(
+            f"a StableDiffusionPipeline (1.x or 2.x) is needed, but a {type(pipe).__name__} came"
+        )
 
 
 def _encoder(pipe: "StableDiffusionPipeline") -> Encode:
@@ -153,65 +208,6 @@ def _decoder(pipe: "StableDiffusionPipeline", micro_batch: int | None) -> Callab
     return decode
 
 
-def lora(
-    policy: GaussianPolicy, pipe: "StableDiffusionPipeline", rank: int = 4, targets: Sequence[str] = ATTENTION
-) -> Policy:
-    """Freezes the UNet, adds LoRA to it (Hu et al., 2021), and returns the chain without: the reference.
-
-    Args:
-        rank: Of the update of each layer, at least 1.
-        targets: Ends of the names of the layers that get one.
-    """
-    from peft import LoraConfig
-
-    unet: Any = pipe.unet
-    unet.requires_grad_(False)
-    unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(targets)))
-    for p in unet.parameters():
-        if p.requires_grad:
-            p.data = p.data.to(torch.promote_types(p.dtype, torch.float32))  # half steps would round away
-    return without_adapters(policy, unet)
-
-
-def _check(pipe: Any) -> None:
-    try:
-        from diffusers import StableDiffusionPipeline
-    except ImportError as error:
-        message = "Stable Diffusion needs diffusers; install it with pip install 'difftilt[diffusers]'"
-        raise ImportError(message) from error
-    if not isinstance(pipe, StableDiffusionPipeline):
-        raise ValueError(
-            f"a StableDiffusionPipeline (1.x or 2.x) is needed, but a {type(pipe).__name__} came"
-        )
-
-
-def save_lora(pipe: "StableDiffusionPipeline", folder: Path) -> None:
-    """Writes the adapters as `pipe.load_lora_weights(folder)` reads them."""
-    from peft import get_peft_model_state_dict
-
-    pipe.save_lora_weights(
-        folder,
-        unet_lora_layers=dict(get_peft_model_state_dict(pipe.unet)),
-        unet_lora_adapter_metadata=pipe.unet.peft_config["default"].to_dict(),
-        weight_name=LORA_FILE,
-    )
-
-
-def load_lora(pipe: "StableDiffusionPipeline", folder: Path) -> None:
-    """Adds saved adapters to a pipeline that has none.
-
-    Raises:
-        ValueError: If a weight belongs to no layer of the UNet. diffusers would pass over it in silence.
-    """
-    from safetensors import safe_open
-
-    with safe_open(folder / LORA_FILE, "pt") as file:
-        names = list(file.keys())
-    layers = {f"unet.{name}" for name, _ in pipe.unet.named_modules()}
-    stray = [name for name in names if name.rpartition(".lora")[0] not in layers]
-    if stray or not names:
-        raise ValueError(
-            f"{folder / LORA_FILE} holds {len(stray)} of {len(names)} weights that belong to no layer of the"
-            f" UNet, such as {stray[:1]}; names must read unet.LAYER.lora_A.weight"
-        )
-    pipe.load_lora_weights(str(folder), weight_name=LORA_FILE)
+def _grid(time: Tensor, alpha: Tensor, sigma: Tensor) -> Grid:
+    dtype = torch.get_default_dtype()
+    return Grid(time, alpha.to(dtype), sigma.to(dtype))

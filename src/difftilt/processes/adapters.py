@@ -64,8 +64,14 @@ def _adapters_off(network: nn.Module) -> Iterator[None]:
 
 
 def _adapter_layers(network: nn.Module) -> list[Any]:
+    tuner = load_peft().tuners.tuners_utils.BaseTunerLayer
+    return [module for module in network.modules() if isinstance(module, tuner)]
+
+
+def load_peft() -> Any:
+    """The library of adapters, which is loaded only when it is used."""
     try:
-        from peft.tuners.tuners_utils import BaseTunerLayer
+        import peft
     except ImportError as error:
         raise ImportError("adapters need peft; install it with pip install 'difftilt[diffusers]'") from error
-    return [module for module in network.modules() if isinstance(module, BaseTunerLayer)]
+    return peft
