@@ -20,10 +20,12 @@ def positive(dimension):
 
 def random_chain(dimension=3, steps=4, seed=0):
     torch.manual_seed(seed)
-    draw = lambda *shape: torch.randn(*shape, dtype=torch.float64)
     noise = torch.stack([positive(dimension) for _ in range(steps)])
-    weight = draw(steps, dimension, dimension) / 2
-    return exact.AffineChain(draw(dimension), positive(dimension), weight, draw(steps, dimension), noise)
+    mean, bias, weight = torch.randn(steps * (dimension + 1) + 1, dimension, dtype=torch.float64).split(
+        [1, steps, steps * dimension]
+    )
+    weight = weight.view(steps, dimension, dimension) / 2
+    return exact.AffineChain(mean[0], positive(dimension), weight, bias, noise)
 
 
 def random_reward(dimension=3):
@@ -70,7 +72,10 @@ def test_a_bowl_multiplies_two_gaussians():
 def test_each_optimum_is_reached_by_its_policy_and_by_no_other():
     chain = random_chain()
     reward = random_reward()
-    objective = lambda policy: exact.evaluate(policy, chain, reward, ALPHA).objective
+
+    def objective(policy):
+        return exact.evaluate(policy, chain, reward, ALPHA).objective
+
     free, fixed = (exact.solve(chain, reward, ALPHA, fixed_cov=keep) for keep in (False, True))
     for solved in (free, fixed):
         torch.testing.assert_close(objective(solved.policy), solved.optimum)
@@ -140,9 +145,13 @@ def test_affine_and_affine_policy_undo_each_other():
     again = exact.affine(policy)
     for name, value in vars(diagonal).items():
         torch.testing.assert_close(getattr(again, name), value)
-    objective = Objective(random_reward(), policy, ALPHA)
-    seen = objective.sample(policy, unconditional(20_000)).stats()
-    exactly = exact.evaluate(diagonal, diagonal, objective.reward.reward, ALPHA)
+    with torch.no_grad():
+        policy.get_parameter("network.bias").add_(1)
+    assert not torch.equal(exact.affine(policy).bias, diagonal.bias)  # the policy has tables of its own
+    policy = exact.AffinePolicy(diagonal)
+    reward = random_reward()
+    seen = Objective(reward, policy, ALPHA).sample(policy, unconditional(20_000)).stats()
+    exactly = exact.evaluate(diagonal, diagonal, reward, ALPHA)
     assert abs(seen["reward"] - exactly.reward) < 4 * seen["reward_se"]
     with pytest.raises(ValueError, match="diagonal"):
         exact.AffinePolicy(chain)

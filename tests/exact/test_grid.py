@@ -23,9 +23,10 @@ GOLDEN = [
 ]
 
 
-def denoising(network, grid, **settings):
-    settings = {"prediction_type": "sample", "variance_type": "fixed_large"} | settings
-    return GaussianPolicy(network, grid, (1,), **settings).double()
+def denoising(network, grid, tune_std=False):
+    return GaussianPolicy(
+        network, grid, (1,), prediction_type="sample", variance_type="fixed_large", tune_std=tune_std
+    ).double()
 
 
 @pytest.fixture(scope="module")

@@ -85,9 +85,9 @@ class AffinePolicy(Policy):
     def __init__(self, chain: AffineChain, *, tune_std: bool = False, tune_initial: bool = False):
         super().__init__()
         self.steps = chain.steps
-        log_std, log_start = (_log_std(cov) for cov in (chain.noise, chain.cov))
-        table = {"weight": chain.weight, "bias": chain.bias, "log_std": log_std}
-        self.network = nn.ParameterDict({**table, "mean": chain.mean, "log_start": log_start})
+        tables = {"mean": chain.mean, "weight": chain.weight, "bias": chain.bias}
+        tables |= {"log_start": _log_std(chain.cov), "log_std": _log_std(chain.noise)}
+        self.network = nn.ParameterDict({name: table.detach().clone() for name, table in tables.items()})
         for name, free in {"log_std": tune_std, "mean": tune_initial, "log_start": tune_initial}.items():
             self._table(name).requires_grad_(free)
 

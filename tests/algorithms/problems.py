@@ -1,0 +1,111 @@
+"""Small problems with a known optimum and a known gradient of J, on which algorithms are examined."""
+
+from dataclasses import dataclass
+
+import torch
+
+from difftilt.exact import gaussian, tabular
+from difftilt.objective import Objective
+from difftilt.policy import Policy
+from difftilt.transition import Categorical
+
+ALPHA = 0.5
+F64 = torch.float64
+
+
+@dataclass
+class Problem:
+    """The reference's J, an off-optimum policy, and the optimum; all with a law of x_T that can be tuned."""
+
+    objective: Objective
+    start: Policy
+    elsewhere: Policy
+    best: Policy
+    optimum: float
+
+    def exact(self, policy):
+        """J with its gradient."""
+        objective = self.objective
+        if isinstance(policy, tabular.TabularPolicy):
+            return tabular.evaluate(objective, policy).objective
+        pair = (gaussian.affine(policy), gaussian.affine(objective.reference))
+        return gaussian.evaluate(*pair, self.bowl, objective.alpha).objective
+
+    @property
+    def bowl(self) -> gaussian.Quadratic:
+        reward = self.objective.reward.reward
+        assert isinstance(reward, gaussian.Quadratic)
+        return reward
+
+
+def finite(states=3, steps=3):
+    torch.manual_seed(0)
+    score = torch.randn(states, dtype=F64)
+    reference = tabular.random_chain(states, steps)
+    objective = Objective(lambda x, c: score[x[:, 0]], reference.requires_grad_(False), ALPHA)
+    solved = tabular.solve(objective)
+    start = tabular.TabularPolicy(*(table.detach() for table in reference.tables()))
+    return Problem(
+        objective, start, tabular.random_chain(states, steps), solved.policy, solved.optimum.item()
+    )
+
+
+def affine(dimension=1, steps=3):
+    torch.manual_seed(0)
+    eye = torch.eye(dimension, dtype=F64)
+    mean = torch.zeros(dimension, dtype=F64)
+    bias = 0.3 * torch.randn(steps, dimension, dtype=F64)
+    turn = 0.2 * torch.randn(steps, dimension, dimension, dtype=F64) / dimension
+    chain = gaussian.AffineChain(mean, eye, 0.8 * eye + turn, bias, 0.5 * eye.expand(steps, -1, -1))
+    moved = gaussian.AffineChain(mean + 0.3, 1.2 * eye, 0.9 * chain.weight, bias - 0.2, 0.8 * chain.noise)
+    reward = gaussian.bowl(torch.linspace(1, 1.5, dimension, dtype=F64), 0.4 * eye)
+    solved = gaussian.solve(chain, reward, ALPHA)
+
+    def policy(chain):
+        return gaussian.AffinePolicy(chain, tune_std=True, tune_initial=True)
+
+    objective = Objective(reward, policy(chain).requires_grad_(False), ALPHA)
+    best = policy(solved.policy) if dimension == 1 else policy(chain)
+    return Problem(objective, policy(chain), policy(moved), best, solved.optimum.item())
+
+
+PROBLEMS = {"tabular": finite, "gaussian": affine}
+
+
+class EveryPath(tabular.TabularPolicy):
+    """The uniform chain, which draws every path exactly once: batch means are expectations."""
+
+    def __init__(self, states, steps):
+        uniform = torch.full((steps, states, states), 1 / states, dtype=F64)
+        super().__init__(uniform[0, 0], uniform)
+        self.paths = torch.cartesian_prod(*[torch.arange(states)] * (steps + 1))
+
+    def initial(self, cond):
+        return self._scripted(super().initial(cond), 0)
+
+    def forward(self, x, t, cond):
+        return self._scripted(super().forward(x, t, cond), self.steps + 1 - int(t[0]))
+
+    def _scripted(self, step, decision):
+        return Scripted(step.probs, self.paths[:, decision, None])
+
+
+class Scripted(Categorical):
+    def __init__(self, probs, script):
+        super().__init__(probs)
+        object.__setattr__(self, "script", script)
+
+    def sample(self):
+        return self.script  # type: ignore[attr-defined]
+
+
+def flat(loss, policy):
+    """The gradient of a loss in all trainable parameters of a policy, as one vector."""
+    tuned = [p for p in policy.parameters() if p.requires_grad]
+    gradients = torch.autograd.grad(loss, tuned, allow_unused=True)
+    pairs = zip(gradients, tuned, strict=True)
+    return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in pairs])
+
+
+def cosine(a, b):
+    return (a @ b / (a.norm() * b.norm())).item()

@@ -1,0 +1,111 @@
+"""What PPO refuses, clips, remembers and saves."""
+
+import pytest
+import torch
+import torch.nn as nn
+from problems import affine, finite
+
+from difftilt.algorithms.ppo import HISTORY, MIN_HISTORY, PPO, RATIO_TOLERANCE
+from difftilt.grid import cosine
+from difftilt.objective import Objective
+from difftilt.policy import path_log_prob, rollout, unconditional
+from difftilt.processes.gaussian import GaussianPolicy
+
+
+class Network(nn.Module):
+    """A small convolutional network on square images of one channel."""
+
+    def __init__(self, dropout=0.0, width=16):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(1, width, 3, padding=1), nn.SiLU(), nn.Dropout(dropout),
+            nn.Conv2d(width, width, 3, padding=1), nn.GroupNorm(4, width), nn.SiLU(),
+            nn.Conv2d(width, 1, 3, padding=1),
+        )  # fmt: skip
+
+    def forward(self, x, time, cond):
+        return self.layers(x) + 1e-3 * time[:, None, None, None]
+
+
+def images(side=8, steps=4, **network):
+    torch.manual_seed(0)
+    return GaussianPolicy(Network(**network), cosine(steps), (1, side, side))
+
+
+def brightness(x, cond):
+    return x.flatten(1).mean(1)
+
+
+def test_dropout_is_refused_before_the_first_update():
+    policy = images(dropout=0.5)
+    algorithm, objective = PPO(), Objective(brightness, images(), 1.0)
+    with pytest.raises(ValueError, match="switch off dropout"):
+        list(algorithm.losses(policy.train(), objective, unconditional(8)))
+    assert len(list(algorithm.losses(policy.eval(), objective, unconditional(8)))) == 8
+
+
+def test_the_ratio_is_one_however_the_rows_are_batched():
+    policy, algorithm = images(), PPO(minibatches=7)
+    with torch.no_grad():
+        path = rollout(policy, unconditional(64))
+        again = path_log_prob(policy, path) - path.log_prob
+    assert again.abs().max() < RATIO_TOLERANCE
+    list(algorithm.losses(policy, Objective(brightness, images(), 1.0), unconditional(64)))
+    assert algorithm.checked
+
+
+def test_later_ratios_may_move():
+    problem, algorithm = finite(), PPO()
+    rows = algorithm.losses(problem.start, problem.objective, unconditional(64))
+    next(rows)
+    with torch.no_grad():
+        for parameter in problem.start.parameters():
+            parameter += torch.randn_like(parameter)
+    assert next(rows).stats["clipped"] > 0.1
+
+
+def test_a_clip_per_dimension_is_wider_by_the_number_of_dimensions():
+    clipped = {}
+    for per_dim in (False, True):
+        problem = affine(dimension=4)
+        rows = PPO(clip=0.05, clip_per_dim=per_dim).losses(
+            problem.start, problem.objective, unconditional(500)
+        )
+        next(rows)
+        with torch.no_grad():
+            problem.start.get_parameter("network.bias").add_(0.05)
+        clipped[per_dim] = next(rows).stats["clipped"].item()
+    assert clipped[True] < clipped[False] / 1.5
+
+
+def test_a_constant_shift_of_the_reward_changes_nothing():
+    losses = []
+    for shift in (0.0, 1000.0):
+        problem = finite()
+        score = torch.tensor([0.1, 0.7, -0.3], dtype=torch.float64) + shift
+        torch.manual_seed(0)
+        objective = Objective(lambda x, c, s=score: s[x[:, 0]], problem.objective.reference, 0.5)
+        losses.append(
+            [loss.value.item() for loss in PPO().losses(problem.start, objective, unconditional(64))]
+        )
+    assert losses[0] == pytest.approx(losses[1], abs=1e-8)
+
+
+def test_the_running_mean_of_a_context_is_that_of_its_last_rewards():
+    problem, algorithm = finite(), PPO(advantage="context", epochs=1, minibatches=1)
+    cond = {"context": torch.arange(8) % 2}
+    for _ in range(30):
+        list(algorithm.losses(problem.start, problem.objective, cond))
+    assert len(algorithm.history) == 2
+    assert {len(rewards) for rewards in algorithm.history.values()} == {HISTORY}
+    copy = PPO(advantage="context")
+    copy.load_state_dict(algorithm.state_dict())
+    assert copy.history == algorithm.history
+    assert copy.checked
+    assert MIN_HISTORY < HISTORY
+
+
+@pytest.mark.parametrize("wrong", [{"clip": 0.0}, {"clip": 1.0}, {"epochs": 0}, {"minibatches": 0}])
+def test_settings_out_of_range_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        PPO(**wrong)
