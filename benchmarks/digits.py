@@ -18,6 +18,7 @@ import torch
 from difftilt.recipes.digits import ALGORITHM, TRAINING, digits
 from difftilt.recipes.execute import finetune
 from difftilt.recipes.record import describe, to_json, write_json
+from difftilt.training.distributed import make_accelerator
 
 ALPHA = {"threes": 0.1, "bayes": 1.0}
 
@@ -37,7 +38,7 @@ def run(task: str, seed: int, rounds: int) -> dict:
         record = describe("digits", {"algorithm": ALGORITHM, **settings}, 1, "cpu")
         write_json(Path(folder) / "run.json", record)
         start = time.monotonic()
-        summary = finetune(digits(**settings), Path(folder))
+        summary = finetune(digits(**settings), Path(folder), make_accelerator())
         wall = time.monotonic() - start
     row = {"task": task, "algorithm": "ppo", "seed": seed, **summary, "wall_seconds": wall}
     row["settings"] = {name: to_json(value) for name, value in settings.items()}

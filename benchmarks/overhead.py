@@ -1,7 +1,8 @@
 """What the library costs on top of the network: one PPO round on digits against its bare network passes.
 
-Every call that a round makes of a network is recorded with its inputs; the bare side repeats exactly these calls, and a
-backward pass where the round had one. Both sides run in turn in one process, and the ratio is taken pair by pair.
+Every call that a round makes of a network is recorded with its inputs. The bare side repeats exactly these
+calls, with a backward pass where the round had one. Both sides run in turn in one process, and the ratio is
+taken pair by pair.
 
     python benchmarks/overhead.py [--pairs N] [--batch N] [--threads N] [--out FILE.json]
 """
@@ -44,7 +45,8 @@ def main() -> None:
                 output.backward(torch.ones_like(output))
         optimizer.zero_grad()
 
-    tilt(), bare()
+    tilt()
+    bare()
     pairs = [(seconds(tilt), seconds(bare)) for _ in range(options.pairs)]
     ratios = sorted(ours / theirs for ours, theirs in pairs)
     row = {

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import tyro
-from accelerate import PartialState
 from rich.console import Console
 from rich.table import Table
 
@@ -24,6 +23,7 @@ from difftilt.recipes.job import Job
 from difftilt.recipes.record import describe, read_json, restore, to_json, write_json
 from difftilt.settings import Count, Natural
 from difftilt.training.checkpoint import CheckpointError
+from difftilt.training.distributed import make_accelerator
 from difftilt.training.fit import NonFiniteError
 from difftilt.training.signals import Preempted
 
@@ -98,13 +98,13 @@ def finetune_command(words: list[str]) -> None:
         show({"settings": {k: to_json(v) for k, v in settings.items()}, "plan": plan(job)})
         return
     folder = options.out or Path("runs") / f"{recipe}-{to_json(settings['algorithm'])['name']}"
-    state = PartialState()
-    if state.is_main_process:
+    accelerator = make_accelerator(job.training.mixed_precision)
+    if accelerator.is_main_process:
         prepare(folder, options.overwrite)
-        record = describe(recipe, settings, state.num_processes, str(state.device))
+        record = describe(recipe, settings, accelerator.num_processes, str(accelerator.device))
         write_json(folder / "run.json", record)
-    state.wait_for_everyone()
-    conclude(finetune(job, folder), folder)
+    accelerator.wait_for_everyone()
+    conclude(finetune(job, folder, accelerator), folder)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +133,7 @@ def sample_command(words: list[str]) -> None:
 def resume_command(words: list[str]) -> None:
     """Goes on with a run from its newest good checkpoint."""
     folder, job = load(parse(run_option, words, "difftilt resume")["run"])
-    conclude(finetune(job, folder), folder)
+    conclude(finetune(job, folder, make_accelerator(job.training.mixed_precision)), folder)
 
 
 def report_command(words: list[str]) -> None:

@@ -29,23 +29,21 @@ def choose(kind: str, name: str, options: Mapping[str, Any]) -> Any:
 
 
 def parse(function: Callable[..., Any], words: list[str], program: str, *groups: type) -> dict[str, Any]:
-    """The arguments of a function, and of option groups beside it, from a command line.
+    """The arguments of a function, and the fields of option groups beside it, from a command line.
 
     Raises:
         UsageError: In one sentence, where tyro prints a box.
     """
     hints = typing.get_type_hints(function, include_extras=True)
     fields = [
-        (p.name, hints[p.name], p.default) if p.default is not p.empty else (p.name, hints[p.name])
-        for p in inspect.signature(function).parameters.values()
+        _field(p.name, hints[p.name], p.default) for p in inspect.signature(function).parameters.values()
     ]
+    doc = inspect.getdoc(function) or ""
     for group in groups:
         fields += [
-            (f.name, typing.get_type_hints(group)[f.name], f.default) for f in dataclasses.fields(group)
+            _field(f.name, typing.get_type_hints(group)[f.name], f.default) for f in dataclasses.fields(group)
         ]
-    doc = "\n".join(
-        [inspect.getdoc(function) or "", *((inspect.getdoc(g) or "").split("Args:")[1] for g in groups)]
-    )
+        doc += "\n" + (inspect.getdoc(group) or "").partition("Args:")[2]
     options = dataclasses.make_dataclass("Options", fields, frozen=True, namespace={"__doc__": doc})
     printed = io.StringIO()
     try:
@@ -54,11 +52,7 @@ def parse(function: Callable[..., Any], words: list[str], program: str, *groups:
                 options,
                 prog=program,
                 args=words,
-                config=(
-                    tyro.conf.OmitArgPrefixes,
-                    tyro.conf.CascadeSubcommandArgs,
-                    tyro.conf.FlagConversionOff,
-                ),
+                config=(tyro.conf.OmitArgPrefixes, tyro.conf.CascadeSubcommandArgs),
             )
     except SystemExit as stop:
         if stop.code in (0, None):
@@ -70,6 +64,13 @@ def parse(function: Callable[..., Any], words: list[str], program: str, *groups:
     except ValueError as error:
         raise UsageError(str(error)) from None
     return values
+
+
+def _field(name: str, hint: Any, default: Any) -> tuple[str, Any, Any]:
+    """A field as `make_dataclass` wants it."""
+    if default is inspect.Parameter.empty:
+        return name, hint, dataclasses.field()
+    return name, hint, dataclasses.field(default_factory=lambda: default)
 
 
 def check(values: Mapping[str, Any], hints: Mapping[str, Any]) -> None:

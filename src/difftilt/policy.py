@@ -101,6 +101,12 @@ def take(cond: Cond, index: Index) -> Cond:
     return {k: v[index] if isinstance(v, Tensor) else [v[i] for i in index.tolist()] for k, v in cond.items()}
 
 
+def on_device_of(policy: Policy, cond: Cond) -> Cond:
+    """The conditions where the policy's weights are."""
+    weight = next(policy.parameters(), torch.empty(0))
+    return {k: v.to(weight.device) if isinstance(v, Tensor) else v for k, v in cond.items()}
+
+
 def batch_size(cond: Cond) -> int:
     """The number of samples that a condition asks for."""
     if not cond:

@@ -12,14 +12,14 @@ import torch
 
 from difftilt import advantages
 from difftilt.objective import Algorithm, Loss, Objective, to_go
-from difftilt.policy import Policy, context, decide, repeat
+from difftilt.policy import Policy, batch_size, context, decide, repeat, take
 from difftilt.settings import Count
 from difftilt.shapes import Cond
 
 
 @dataclass(eq=False)
 class GRPO(Algorithm):
-    """Every context is sampled `group_size` times and each sample is compared with its own group:
+    """Each context is sampled `group_size` times, and each sample is compared with its own group:
 
         L   = -E sum_t min(w_t A_t, clip(w_t, 1 - clip, 1 + clip) A_t) + alpha sum_t KL_t / deviation,
         A_t = (G_t - mean of the group) / deviation of the group's rewards,   G_t = r - alpha KL_{later}.
@@ -29,7 +29,8 @@ class GRPO(Algorithm):
     later counts in its advantage, to which the paper's penalty is blind.
 
     Args:
-        group_size: Samples per context, at least 2.
+        group_size: Samples per context, at least 2. A batch of n conditions gives n samples: every
+            `group_size`-th condition is kept and repeated.
         clip: Range of the ratio, in (0, 1).
         clip_per_dim: Clip the ratio per dimension instead, w^(1 / D).
         epochs: Passes over the rows of a round, at least 1.
@@ -43,7 +44,7 @@ class GRPO(Algorithm):
     minibatches: Count = 4
 
     def losses(self, policy: Policy, objective: Objective, cond: Cond) -> Iterator[Loss]:
-        seen = objective.sample(policy, repeat(cond, self.group_size))
+        seen = objective.sample(policy, self._groups(cond))
         path, alpha = seen.path, objective.alpha
         ids = context(path.cond)
         spread = advantages.spread(seen.reward, ids).expand_as(seen.kl)
@@ -61,3 +62,13 @@ class GRPO(Algorithm):
                 gain = advantages.clipped_surrogate(log_w, advantage[index], self.clip, dimensions)
                 loss = alpha * step.kl(base) / spread.flatten()[index] - gain
                 yield Loss(loss.mean() * len(path.log_prob), seen.stats())
+
+    def _groups(self, cond: Cond) -> Cond:
+        count = batch_size(cond) // self.group_size
+        if not count:
+            raise ValueError(
+                f"a batch of {batch_size(cond)} holds no group of {self.group_size};"
+                " enlarge the batch or lower group_size"
+            )
+        rows = torch.arange(count) * self.group_size
+        return repeat(take(cond, rows), self.group_size)

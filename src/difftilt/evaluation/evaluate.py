@@ -11,7 +11,7 @@ import torch
 
 from difftilt.guard import Reward
 from difftilt.objective import Experience, Objective
-from difftilt.policy import Policy, batch_size, take
+from difftilt.policy import Policy, batch_size, on_device_of, take
 from difftilt.shapes import Cond, PerSample, State
 from difftilt.training.seeds import seed_round
 
@@ -71,6 +71,7 @@ def evaluate(
         chunk: Chains sampled at a time.
     """
     seed_round(seed, EVALUATION)
+    cond = on_device_of(policy, cond)
     rows = torch.arange(batch_size(cond)).split(chunk)
     seen: list[Experience] = [objective.sample(policy, take(cond, part)) for part in rows]
     sample = torch.cat([s.path.sample for s in seen])

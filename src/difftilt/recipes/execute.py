@@ -15,20 +15,18 @@ from difftilt.objective import Objective
 from difftilt.recipes.job import Job
 from difftilt.recipes.record import read_json, write_json
 from difftilt.training.counter import Counter
-from difftilt.training.distributed import make_accelerator
 from difftilt.training.run import Totals, load_policy, train
 
 PLAYED = 64  # samples in the round that a plan plays
 
 
-def finetune(job: Job, folder: Path) -> dict[str, Any]:
+def finetune(job: Job, folder: Path, accelerator: Accelerator) -> dict[str, Any]:
     """Trains the job in a run folder, from its newest checkpoint if it has one, and writes the report.
 
     Returns:
         The content of summary.json.
     """
     training = job.training
-    accelerator = make_accelerator(training.mixed_precision)
     share = training.batch // accelerator.num_processes
     if not share:
         raise ValueError(

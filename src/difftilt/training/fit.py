@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from difftilt.objective import Algorithm, Objective
-from difftilt.policy import Policy
+from difftilt.policy import Policy, on_device_of
 from difftilt.shapes import Cond
 from difftilt.training.seeds import seed_round
 
@@ -58,7 +58,7 @@ def fit(
             return
         objective.reward.round = number
         pending: dict[str, list[Tensor]] = defaultdict(list)
-        for loss in algorithm.losses(policy, objective, cond):
+        for loss in algorithm.losses(policy, objective, on_device_of(policy, cond)):
             accelerator.backward(loss.value / accumulate)
             for name, value in {"loss": loss.value.detach(), **loss.stats}.items():
                 pending[name].append(value)

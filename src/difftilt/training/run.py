@@ -69,7 +69,7 @@ def train(
         optimizer: Holds the trainable parameters of the policy and of the algorithm.
         rounds: How many in all, over all lives of the run.
         seed: Random draws depend on (seed, round, process) alone.
-        scheduler: Of the learning rate; moved at every gradient step.
+        scheduler: Of the learning rate; moved after every round.
         generators: Private generators of the reward or the conditions, to be saved with the run.
         accumulate: Losses per gradient step, at least 1.
         max_norm: The gradient is clipped to this length, above 0.
@@ -192,7 +192,7 @@ class _Keeper:
         self._journal.write(self.state.steps, {**row, "reward_calls": calls})
 
     def finish_round(self) -> None:
-        self.state.rounds += 1
+        self.state.finished_round()
         self.state.seconds = time.monotonic() - self._started
         self.state.log_bytes = self._journal.flush()
         self._snapshot, self._saved = self.state.snapshot(), False

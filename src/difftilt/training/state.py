@@ -55,10 +55,14 @@ class State:
     def stepped(self) -> None:
         """Moves what follows every gradient step."""
         self.steps += 1
-        if self.scheduler is not None:
-            self.scheduler.step()
         if self.ema is not None:
             self.ema.update()
+
+    def finished_round(self) -> None:
+        """Moves what follows every round."""
+        self.rounds += 1
+        if self.scheduler is not None:
+            self.scheduler.step()
 
     def snapshot(self) -> Snapshot:
         """A copy, which training does not change."""
