@@ -69,14 +69,16 @@ def autocast(networks: Iterable[nn.Module], accelerator: Accelerator) -> Iterato
     if accelerator.mixed_precision == "no":
         yield
         return
-    chosen = set(networks)
-    for network in chosen:
+    before = {network: vars(network).get("forward") for network in networks}
+    for network in before:
         network.forward = _cast(network.forward, accelerator)
     try:
         yield
     finally:
-        for network in chosen:
+        for network, forward in before.items():
             del network.forward
+            if forward is not None:  # another library had put its own there
+                network.forward = forward
 
 
 def _cast(forward: Any, accelerator: Accelerator) -> Any:
