@@ -166,10 +166,20 @@ def test_the_cache_knows_conditions_and_names_the_right_sample():
     guard = Guard(lengths, cache=True)
     same = torch.zeros(2, 1)
     assert guard(same, {"prompt": ["a", "abc"]}).tolist() == [1, 3]
-    picky = Guard(fails_on({3}), cache=True)
-    picky(SAMPLES[:3], unconditional(3))
-    with pytest.raises(RewardError, match="nan for sample 3 of 4"):
-        picky(SAMPLES, unconditional(4))
+    for error, came in ((None, "returned nan"), (ValueError("no"), "raised ValueError .no.")):
+        picky = Guard(fails_on({3}, error), cache=True)
+        picky(SAMPLES[:3], unconditional(3))
+        with pytest.raises(RewardError, match=f"{came} for sample 3 of 4"):
+            picky(SAMPLES, unconditional(4))
+
+
+def test_the_cache_forgets_failures():
+    broken = {2}
+    guard = Guard(lambda x, c: fails_on(broken)(x, c), on_error="drop", cache=True)
+    assert guard(SAMPLES, unconditional(4)).isnan().tolist() == [False, False, True, False]
+    broken.clear()
+    assert guard(SAMPLES, unconditional(4)).tolist() == [0, 2, 4, 6]
+    assert guard.calls == 5
 
 
 def test_counters_and_answers_travel_with_a_checkpoint():

@@ -23,7 +23,7 @@ class Network(nn.Module):
         self.shift = nn.Parameter(torch.tensor(0.0))
 
     def forward(self, x: Tensor, time: Tensor, cond: Cond) -> Tensor:
-        return x / 2 + self.shift
+        return x / 2 + self.shift * (1 + x.sin())
 
 
 def policy_of(shift: float, steps: int = 4) -> GaussianPolicy:
@@ -118,6 +118,9 @@ def test_dropped_samples_never_influence_anything():
         0.5,
     )
     assert seen.path.states.equal(valid.states) and seen.path.sample.equal(valid.sample)
+    torch.testing.assert_close(seen.log_ratio, alone.log_ratio)
+    torch.testing.assert_close(seen.kl, alone.kl)
+    assert seen.kl[-1].std() > 0
     assert torch.as_tensor(seen.path.cond["label"]).equal(torch.as_tensor(cond["label"])[good])
     torch.testing.assert_close(seen.reward.double(), alone.reward, rtol=1e-6, atol=1e-6)
     for name, value in alone.stats().items():
