@@ -108,6 +108,7 @@ def test_the_log_is_cut_back(tmp_path):
     log.write({"a": 1 / 3})
     offset = log.flush()
     log.write({"a": 2.0})
+    log.write({"a": 2.0})
     log.close()
     again = MetricLog(tmp_path / "metrics.jsonl", offset)
     again.write({"a": 3.0})
