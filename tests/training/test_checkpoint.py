@@ -106,6 +106,15 @@ def test_the_run_goes_on_from_the_one_before(run, ram):
     assert remains(run) == remains(ram / "whole")
 
 
+def test_refused_checkpoints_do_not_crowd_out_good_ones(run):
+    for name in ("round-000003", "round-000004"):
+        flip(run / "checkpoints" / name / "policy.safetensors", 200)
+    with pytest.warns(CheckpointWarning):
+        Job().train(run, 3)
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["round-000002", "round-000003"]
+    assert newest(run / "checkpoints") == run / "checkpoints" / "round-000003"
+
+
 @contextmanager
 def _file_limit(size: int):
     """Files longer than this cannot be written, as on a full disk."""

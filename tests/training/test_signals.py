@@ -85,7 +85,8 @@ def test_a_run_outside_the_main_thread_has_no_handlers(ram):
     assert done[0].rounds == 1
 
 
-def test_a_signal_during_the_last_round_is_not_lost(ram):
+@pytest.mark.parametrize("rounds", [1, 5])
+def test_a_signal_is_not_lost_and_saves_out_of_turn(ram, rounds):
     job = Job()
     reward = job.objective.reward.reward
 
@@ -95,5 +96,5 @@ def test_a_signal_during_the_last_round_is_not_lost(ram):
 
     job.objective.reward.reward = last_words
     with pytest.raises(Preempted, match="SIGTERM came; the run stopped after round 1"):
-        job.train(ram, 1)
+        job.train(ram, rounds, save_every=100)
     assert rounds_saved(ram) == 1
