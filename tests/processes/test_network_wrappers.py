@@ -165,6 +165,14 @@ def test_the_reference_is_the_network_without_its_adapters():
     assert trained == {"first.lora_A.default.weight", "first.lora_B.default.weight"}
 
 
+def test_frozen_adapters_stay_frozen():
+    policy, network = with_lora()
+    reference = without_adapters(policy, network)
+    policy.requires_grad_(False)
+    reference(torch.randn(ROWS, SIZE), torch.full((ROWS,), 2), COND)
+    assert not any(p.requires_grad for p in network.parameters())
+
+
 def test_an_exception_leaves_the_adapters_on():
     policy, network = with_lora()
     reference = without_adapters(policy, network)
