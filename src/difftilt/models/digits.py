@@ -183,7 +183,7 @@ def digits_policy(
     """The pretrained chain; `cond["label"]` is the digit, or `NULL` for any.
 
     Args:
-        steps: Transitions, 1 to 969. See the model card for the quality at several numbers.
+        steps: Transitions, 1 to 969. More draw better images and cost more.
         eta: Share of the DDPM noise, in (0, 1].
         tune_std: As in `GaussianPolicy`.
         folder: Weights; those of the package by default.

@@ -284,4 +284,5 @@ classifier has not seen either:
 The Frechet distance of finite sets is biased upwards, so that of the real images is the mark and not 0.
 The nearest training image is {nearest} away from a drawn one, and {nearest_real} from a held-out one; much
 less would mean copying.
+`benchmarks/digits_card.py` measures the same for other numbers of steps.
 """
