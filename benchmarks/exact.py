@@ -75,7 +75,7 @@ TASKS = {
 }
 ALGORITHMS = {
     "ppo": Entry(PPO),
-    "grpo": Entry(lambda: GRPO(group_size=64), batch=16),
+    "grpo": Entry(lambda: GRPO(group_size=64)),
 }
 COLUMNS = ("excess_nats", "gap_nats", "objective", "optimum", "reward", "kl_nats", "seconds", "cpu_seconds")
 

@@ -34,16 +34,11 @@ EXAMINED = [
 ]
 
 
-def conds(algorithm, size):
-    """Conditions for about `size` samples; an algorithm with groups repeats each of its conditions."""
-    return unconditional(max(1, size // getattr(algorithm, "group_size", 1)))
-
-
 def expected_gradient(kind, problem, policy, size=8000, rounds=8):
     """The mean gradient of the first loss of many rounds, all from the same policy."""
     torch.manual_seed(1)
     algorithm = kind()
-    cond = conds(algorithm, size)
+    cond = unconditional(size)
     algorithm.setup(policy, cond)
     losses = [next(iter(algorithm.losses(policy, problem.objective, cond))) for _ in range(rounds)]
     return -torch.stack([flat(loss.value, policy) for loss in losses]).mean(0)
@@ -73,7 +68,7 @@ def test_training_closes_the_gap(kind, chain):
     problem, algorithm = PROBLEMS[chain](), kind()
     torch.manual_seed(0)
     before = problem.exact(problem.start).item()
-    cond = conds(algorithm, 256)
+    cond = unconditional(256)
     algorithm.setup(problem.start, cond)
     tuned = [p for p in [*problem.start.parameters(), *algorithm.parameters()] if p.requires_grad]
     optimizer = torch.optim.Adam(tuned, 0.03)
@@ -95,7 +90,7 @@ def test_the_number_of_losses_does_not_depend_on_data(kind, chain):
     counts = set()
     for reward in rewards:
         algorithm, objective = kind(), Objective(reward, problem.objective.reference, 0.5)
-        cond = conds(algorithm, 64)
+        cond = unconditional(64)
         algorithm.setup(problem.start, cond)
         counts.add(len(list(algorithm.losses(problem.start, objective, cond))))
     assert len(counts) == 1

@@ -130,14 +130,14 @@ def test_the_gradient_test_notices_rows_one_step_off(monkeypatch, kl):
     """The self-check refuses such rows; without it the gradient gives them away."""
     decide = ppo.decide
 
-    def late(policy, rows):
-        return decide(policy, dataclasses.replace(rows, t=(rows.t - 1).clamp(min=1)))
+    def early(policy, rows):
+        return decide(policy, dataclasses.replace(rows, t=rows.t + 1))
 
-    monkeypatch.setattr(ppo, "decide", late)
+    monkeypatch.setattr(ppo, "decide", early)
     problem = problems.affine(dimension=2)
     with pytest.raises(ValueError, match="ratio"):
         first_gradient(problem.objective, problem.elsewhere, unconditional(100), kl=kl)
-    monkeypatch.setattr(ppo.PPO, "_check_ratio", lambda self, log_w: None)
+    monkeypatch.setattr(ppo.PPO, "_check_ratio", lambda self, policy, path: None)
     assert not agrees(*sampled(kl))
 
 
