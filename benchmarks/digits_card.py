@@ -18,7 +18,7 @@ from difftilt.recipes.pretrain_digits import quality
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, nargs="+", default=[8, 12, STEPS, 20])
+    parser.add_argument("--steps", type=int, nargs="+", default=[8, 12, 16, STEPS])
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/digits_card.json"))
     options = parser.parse_args()
     torch.set_num_threads(1)

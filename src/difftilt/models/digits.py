@@ -20,7 +20,7 @@ from difftilt.processes.gaussian import GaussianPolicy, PredictionType
 from difftilt.shapes import Cond, Index, Probs, Real, State
 
 CLASSES, NULL, SHAPE = 10, 10, (1, 8, 8)
-STEPS = 16
+STEPS = 20
 LEVELS, LAST = 999, 30  # of the training grid: how many there are, and where sampling ends
 PREDICTION: PredictionType = "v_prediction"
 HELD_OUT = 0.2  # share of the images that no network sees
