@@ -62,7 +62,7 @@ def test_two_processes_are_one_run(ram):
     assert (ram / "totals-0").read_text() == (ram / "totals-1").read_text()
     assert (ram / "totals-0").read_text().split()[0] == str(ROUNDS * BATCH)
 
-    assert [(ram / f"preempted-{rank}").read_text() for rank in (0, 1)] == ["4", "4"]
+    assert [(ram / f"preempted-{rank}").read_text() for rank in (0, 1)] == ["4 4", "4 4"]
     assert remains(ram / "broken") == remains(ram / "whole")
     assert {"process-0.json", "process-1.json"} <= remains(ram / "whole").keys()
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import torch
-from toy_run import Job
+from toy_run import Job, rounds_saved
 
 from difftilt.training.distributed import make_accelerator
 from difftilt.training.signals import Preempted
@@ -37,9 +37,9 @@ def main(folder: Path) -> None:
 
     job.objective.reward.reward = last_words
     try:
-        job.train(folder / "broken", 6, accelerator=accelerator)
+        job.train(folder / "broken", 6, accelerator=accelerator, save_every=100)
     except Preempted as stop:
-        (folder / f"preempted-{rank}").write_text(str(stop.rounds))
+        (folder / f"preempted-{rank}").write_text(f"{stop.rounds} {rounds_saved(folder / 'broken')}")
     Job().train(folder / "broken", 6, accelerator=accelerator)
 
 
