@@ -52,7 +52,7 @@ def parse(function: Callable[..., Any], words: list[str], program: str, *groups:
                 options,
                 prog=program,
                 args=words,
-                config=(tyro.conf.OmitArgPrefixes, tyro.conf.CascadeSubcommandArgs),
+                config=(tyro.conf.CascadeSubcommandArgs,),
             )
     except SystemExit as stop:
         if stop.code in (0, None):
@@ -67,7 +67,9 @@ def parse(function: Callable[..., Any], words: list[str], program: str, *groups:
 
 
 def _field(name: str, hint: Any, default: Any) -> tuple[str, Any, Any]:
-    """A field as `make_dataclass` wants it."""
+    """A field as `make_dataclass` wants it. Settings within settings keep their own short names."""
+    if dataclasses.is_dataclass(hint):
+        hint = tyro.conf.OmitArgPrefixes[hint]
     if default is inspect.Parameter.empty:
         return name, hint, dataclasses.field()
     return name, hint, dataclasses.field(default_factory=lambda: default)
@@ -81,5 +83,7 @@ def check(values: Mapping[str, Any], hints: Mapping[str, Any]) -> None:
 
 def sentence(box: str) -> str:
     """What tyro printed in a box, on one line."""
-    text = re.sub(r"[\u2500-\u257f]|-{4,}|\x1b\[[0-9;]*m", " ", box)
-    return " ".join(text.split())
+    plain = re.sub(r"[\u2500-\u257f]|-{4,}|\x1b\[[0-9;]*m", " ", box)
+    lines = [" ".join(line.split()) for line in plain.splitlines() if line.strip()]
+    text = " ".join(lines[1:] or lines)  # the first line is the box's title
+    return re.sub(r"(?<![.:;,]) (?=(Available|Perhaps|Argument|For) )", "; ", text)

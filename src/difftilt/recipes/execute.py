@@ -32,6 +32,7 @@ def finetune(job: Job, folder: Path, accelerator: Accelerator) -> dict[str, Any]
         raise ValueError(
             f"a batch of {training.batch} cannot be shared by {accelerator.num_processes} processes; raise it"
         )
+    torch.set_num_threads(training.threads)
     _place(job, accelerator)
     before = _before(job, folder, accelerator)
     optimizer, scheduler = make_optimizer(job)
@@ -55,6 +56,7 @@ def sample(job: Job, folder: Path, count: int, seed: int) -> dict[str, Any]:
     Returns:
         Reward, KL and J of the samples, as in summary.json.
     """
+    torch.set_num_threads(job.training.threads)
     load_policy(folder, job.policy)
     drawn = evaluate(job.policy, job.objective, job.cond(count), job.gold, seed=seed)
     stem = f"sample-seed{seed}"

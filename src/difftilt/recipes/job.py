@@ -34,6 +34,8 @@ class Training:
         mixed_precision: Precision of the network's passes; densities stay in float32 or better.
         on_error: What a sample without a valid reward does: `stop` the run, or be dropped and counted.
         cache: Answer a repeated sample's reward from memory; right for a deterministic black box only.
+        threads: CPU threads of torch, at least 1. Small networks are often fastest with one, and a second one
+            costs more than it brings whenever the other core is busy.
         seed: Random seed, at least 0.
     """
 
@@ -50,6 +52,7 @@ class Training:
     mixed_precision: Literal["no", "bf16"] = "no"
     on_error: OnError = "stop"
     cache: bool = False
+    threads: Count = 1
     seed: Natural = 0
 
     def __post_init__(self):

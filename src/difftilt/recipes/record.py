@@ -13,8 +13,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 PACKAGES = ("difftilt", "torch", "accelerate", "numpy", "safetensors")
 
 
@@ -68,7 +66,7 @@ def describe(recipe: str, settings: Mapping[str, Any], processes: int, device: s
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         "device": device,
         "processes": processes,
-        "threads": torch.get_num_threads(),
+        "threads": settings["training"].threads,
         "git_revision": _git_revision(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join(["difftilt", *sys.argv[1:]]),
