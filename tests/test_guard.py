@@ -87,7 +87,7 @@ def test_numbers_in_any_container_are_accepted(answer):
         (map(float, range(4)), "returned a map instead of"),
         ([object()] * 4, "returned a list of object instead of"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_anything_else_is_refused_in_one_sentence(answer, came):
     with pytest.raises(RewardError) as caught:

@@ -12,7 +12,7 @@ import difftilt
 for name in difftilt.__all__:
     getattr(difftilt, name)
 seconds = time.perf_counter() - start
-heavy = ["diffusers", "peft", "transformers", "sklearn", "matplotlib", "tyro", "rdkit", "torchvision", "tensorboard"]
+heavy = ["diffusers", "peft", "transformers", "sklearn", "matplotlib", "tyro", "rdkit", "tensorboard"]
 print(json.dumps({"seconds": seconds, "heavy": [name for name in heavy if name in sys.modules]}))
 """
 

@@ -26,7 +26,9 @@ class Guided(nn.Module):
 
     def forward(self, x: State, time: Tensor, cond: Cond) -> Output:
         if missing := [name for name in self.asked if name not in cond]:
-            raise ValueError(f"guidance away from {missing} needs conditions of that name, but {[*cond]} came")
+            raise ValueError(
+                f"guidance away from {missing} needs conditions of that name, but {[*cond]} came"
+            )
         both: dict[str, Tensor | list[str]] = {}
         for name, value in cond.items():
             if isinstance(value, Tensor):

@@ -24,8 +24,8 @@ from difftilt.shapes import Cond, State
 
 Digit = Annotated[int, at.Interval(ge=0, le=9)]
 RewardName = Literal["class", "ink", "symmetry", "png", "jpeg"]
-ALGORITHM = PPO()
-TRAINING = Training()
+ALGORITHM = PPO(advantage="critic", minibatches=8)
+TRAINING = Training(rounds=30, learning_rate=3e-4, schedule="linear")
 
 
 def digits(
@@ -33,7 +33,7 @@ def digits(
     reward: RewardName = "class",
     target: Digit = 3,
     alpha: Positive = 0.1,
-    steps: Count = 20,
+    steps: Count = 16,
     training: Training = TRAINING,
 ) -> Job:
     """Tunes the shipped 8 x 8 digit model towards a reward.
