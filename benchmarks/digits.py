@@ -20,20 +20,30 @@ from difftilt.recipes.execute import finetune
 from difftilt.recipes.record import describe, to_json, write_json
 from difftilt.training.distributed import make_accelerator
 
-ALPHA = {"threes": 0.1, "bayes": 1.0}
+SETTINGS = {
+    "threes": {"alpha": 0.1, "steps": 16, "training": TRAINING},
+    "bayes": {
+        "alpha": 1.0,
+        "steps": 32,
+        "training": dataclasses.replace(TRAINING, rounds=60, learning_rate=5e-4),
+    },
+}
 
 
 def main() -> None:
     options = parse()
-    rows = [run(task, seed, options.rounds) for task in options.only for seed in range(options.seeds)]
-    machine = {"machine": platform.machine(), "torch": torch.__version__, "threads": torch.get_num_threads()}
-    if options.out:
-        write_json(options.out, machine | {"rows": rows})
+    machine = {"machine": platform.machine(), "python": platform.python_version(), "torch": torch.__version__}
+    rows = []
+    for task in options.only:
+        for seed in options.seeds:
+            rows.append(run(task, seed))
+            if options.out:
+                write_json(options.out, machine | {"rows": rows})
 
 
-def run(task: str, seed: int, rounds: int) -> dict:
-    training = dataclasses.replace(TRAINING, seed=seed, rounds=rounds)
-    settings = {"alpha": ALPHA[task], "training": training}
+def run(task: str, seed: int) -> dict:
+    settings = dict(SETTINGS[task])
+    settings["training"] = dataclasses.replace(settings["training"], seed=seed)
     with tempfile.TemporaryDirectory() as folder:
         record = describe("digits", {"algorithm": ALGORITHM, **settings}, 1, "cpu")
         write_json(Path(folder) / "run.json", record)
@@ -54,9 +64,8 @@ def run(task: str, seed: int, rounds: int) -> dict:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("--only", nargs="+", choices=list(ALPHA), default=list(ALPHA))
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=TRAINING.rounds)
+    parser.add_argument("--only", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path)
     return parser.parse_args()
 

@@ -23,7 +23,7 @@ from difftilt.recipes.job import Job
 from difftilt.recipes.record import describe, read_json, restore, to_json, write_json
 from difftilt.settings import Count, Natural
 from difftilt.training.checkpoint import CheckpointError
-from difftilt.training.distributed import make_accelerator
+from difftilt.training.distributed import finish, make_accelerator
 from difftilt.training.fit import NonFiniteError
 from difftilt.training.signals import Preempted
 
@@ -105,6 +105,7 @@ def finetune_command(words: list[str]) -> None:
         write_json(folder / "run.json", record)
     accelerator.wait_for_everyone()
     conclude(finetune(job, folder, accelerator), folder)
+    finish(accelerator)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +134,9 @@ def sample_command(words: list[str]) -> None:
 def resume_command(words: list[str]) -> None:
     """Goes on with a run from its newest good checkpoint."""
     folder, job = load(parse(run_option, words, "difftilt resume")["run"])
-    conclude(finetune(job, folder, make_accelerator(job.training.mixed_precision)), folder)
+    accelerator = make_accelerator(job.training.mixed_precision)
+    conclude(finetune(job, folder, accelerator), folder)
+    finish(accelerator)
 
 
 def report_command(words: list[str]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from toy_run import Job, rounds_saved
 
-from difftilt.training.distributed import make_accelerator
+from difftilt.training.distributed import finish, make_accelerator
 from difftilt.training.signals import Preempted
 
 ROUNDS, BATCH = 60, 128
@@ -41,6 +41,7 @@ def main(folder: Path) -> None:
     except Preempted as stop:
         (folder / f"preempted-{rank}").write_text(f"{stop.rounds} {rounds_saved(folder / 'broken')}")
     Job().train(folder / "broken", 6, accelerator=accelerator)
+    finish(accelerator)
 
 
 def forever(folder: Path) -> None:
@@ -48,6 +49,7 @@ def forever(folder: Path) -> None:
     accelerator = make_accelerator(timeout_minutes=0.5)
     (folder / f"pid-{accelerator.process_index}").write_text(str(os.getpid()))
     Job().train(folder / "run", int(sys.argv[3]), accelerator=accelerator)
+    finish(accelerator)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ one.) They must share the run's folder.
 """
 
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -42,6 +43,21 @@ def make_accelerator(
             f"{asked} processes were started, but they found {accelerator.num_processes}; use torchrun"
         )
     return accelerator
+
+
+def finish(accelerator: Accelerator) -> None:
+    """Ends a process, once no other needs it, if there are several; call it last.
+
+    It leaves without finalising the interpreter, which Gloo's threads can crash: they may still hold
+    tensors. https://github.com/pytorch/pytorch/pull/179291
+    """
+    if accelerator.num_processes == 1:
+        return
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def start_alike(modules: Iterable[nn.Module], accelerator: Accelerator) -> None:
