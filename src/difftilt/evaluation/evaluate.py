@@ -13,9 +13,7 @@ from difftilt.guard import Reward
 from difftilt.objective import Experience, Objective
 from difftilt.policy import Policy, batch_size, on_device_of, take
 from difftilt.shapes import Cond, PerSample, State
-from difftilt.training.seeds import seed_round
-
-EVALUATION = 2**32 - 1  # the round number that evaluations draw from, whatever the run's length
+from difftilt.training.seeds import EVALUATION, seed_round
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from difftilt.recipes.job import Job
 from difftilt.recipes.record import read_json, write_json
 from difftilt.training.counter import Counter
 from difftilt.training.run import Totals, load_policy, train
+from difftilt.training.seeds import SETUP, seed_round
 
 PLAYED = 64  # samples in the round that a plan plays
 
@@ -145,7 +146,8 @@ def _before(job: Job, folder: Path, accelerator: Accelerator) -> dict[str, Any]:
 
 
 def _place(job: Job, accelerator: Accelerator) -> None:
-    """Moves networks to the device, after the algorithm has built its own."""
+    """Moves networks to the device, after the algorithm has built its own from the run's seed."""
+    seed_round(job.training.seed, SETUP)
     job.algorithm.setup(job.policy, job.cond(2))
     for module in (job.policy, job.objective.reference, job.algorithm):
         module.to(accelerator.device)

@@ -5,6 +5,9 @@ import random
 import numpy as np
 import torch
 
+# round numbers that no run reaches, for what is drawn outside of its rounds
+EVALUATION, SETUP = 2**32 - 1, 2**32 - 2
+
 
 def seed_round(seed: int, round: int, process: int = 0) -> None:
     """Seeds torch, numpy and Python for one round of one process.
