@@ -45,6 +45,7 @@ def pretrain_digits(
     batch: Count = 128,
     learning_rate: Positive = 2e-3,
     classifier_steps: Count = 800,
+    threads: Count = 1,
     seed: Natural = 0,
 ) -> None:
     """Trains the digits model and its two classifiers, measures them and writes weights and model card.
@@ -55,8 +56,10 @@ def pretrain_digits(
         batch: Images per gradient step of the diffusion model.
         learning_rate: The highest of the diffusion model's schedule.
         classifier_steps: Gradient steps of each classifier.
+        threads: CPU threads of torch; a second one costs more than it brings if the other core is busy.
         seed: Of weights and training; the split of the data is always the same.
     """
+    torch.set_num_threads(threads)
     start, busy, split = time.monotonic(), time.process_time(), load_split()
     networks = {
         "model": _train_model(split.train, steps, batch, learning_rate, seed),
