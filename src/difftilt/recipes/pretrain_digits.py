@@ -79,6 +79,11 @@ def pretrain_digits(
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
+    _publish(out, networks, made)
+
+
+def _publish(out: Path, networks: dict[str, nn.Module], made: Numbers) -> None:
+    """Writes weights, config and card, and puts them in place at once."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
         new = Path(folder) / "new"
