@@ -108,6 +108,18 @@ def test_kl_is_exact_and_zero_only_from_itself(case):
     assert case.law.kl(case.other).item() > 0.01
 
 
+def test_a_tempered_law_is_the_power_of_the_density(case):
+    """log p_T = log p / T + constant, and it is a law."""
+    count = len(case.states)
+    log_p = spread(case.law, count).log_prob(case.states)
+    tempered = spread(case.law.tempered(2.0), count).log_prob(case.states)
+    assert tempered.exp() @ case.weights == pytest.approx(1, abs=1e-9)
+    possible = log_p > -math.inf
+    difference = (tempered - log_p / 2)[possible]
+    assert difference.max() - difference.min() < 1e-9
+    assert case.law.tempered(1.0).kl(case.law).item() == pytest.approx(0, abs=1e-12)
+
+
 def test_densities_are_sums_in_double_precision(case):
     assert case.law.log_prob(case.law.sample()).dtype == torch.float64
     assert case.law.kl(case.other).dtype == torch.float64

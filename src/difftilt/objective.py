@@ -83,6 +83,11 @@ class Experience:
     kl: PerStep
     alpha: float
 
+    @property
+    def log_reference(self) -> PerStep:
+        """log p of every decision under the reference."""
+        return self.path.log_prob - self.log_ratio
+
     def stats(self) -> dict[str, Scalar]:
         """Reward, KL in nats and J of the policy that drew the chains, each with its standard error."""
         kl = self.kl.sum(0)

@@ -40,6 +40,10 @@ class Diffusion(Policy, ABC):
         """Draws x_t ~ q(x_t | x_0)."""
 
     @abstractmethod
+    def noising(self, x_next: State, t: Step) -> Transition:
+        """q(x_t | x_{t-1}), the law that the step at t reverses."""
+
+    @abstractmethod
     def clean(self, x: State, t: Step, cond: Cond) -> State:
         """E[x_0 | x_t, c] as the network sees it (Tweedie), or token probabilities."""
 

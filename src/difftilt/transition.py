@@ -32,6 +32,10 @@ class Transition(ABC):
     def kl(self, other: Any) -> PerSample:
         """KL(self || other) in nats, in closed form, for two transitions of one kind."""
 
+    @abstractmethod
+    def tempered(self, temperature: float) -> "Transition":
+        """The law proportional to p^(1 / temperature): above 1 it explores, at 1 it is the same."""
+
 
 @dataclass(frozen=True)
 class Gaussian(Transition):
@@ -64,6 +68,9 @@ class Gaussian(Transition):
         # expm1 keeps the KL of nearly equal variances free of cancellation
         return event_sum(torch.expm1(2 * log_ratio) / 2 - log_ratio + shift**2 / 2)
 
+    def tempered(self, temperature: float) -> "Gaussian":
+        return Gaussian(self.mean, self.std * temperature**0.5)
+
 
 @dataclass(frozen=True)
 class Categorical(Transition):
@@ -89,6 +96,9 @@ class Categorical(Transition):
 
     def kl(self, other: "Categorical") -> PerSample:
         return event_sum(_xlog(self.probs, self.probs) - _xlog(self.probs, other.probs))
+
+    def tempered(self, temperature: float) -> "Categorical":
+        return Categorical((self.probs.log() / temperature).softmax(-1))
 
 
 @dataclass(frozen=True)
@@ -118,6 +128,9 @@ class Joined(Transition):
             )
         pairs = zip(self.parts, other.parts, strict=True)
         return self._join([law.kl(other_law) for (_, law), (_, other_law) in pairs])
+
+    def tempered(self, temperature: float) -> "Joined":
+        return Joined([(rows, law.tempered(temperature)) for rows, law in self.parts])
 
     def _join(self, values: list[Tensor]) -> Tensor:
         return torch.cat(values)[torch.cat([rows for rows, _ in self.parts]).argsort()]

@@ -11,6 +11,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from difftilt.grid import Grid, from_alpha_bar, from_betas, karras, linear, shifted_flow
+from difftilt.models.toy import gmm_grid
 from difftilt.policy import rollout, unconditional
 from difftilt.processes.gaussian import GaussianPolicy, PredictionType, clean_from, target_for
 from difftilt.shapes import Cond
@@ -219,6 +220,19 @@ def test_a_perfect_network_keeps_the_marginals(kind, eta):
         mean, variance = step.mean, slope**2 * variance + step.std[0, 0, 0] ** 2
         torch.testing.assert_close(mean, chain.alpha[t - 1] * x_0, rtol=1e-8, atol=1e-8)
         torch.testing.assert_close(variance, chain.sigma[t - 1] ** 2, rtol=1e-8, atol=1e-10)
+
+
+def test_the_noising_steps_compose_to_the_corruption():
+    """q(x_1 | x_0) ... q(x_t | x_{t-1}) has the moments of q(x_t | x_0), if x_0 is level 0 of the grid."""
+    grid = gmm_grid(6)
+    chain = GaussianPolicy(nn.Identity(), grid, (1,), variance_type="fixed_large")
+    mean, variance = torch.ones(1, 1), torch.zeros(1, 1)
+    for t in range(1, 7):
+        law = chain.noising(mean, torch.tensor([t]))
+        scale = chain.noising(torch.ones(1, 1), torch.tensor([t])).mean
+        mean, variance = law.mean, scale**2 * variance + law.std**2
+    torch.testing.assert_close(mean, grid.alpha[-1].view(1, 1))
+    torch.testing.assert_close(variance.sqrt(), grid.sigma[-1].view(1, 1))
 
 
 def test_corruption_has_the_grids_moments():

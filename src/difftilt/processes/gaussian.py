@@ -84,7 +84,7 @@ class GaussianPolicy(Diffusion):
         std = self.eta * s_next * (1 - (a * s_next / (a_next * s)) ** 2).sqrt()
         mean = a_next * clean + (s_next**2 - std**2).clamp(min=0).sqrt() * noise
         if self.variance_type == "fixed_large":
-            std = (s**2 - (a / a_next * s_next) ** 2).sqrt()
+            std = self.noising(x, t).std
         return Gaussian(mean, (std * self._expand(self.log_std[t]).exp()).expand_as(mean))
 
     def decode(self, x: State) -> Sample:
@@ -93,6 +93,11 @@ class GaussianPolicy(Diffusion):
     def corrupt(self, x_0: State, t: Step) -> State:
         a, s = self._level(t)
         return a * x_0 + s * torch.randn_like(x_0)
+
+    def noising(self, x_next: State, t: Step) -> Gaussian:
+        (a, s), (a_next, s_next) = self._level(t), self._level(t - 1)
+        std = (s**2 - (a / a_next * s_next) ** 2).sqrt()
+        return Gaussian(a / a_next * x_next, std.expand_as(x_next))
 
     def clean(self, x: State, t: Step, cond: Cond) -> Real:
         a, s = self._level(t)
