@@ -8,9 +8,9 @@ import torch
 import torch.nn as nn
 
 from difftilt.guard import Guard, Reward, RewardError
-from difftilt.policy import Policy, Trajectory, chain
+from difftilt.policy import Policy, Trajectory, chain, law
 from difftilt.settings import check_settings
-from difftilt.shapes import Cond, Index, PerSample, PerStep, Scalar, State, Step
+from difftilt.shapes import Cond, Index, PerSample, PerStep, Sample, Scalar, Some, State, Step
 
 # v(x_t, t, c), an estimate of alpha log E[exp(r / alpha) | x_t, c]
 Value = Callable[[State, Step, Cond], PerSample]
@@ -31,9 +31,9 @@ class Objective:
         self.reward = reward if isinstance(reward, Guard) else Guard(reward)
         self.reference, self.alpha = reference, alpha
 
-    def score(self, path: Trajectory) -> tuple[PerSample, Index]:
-        """The reward of the chains that have a valid one, and which they are."""
-        reward = self.reward(path.sample, path.cond)
+    def score(self, sample: Sample, cond: Cond) -> tuple[Some, Index]:
+        """The reward of the samples that have a valid one, and which they are."""
+        reward = self.reward(sample, cond)
         valid = reward.isfinite().nonzero()[:, 0]
         if len(valid) < min(2, len(reward)):
             raise RewardError(
@@ -52,13 +52,13 @@ class Objective:
             )
         states, log_prob, log_ratio, kl = [], [], [], []
         for d in chain(policy, cond):
-            base = self.reference.initial(cond) if d.t[0] > policy.steps else self.reference(d.x, d.t, cond)
+            base = law(self.reference, d.x, d.t, cond)
             states.append(d.x_next)
             log_prob.append(d.step.log_prob(d.x_next))
             log_ratio.append(log_prob[-1] - base.log_prob(d.x_next))
             kl.append(d.step.kl(base))
         path = Trajectory(torch.stack(states), policy.decode(states[-1]), torch.stack(log_prob), cond)
-        reward, valid = self.score(path)
+        reward, valid = self.score(path.sample, cond)
         if len(valid) < len(path.sample):
             path = path.chains(valid)
         return Experience(
@@ -90,10 +90,14 @@ class Experience:
 
     def stats(self) -> dict[str, Scalar]:
         """Reward, KL in nats and J of the policy that drew the chains, each with its standard error."""
-        kl = self.kl.sum(0)
-        numbers = {"reward": self.reward, "kl_nats": kl, "objective": self.reward - self.alpha * kl}
-        means = {name: x.mean() for name, x in numbers.items()}
-        return means | {f"{name}_se": x.std() / len(x) ** 0.5 for name, x in numbers.items()}
+        return outcome(self.reward, self.kl.sum(0), self.alpha)
+
+
+def outcome(reward: PerSample, kl: PerSample, alpha: float) -> dict[str, Scalar]:
+    """Mean reward, KL in nats and J of samples, each with its standard error: never one alone."""
+    numbers = {"reward": reward, "kl_nats": kl, "objective": reward - alpha * kl}
+    means = {name: x.mean() for name, x in numbers.items()}
+    return means | {f"{name}_se": x.std() / len(x) ** 0.5 for name, x in numbers.items()}
 
 
 def to_go(cost: PerStep) -> PerStep:

@@ -4,12 +4,14 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn as nn
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from difftilt.shapes import Cond, Index, PerStep, Sample, State, States, Step
+from difftilt.shapes import Cond, Index, PerSample, PerStep, Sample, State, States, Step
 from difftilt.transition import Joined, Transition
 
 
@@ -42,6 +44,10 @@ class Diffusion(Policy, ABC):
     @abstractmethod
     def noising(self, x_next: State, t: Step) -> Transition:
         """q(x_t | x_{t-1}), the law that the step at t reverses."""
+
+    @abstractmethod
+    def posterior(self, x_0: State, x: State, t: Step) -> Transition:
+        """q(x_{t-1} | x_t, x_0), which the step at t imitates without knowing x_0."""
 
     @abstractmethod
     def clean(self, x: State, t: Step, cond: Cond) -> State:
@@ -154,22 +160,46 @@ def context(cond: Cond) -> Index:
     return torch.tensor([numbers[key] for key in keys])
 
 
-def decide(policy: Policy, rows: Transitions) -> Transition:
-    """The law that drew each row's x_{t-1}: p(x_{t-1} | x_t, c), and p(x_T | c) where t = T + 1."""
-    first = rows.t > policy.steps
+def law(policy: Policy, x: State, t: Step, cond: Cond) -> Transition:
+    """The law that draws each row's x_{t-1}: p(x_{t-1} | x_t, c), and p(x_T | c) where t = T + 1."""
+    first = t > policy.steps
     if not first.any():
-        return policy(rows.x, rows.t, rows.cond)
+        return policy(x, t, cond)
+    if first.all():
+        return policy.initial(cond)
     start, later = first.nonzero()[:, 0], (~first).nonzero()[:, 0]
-    parts = [(start, policy.initial(take(rows.cond, start)))]
-    if len(later):
-        parts.append((later, policy(rows.x[later], rows.t[later], take(rows.cond, later))))
-    return Joined(parts)
+    step = policy(x[later], t[later], take(cond, later))
+    return Joined([(start, policy.initial(take(cond, start))), (later, step)])
 
 
-def path_log_prob(policy: Policy, path: Trajectory) -> PerStep:
-    """log p of every decision of given chains, with gradients."""
-    rows = path.transitions()
-    return decide(policy, rows).log_prob(rows.x_next).view_as(path.log_prob)
+def decide(policy: Policy, rows: Transitions) -> Transition:
+    """The law that drew each row's x_{t-1}."""
+    return law(policy, rows.x, rows.t, rows.cond)
+
+
+def tunes_start(policy: Policy, cond: Cond) -> bool:
+    """Whether the law of x_T is trainable, so that its decision has a gradient."""
+    start = policy.initial(cond)
+    return start.log_prob(start.sample()).requires_grad
+
+
+def path_log_prob(policy: Policy, path: Trajectory, *, recompute: bool = False) -> PerStep:
+    """log p of every decision of given chains, with gradients.
+
+    Args:
+        recompute: Hold the graph of one decision at a time; the backward pass computes each again.
+    """
+    decisions, batch = path.log_prob.shape
+
+    def part(index: Index) -> PerSample:
+        rows = path.transitions(index)
+        return decide(policy, rows).log_prob(rows.x_next)
+
+    every = torch.arange(decisions * batch, device=path.log_prob.device)
+    if not recompute:
+        return part(every).view_as(path.log_prob)
+    parts = [checkpoint(part, index, use_reentrant=False) for index in every.split(batch)]
+    return torch.stack(cast(list[PerSample], parts))
 
 
 def path_kl(policy: Policy, reference: Policy, path: Trajectory) -> PerStep:

@@ -17,6 +17,7 @@ Samples = Float[Tensor, "_ *event"]  # a set of samples, compared with another o
 Probs = Float[Tensor, "batch *position category"]
 Scalar = Float[Tensor, ""]
 Index = Int[Tensor, "_"]  # which rows; of no fixed length, since one signature may name several
+Some = Float[Tensor, "_"]  # one number for some of the samples
 Levels = Float[Tensor, " level"]  # one number per noise level, the least noisy first
 Times = Shaped[Tensor, " level"]  # what a network is told at each level
 Statistic = Float[Tensor, "*step batch"]  # PerSample or PerStep

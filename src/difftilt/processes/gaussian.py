@@ -22,6 +22,7 @@ from difftilt.transition import Gaussian
 
 PredictionType = Literal["epsilon", "sample", "v_prediction", "flow_prediction"]
 VarianceType = Literal["fixed_small", "fixed_large"]
+SHARP = 1e-4  # standard deviation of the posterior of a clean level, which has none
 
 
 class GaussianPolicy(Diffusion):
@@ -78,14 +79,20 @@ class GaussianPolicy(Diffusion):
         return Gaussian(torch.zeros_like(std), std)
 
     def forward(self, x: State, t: Step, cond: Cond) -> Gaussian:
-        (a, s), (a_next, s_next) = self._level(t), self._level(t - 1)
-        clean = self.clean(x, t, cond)
-        noise = (x - a * clean) / s
-        std = self.eta * s_next * (1 - (a * s_next / (a_next * s)) ** 2).sqrt()
-        mean = a_next * clean + (s_next**2 - std**2).clamp(min=0).sqrt() * noise
+        mean, std = self._reverse(self.clean(x, t, cond), x, t, self.eta)
         if self.variance_type == "fixed_large":
             std = self.noising(x, t).std
         return Gaussian(mean, (std * self._expand(self.log_std[t]).exp()).expand_as(mean))
+
+    def posterior(self, x_0: State, x: State, t: Step) -> Gaussian:
+        mean, std = self._reverse(x_0, x, t, 1.0)
+        return Gaussian(mean, std.clamp(min=SHARP).expand_as(mean))
+
+    def _reverse(self, x_0: Real, x: State, t: Step, eta: float) -> tuple[Real, Tensor]:
+        """Mean and standard deviation of x_{t-1} given x_t and x_0."""
+        (a, s), (a_next, s_next) = self._level(t), self._level(t - 1)
+        std = eta * s_next * (1 - (a * s_next / (a_next * s)) ** 2).sqrt()
+        return a_next * x_0 + (s_next**2 - std**2).clamp(min=0).sqrt() * (x - a * x_0) / s, std
 
     def decode(self, x: State) -> Sample:
         return self._decode(x)
