@@ -22,7 +22,7 @@ FLOORS = [
     ["evaluation.metrics", "evaluation.plots", "evaluation.folder", "evaluation.verdict"],
     ["training.state", "evaluation.*"],
     ["training.run"],
-    ["recipes.job", "recipes.record"],
+    ["recipes.job", "recipes.record", "recipes.algorithms"],
     ["recipes.*"],
     ["cli"],
 ]

@@ -97,7 +97,9 @@ def finetune_command(words: list[str]) -> None:
     if options.dry_run:
         show({"settings": {k: to_json(v) for k, v in settings.items()}, "plan": plan(job)})
         return
-    folder = options.out or Path("runs") / f"{recipe}-{to_json(settings['algorithm'])['name']}"
+    asked = [word.removeprefix("algorithm:") for word in rest if word.startswith("algorithm:")]
+    name = asked[0] if asked else to_json(settings["algorithm"])["name"]
+    folder = options.out or Path("runs") / f"{recipe}-{name}"
     accelerator = make_accelerator(job.training.mixed_precision)
     if accelerator.is_main_process:
         prepare(folder, options.overwrite)

@@ -3,12 +3,16 @@
 import contextlib
 import dataclasses
 import difflib
+import functools
 import inspect
 import io
+import operator
 import re
+import sys
+import types
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -36,7 +40,8 @@ def parse(function: Callable[..., Any], words: list[str], program: str, *groups:
     """
     hints = typing.get_type_hints(function, include_extras=True)
     fields = [
-        _field(p.name, hints[p.name], p.default) for p in inspect.signature(function).parameters.values()
+        _field(p.name, _subcommands(p.name, hints[p.name], p.default, words), p.default)
+        for p in inspect.signature(function).parameters.values()
     ]
     doc = inspect.getdoc(function) or ""
     for group in groups:
@@ -52,7 +57,7 @@ def parse(function: Callable[..., Any], words: list[str], program: str, *groups:
                 options,
                 prog=program,
                 args=words,
-                config=(tyro.conf.CascadeSubcommandArgs,),
+                config=(tyro.conf.CascadeSubcommandArgs, tyro.conf.SuppressFixed),
             )
     except SystemExit as stop:
         if stop.code in (0, None):
@@ -73,6 +78,30 @@ def _field(name: str, hint: Any, default: Any) -> tuple[str, Any, Any]:
     if default is inspect.Parameter.empty:
         return name, hint, dataclasses.field()
     return name, hint, dataclasses.field(default_factory=lambda: default)
+
+
+def _subcommands(name: str, hint: Any, default: Any, words: list[str]) -> Any:
+    """A union of settings with a name, the given default and one line of help for each of its classes.
+
+    The line is the first of the class's module; the class's own help is shown where it has been chosen.
+    """
+    if typing.get_origin(hint) not in (typing.Union, types.UnionType):
+        return hint
+    options = []
+    for option in typing.get_args(hint):
+        if isinstance(option, type) and dataclasses.is_dataclass(option):
+            word = kebab(option.__name__)
+            line = (sys.modules[option.__module__].__doc__ or "").partition("\n")[0]
+            settings: dict[str, Any] = {"default": default} if type(default) is option else {}
+            line = None if f"{name}:{word}" in words else line
+            option = Annotated[option, tyro.conf.subcommand(word, description=line, **settings)]
+        options.append(option)
+    return functools.reduce(operator.or_, options)
+
+
+def kebab(name: str) -> str:
+    """RewardWeighted to reward-weighted; PPO to ppo."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "-", name).lower()
 
 
 def check(values: Mapping[str, Any], hints: Mapping[str, Any]) -> None:

@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from difftilt.algorithms.grpo import GRPO
 from difftilt.algorithms.ppo import PPO
 from difftilt.evaluation.metrics import diversity, two_sample
 from difftilt.guard import Guard, Reward
 from difftilt.models.digits import asked, digits_policy, load_classifier, load_split
 from difftilt.objective import Objective
 from difftilt.policy import rollout
+from difftilt.recipes.algorithms import Tuner
 from difftilt.recipes.job import Job, Training
 from difftilt.rewards import image
 from difftilt.settings import Count, Positive
@@ -29,7 +29,7 @@ TRAINING = Training(rounds=30, learning_rate=3e-4, schedule="linear")
 
 
 def digits(
-    algorithm: PPO | GRPO = ALGORITHM,
+    algorithm: Tuner = ALGORITHM,
     reward: RewardName = "class",
     target: Digit = 3,
     alpha: Positive = 0.1,

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import platform
-import re
 import subprocess
 import sys
 import typing
@@ -13,13 +12,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from difftilt.options import kebab
+
 PACKAGES = ("difftilt", "torch", "accelerate", "numpy", "safetensors")
 
 
 def to_json(value: Any) -> Any:
     """Settings as plain JSON; a dataclass becomes its fields, under its name on the command line."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        fields = {name: to_json(getattr(value, name)) for name in settable(type(value))}
         return {"name": kebab(type(value).__name__), **fields}
     return str(value) if isinstance(value, Path) else value
 
@@ -28,24 +29,24 @@ def from_json(value: Any, hint: Any) -> Any:
     """The setting that `to_json` wrote, for a parameter annotated with `hint`."""
     options: tuple[Any, ...] = typing.get_args(hint) or (hint,)
     if isinstance(value, dict):
-        for option in options:
-            if (
-                isinstance(option, type)
-                and dataclasses.is_dataclass(option)
-                and kebab(option.__name__) == value.get("name")
-            ):
-                hints = typing.get_type_hints(option, include_extras=True)
-                known = {f.name for f in dataclasses.fields(option)}
-                return option(**{k: from_json(v, hints[k]) for k, v in value.items() if k in known})
+        for option in filter(dataclasses.is_dataclass, options):
+            if isinstance(option, type) and kebab(option.__name__) == value.get("name"):
+                known = settable(option)
+                return option(**{k: from_json(v, known[k]) for k, v in value.items() if k in known})
         raise ValueError(
             f"run.json names '{value.get('name')}', which this version of difftilt does not have"
         )
     return Path(value) if Path in options and isinstance(value, str) else value
 
 
-def kebab(name: str) -> str:
-    """RewardWeighted to reward-weighted; PPO to ppo."""
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", "-", name).lower()
+def settable(settings: type) -> dict[str, Any]:
+    """The annotations of those settings that can be written down, which a function cannot."""
+    hints = typing.get_type_hints(settings, include_extras=True)
+    return {f.name: hints[f.name] for f in dataclasses.fields(settings) if not _is_function(hints[f.name])}
+
+
+def _is_function(hint: Any) -> bool:
+    return any(typing.get_origin(option) is Callable for option in (hint, *typing.get_args(hint)))
 
 
 def restore(recipe: Callable[..., Any], settings: Mapping[str, Any]) -> dict[str, Any]:

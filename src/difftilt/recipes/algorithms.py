@@ -1,0 +1,60 @@
+"""Every algorithm of the command line, and the settings under which papers published some of them.
+
+To add an algorithm, add its class to `Tuner`: its name and its help come from the class and its module.
+"""
+
+import copy
+import typing
+from collections.abc import Mapping
+from functools import partial
+from typing import Annotated, Any
+
+from tyro.conf import subcommand
+
+from difftilt.algorithms.grpo import GRPO
+from difftilt.algorithms.ppo import PPO
+from difftilt.objective import Algorithm
+from difftilt.options import choose, kebab
+
+# name: (settings, one line of help)
+PRESETS: Mapping[str, tuple[PPO, str]] = {
+    "ddpo-sf": (
+        PPO(epochs=1, minibatches=1, kl="reward"),
+        "DDPO-SF (Black et al., 2024): PPO as one step of REINFORCE.",
+    ),
+    "ddpo-is": (
+        PPO(advantage="context", epochs=1, kl="reward"),
+        "DDPO-IS (Black et al., 2024): PPO less each context's running mean.",
+    ),
+    "dpok": (
+        PPO(advantage="critic", kl="loss"),
+        "DPOK (Fan et al., 2023): PPO with a critic, and the KL in the loss.",
+    ),
+    "rloo": (
+        PPO(advantage="leave_one_out", epochs=1, kl="reward"),
+        "RLOO (Ahmadian et al., 2024): PPO less the mean of the other samples.",
+    ),
+}
+
+
+def _preset(name: str) -> Any:
+    settings, line = PRESETS[name]
+    return subcommand(name, default=settings, description=line)
+
+
+Tuner = (
+    PPO
+    | GRPO
+    | Annotated[PPO, _preset("ddpo-sf")]
+    | Annotated[PPO, _preset("ddpo-is")]
+    | Annotated[PPO, _preset("dpok")]
+    | Annotated[PPO, _preset("rloo")]
+)
+
+
+def make_algorithm(name: str) -> Algorithm:
+    """The algorithm of that name on the command line, with its default settings."""
+    classes = [option for option in typing.get_args(Tuner) if isinstance(option, type)]
+    known = {kebab(option.__name__): option for option in classes}
+    presets = {preset: partial(copy.deepcopy, settings) for preset, (settings, _) in PRESETS.items()}
+    return choose("algorithm", name, {**known, **presets})()
