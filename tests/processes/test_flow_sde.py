@@ -1,0 +1,290 @@
+"""Flow SDEs keep the flow's marginals, whatever their noise; their limits are chains that are known."""
+
+import inspect
+import itertools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from difftilt.exact import gaussian as exact
+from difftilt.grid import Grid, linear, shifted_flow
+from difftilt.models.toy import GaussianDenoiser
+from difftilt.policy import path_log_prob, rollout, unconditional
+from difftilt.processes.flow_sde import MEMORYLESS, FlowSDE, Integrator
+from difftilt.processes.gaussian import GaussianPolicy
+from difftilt.shapes import Cond
+
+INTEGRATORS: list[Integrator] = ["exponential", "euler"]
+NOISE_LEVELS = [0.1, 0.7, MEMORYLESS, 2.5]
+
+
+@pytest.fixture(autouse=True)
+def double() -> Iterator[None]:
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+class Wavy(nn.Module):
+    """Any smooth function of (x, time)."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(0.7))
+
+    def forward(self, x: Tensor, time: Tensor, cond: Cond) -> Tensor:
+        return (self.weight * x + time.double()[(...,) + (None,) * (x.ndim - 1)] / 300).sin().to(x.dtype)
+
+
+class Velocity(nn.Module):
+    """The flow of Gaussian data: E[z - x_0 | x_t] = (x_t - E[x_0 | x_t]) / sigma_t."""
+
+    def __init__(self, grid: Grid, mean: Tensor, cov: Tensor):
+        super().__init__()
+        self.denoiser = GaussianDenoiser(grid, mean, cov)
+
+    def forward(self, x: Tensor, time: Tensor, cond: Cond) -> Tensor:
+        return (x - self.denoiser(x, time, cond)) / self.denoiser.sigma[time][:, None]
+
+
+def even_grid(steps: int, low: float = 0.01, high: float = 1.0) -> Grid:
+    s = torch.linspace(low, high, steps + 1)
+    return Grid(torch.arange(steps + 1), 1 - s, s)
+
+
+def every_step(policy: FlowSDE, x: Tensor):
+    """All transitions of the chain at the same states: rows are (t, state)."""
+    t = torch.arange(1, policy.steps + 1).repeat_interleave(len(x))
+    return policy(x.repeat(policy.steps, *[1] * (x.ndim - 1)), t, unconditional(len(t)))
+
+
+MEAN = torch.tensor([1.0, -0.5], dtype=torch.float64)
+COV = torch.tensor([[1.5, 0.6], [0.6, 0.5]], dtype=torch.float64)
+
+
+def terminal_error(steps: int, high: float, noise_level: float, integrator: Integrator) -> Tensor:
+    """Distance of the law of x_0 from alpha_0^2 COV + sigma_0^2, where x_T has its exact marginal."""
+    grid, eye = even_grid(steps, high=high), torch.eye(2)
+    network = Velocity(grid, MEAN, COV)
+    chain = exact.affine(FlowSDE(network, grid, (2,), noise_level=noise_level, integrator=integrator))
+    (a, s), (a_0, s_0) = ((grid.alpha[i], grid.sigma[i]) for i in (-1, 0))
+    right = exact.AffineChain(a * MEAN, a**2 * COV + s**2 * eye, chain.weight, chain.bias, chain.noise)
+    end = exact.evaluate(right, right, exact.linear(0 * MEAN), 1.0)
+    torch.testing.assert_close(end.mean, a_0 * MEAN)
+    return (end.cov - a_0**2 * COV - s_0**2 * eye).abs().max()
+
+
+@pytest.mark.parametrize("noise_level", NOISE_LEVELS)
+def test_exponential_steps_keep_the_marginals_to_first_order(noise_level):
+    errors = [terminal_error(steps, 1.0, noise_level, "exponential") for steps in (100, 200, 400)]
+    assert errors[2] < 0.04
+    for coarse, fine in itertools.pairwise(errors):
+        assert coarse / fine == pytest.approx(2, abs=0.2)
+
+
+@pytest.mark.parametrize("noise_level", NOISE_LEVELS)
+def test_euler_steps_keep_the_marginals_in_the_limit(noise_level):
+    """Away from s = 1, where g is infinite."""
+    coarse, fine = (terminal_error(steps, 0.95, noise_level, "euler") for steps in (100, 400))
+    assert fine < 0.01
+    assert fine < max(coarse / 3, 5e-4)  # at sqrt 2 the errors of first order cancel
+
+
+@pytest.mark.parametrize("noise_level", [0.3, 0.7, MEMORYLESS])
+def test_memory_of_the_start_fades_with_the_noise_level(noise_level):
+    """Data of variance c: corr(x_T, x_0) = ((c + l_0^2) / (c + l_T^2))^(a^2 / 4), l = sigma / alpha."""
+    variance, grid = torch.tensor([[2.0]]), even_grid(800, high=0.9)
+    chain = exact.affine(
+        FlowSDE(Velocity(grid, torch.zeros(1), variance), grid, (1,), noise_level=noise_level)
+    )
+    marginal = grid.alpha**2 * 2 + grid.sigma**2
+    found = chain.weight.prod() * (marginal[-1] / marginal[0]).sqrt()
+    ratio = (grid.sigma / grid.alpha) ** 2 + 2
+    assert found.item() == pytest.approx(((ratio[0] / ratio[-1]) ** (noise_level**2 / 4)).item(), rel=2e-3)
+
+
+@pytest.mark.parametrize("noise_level", NOISE_LEVELS)
+def test_exponential_steps_forget_pure_noise_at_once_and_euler_steps_do_not(noise_level):
+    grid = even_grid(10)
+    network = Velocity(grid, MEAN, COV)
+    first = [
+        exact.affine(FlowSDE(network, grid, (2,), noise_level=noise_level, integrator=kind)).weight[-1]
+        for kind in INTEGRATORS
+    ]
+    assert first[0].abs().max() < 1e-15
+    if noise_level != MEMORYLESS:
+        assert first[1].abs().max() > 0.1
+
+
+def test_the_memoryless_chain_is_the_posterior_step():
+    grid, x = shifted_flow(7, 3.0), torch.randn(4, 2, 3)
+    flow = FlowSDE(Wavy(), grid, (2, 3))
+    ancestral = GaussianPolicy(Wavy(), grid, (2, 3), prediction_type="flow_prediction")
+    t, cond = torch.tensor([7, 4, 2, 1]), unconditional(4)
+    for a, b in (
+        (flow(x, t, cond), ancestral(x, t, cond)),
+        (flow.initial(cond), ancestral.initial(cond)),
+        (flow.posterior(2 * x, x, t), ancestral.posterior(2 * x, x, t)),
+    ):
+        torch.testing.assert_close(a.mean, b.mean, atol=1e-12, rtol=0)
+        torch.testing.assert_close(a.std, b.std, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("integrator", INTEGRATORS)
+def test_little_noise_is_the_euler_step_of_the_flow(integrator):
+    """The distance from x + (s_next - s) u falls as a^2, the noise as a; at s < 1."""
+    grid, x = even_grid(8, high=0.98), torch.randn(5, 2)
+    errors, noises = [], []
+    for noise_level in (0.05, 0.005):
+        policy = FlowSDE(Wavy(), grid, (2,), noise_level=noise_level, integrator=integrator)
+        step = every_step(policy, x)
+        t = torch.arange(1, 9).repeat_interleave(5)
+        many = x.repeat(8, 1)
+        u = policy.network(many, grid.time[t], {})
+        flow = many + (grid.sigma[t - 1] - grid.sigma[t])[:, None] * u
+        errors.append((step.mean - flow).abs().max().item())
+        noises.append(step.std.max().item())
+    assert errors[0] / errors[1] == pytest.approx(100, rel=0.03)
+    assert noises[0] / noises[1] == pytest.approx(10, rel=0.03)
+
+
+@pytest.mark.parametrize("noise_level", NOISE_LEVELS)
+def test_both_integrators_are_one_sde(noise_level):
+    """In small steps: variance g^2 |ds| and drift u ds + g^2 (x + (1 - s) u) / (2 s) ds."""
+    x, gaps = torch.randn(3, 2), []
+    for width in (1e-3, 1e-4):
+        s = torch.tensor([0.6 - width, 0.6])
+        grid, gap = Grid(s, 1 - s, s), 0.0
+        for kind in INTEGRATORS:
+            step = every_step(FlowSDE(Wavy(), grid, (2,), noise_level=noise_level, integrator=kind), x)
+            g2 = noise_level**2 * 0.6 / 0.4
+            u = Wavy()(x, s[1:].expand(3), {})
+            drift = u + g2 * (x + 0.4 * u) / 1.2
+            gap = max(
+                gap,
+                (step.std**2 / (g2 * width) - 1).abs().max().item(),
+                ((x - step.mean) / width - drift).abs().max().item(),
+            )
+        gaps.append(gap)
+    assert gaps[1] < 0.02
+    assert gaps[0] / gaps[1] == pytest.approx(10, rel=0.1)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_euler_is_the_step_of_flow_grpo(shift):
+    """sde_step_with_logprob of Flow-GRPO written out, with sigmas from noise to data as it has them."""
+    grid, x, a = shifted_flow(10, shift), torch.randn(4, 2), 0.7
+    policy = FlowSDE(Wavy(), grid, (2,), noise_level=a, integrator="euler")
+    sigmas = grid.sigma.flip(0)
+    sigma_max = sigmas[1]
+    for i in range(10):
+        sigma, dt, t = sigmas[i], sigmas[i + 1] - sigmas[i], 10 - i
+        output = policy.network(x, grid.time[t].expand(4), {})
+        std_dev_t = torch.sqrt(sigma / (1 - torch.where(sigma == 1, sigma_max, sigma))) * a
+        mean = (
+            x * (1 + std_dev_t**2 / (2 * sigma) * dt)
+            + output * (1 + std_dev_t**2 * (1 - sigma) / (2 * sigma)) * dt
+        )
+        step = policy(x, torch.full((4,), t), unconditional(4))
+        torch.testing.assert_close(step.mean, mean, atol=1e-12, rtol=0)
+        torch.testing.assert_close(
+            step.std, (std_dev_t * torch.sqrt(-dt)).expand_as(mean), atol=1e-12, rtol=0
+        )
+
+
+@pytest.mark.parametrize("noise_level", NOISE_LEVELS)
+def test_noise_never_exceeds_that_of_the_next_level(noise_level):
+    policy = FlowSDE(Wavy(), shifted_flow(9, 3.0), (2,), noise_level=noise_level)
+    std = every_step(policy, torch.randn(1, 2)).std[:, 0]
+    assert (std > 0).all() and (std <= policy.sigma[:-1]).all()
+    assert std[-1] == policy.sigma[-2]  # from pure noise all of it is fresh
+
+
+@pytest.mark.parametrize("integrator", INTEGRATORS)
+@pytest.mark.parametrize("steps", [4, 1000])
+def test_densities_and_kl_are_finite_in_float32(integrator, steps):
+    torch.set_default_dtype(torch.float32)
+    torch.manual_seed(0)
+    base, tuned = (
+        FlowSDE(Wavy(), shifted_flow(steps), (3,), noise_level=level, integrator=integrator, tune_std=tune)
+        for level, tune in ((0.7, False), (0.5, True))
+    )
+    path = rollout(base, unconditional(5))
+    log_prob = path_log_prob(tuned, path).sum()
+    kl = every_step(tuned, path.states[0]).kl(every_step(base, path.states[0]))
+    (log_prob + kl.sum()).backward()
+    numbers = [path.log_prob, log_prob, kl, *(p.grad for p in tuned.parameters())]
+    assert all(number is not None and number.isfinite().all() for number in numbers)
+    assert kl[:-5].min() > 0  # at t = T both may have forgotten x_T
+    wide = FlowSDE(Wavy(), shifted_flow(steps), (3,), noise_level=0.7, integrator=integrator).double()
+    narrow, exactly = every_step(base, path.states[0]), every_step(wide, path.states[0].double())
+    torch.testing.assert_close(narrow.std.double(), exactly.std, rtol=1e-3, atol=0)
+
+
+def test_tuned_noise_scales_the_step():
+    policy = FlowSDE(Wavy(), even_grid(4), (2,), tune_std=True)
+    before = every_step(policy, torch.ones(1, 2))
+    with torch.no_grad():
+        policy.log_std[3] += math.log(2)
+    after = every_step(policy, torch.ones(1, 2))
+    torch.testing.assert_close(after.std, before.std * torch.tensor([1, 1, 2, 1])[:, None])
+    torch.testing.assert_close(after.mean, before.mean)
+    assert "log_std" in dict(policy.named_parameters())
+    assert "log_std" not in FlowSDE(Wavy(), even_grid(4), (2,)).state_dict()
+
+
+def test_noising_and_posterior_are_two_sides_of_one_joint_law():
+    """q(x_{t-1} | x_0) q(x_t | x_{t-1}) = q(x_t | x_0) q(x_{t-1} | x_t, x_0)."""
+    policy = FlowSDE(Wavy(), even_grid(6), (2,), noise_level=0.7)
+    t = torch.arange(1, 7)
+    x_0, x_next, x = torch.randn(3, 6, 2)
+
+    def marginal(t: Tensor) -> Any:
+        a, s = policy.alpha[t][:, None], policy.sigma[t][:, None]
+        return exact.Gaussian(a * x_0, s.expand_as(x_0))
+
+    down = marginal(t - 1).log_prob(x_next) + policy.noising(x_next, t).log_prob(x)
+    up = marginal(t).log_prob(x) + policy.posterior(x_0, x, t).log_prob(x_next)
+    torch.testing.assert_close(down, up)
+    drawn = policy.corrupt(torch.full((20_000, 2), 3.0), torch.full((20_000,), 4))
+    a, s = policy.alpha[4].item(), policy.sigma[4].item()
+    assert drawn.mean().item() == pytest.approx(3 * a, abs=4 * s / 200)
+    assert drawn.std().item() == pytest.approx(s, rel=0.02)
+
+
+def test_clean_undoes_a_perfect_velocity():
+    policy = FlowSDE(Wavy(), even_grid(6), (2,))
+    x_0, z, t = torch.randn(6, 2), torch.randn(6, 2), torch.arange(1, 7)
+    policy.network.forward = lambda x, time, cond: z - x_0
+    x = policy.alpha[t][:, None] * x_0 + policy.sigma[t][:, None] * z
+    torch.testing.assert_close(policy.clean(x, t, unconditional(6)), x_0)
+    torch.testing.assert_close(
+        policy(x, t, unconditional(6)).mean, policy.posterior(x_0, x, t).mean
+    )  # memoryless
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"noise_level": 0.0}, "noise_level must be > 0, but 0.0 came"),
+        ({"noise_level": float("nan")}, "noise_level must be a finite number > 0, but nan came"),
+        ({"integrator": "heun"}, "integrator must be one of 'exponential', 'euler', but 'heun' came"),
+        ({"grid": linear(5)}, "a flow needs a grid with alpha = 1 - sigma"),
+        ({"grid": shifted_flow(5, sigma_min=0.0)}, "sigma[0] = 0.0, which makes the last step deterministic"),
+    ],
+    ids=["zero", "nan", "integrator", "grid", "clean"],
+)
+def test_settings_without_a_density_are_refused(settings, message):
+    build = inspect.unwrap(FlowSDE.__init__)  # without the types that these tests check
+    with pytest.raises(ValueError) as caught:
+        build(
+            FlowSDE.__new__(FlowSDE),
+            **{"network": Wavy(), "grid": shifted_flow(5), "shape": (2,), **settings},
+        )
+    assert message in str(caught.value) and "\n" not in str(caught.value)
