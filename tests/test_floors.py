@@ -11,13 +11,17 @@ SOURCE = Path(__file__).parents[1] / "src" / "difftilt"
 FLOORS = [
     ["shapes", "settings"],
     ["options"],
-    ["transition", "grid", "advantages"],
+    ["transition", "grid", "advantages", "features"],
     ["policy"],
     ["guard"],
     ["objective"],
     ["processes.*", "rewards.*", "values.*"],
+    ["replay"],
     ["algorithms.*", "samplers.*", "models.*", "exact.*"],
-    [f"training.{name}" for name in ("seeds", "signals", "log", "ema", "counter", "tree", "distributed")],
+    [
+        f"training.{name}"
+        for name in ("seeds", "signals", "log", "ema", "counter", "tree", "distributed", "budget")
+    ],
     ["training.checkpoint", "training.fit", "training.pretrain", "evaluation.number"],
     ["evaluation.metrics", "evaluation.plots", "evaluation.folder", "evaluation.verdict"],
     ["training.state", "evaluation.*"],
