@@ -1,7 +1,13 @@
 """Reward fine-tuning of diffusion models: maximise E[r(x_0)] - alpha KL(p || p_pre)."""
 
+from difftilt.algorithms.adjoint_matching import AdjointMatching
+from difftilt.algorithms.backprop import Backprop
 from difftilt.algorithms.grpo import GRPO
+from difftilt.algorithms.nft import NFT
+from difftilt.algorithms.path_consistency import PathConsistency
 from difftilt.algorithms.ppo import PPO
+from difftilt.algorithms.reward_weighted import RewardWeighted
+from difftilt.algorithms.trajectory_balance import TrajectoryBalance
 from difftilt.grid import Grid
 from difftilt.guard import Guard, RewardError
 from difftilt.objective import Algorithm, Experience, Loss, Objective
@@ -14,6 +20,7 @@ from difftilt.policy import (
     rollout,
     unconditional,
 )
+from difftilt.processes.flow_sde import FlowSDE
 from difftilt.processes.gaussian import GaussianPolicy
 from difftilt.processes.guidance import Guided
 from difftilt.processes.micro_batch import MicroBatch
@@ -22,11 +29,15 @@ from difftilt.transition import Categorical, Gaussian, Transition
 
 __all__ = [
     "GRPO",
+    "NFT",
     "PPO",
+    "AdjointMatching",
     "Algorithm",
+    "Backprop",
     "Categorical",
     "Diffusion",
     "Experience",
+    "FlowSDE",
     "Gaussian",
     "GaussianPolicy",
     "Grid",
@@ -36,9 +47,12 @@ __all__ = [
     "MicroBatch",
     "NonFiniteError",
     "Objective",
+    "PathConsistency",
     "Policy",
     "RewardError",
+    "RewardWeighted",
     "Trajectory",
+    "TrajectoryBalance",
     "Transition",
     "Transitions",
     "fit",

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from difftilt.shapes import Index, PerSample, PerStep, Statistic
+from difftilt.shapes import Index, PerSample, PerStep, Scalar, Statistic
 
 EPS = 1e-6
 
@@ -13,21 +13,14 @@ def centre(returns: PerStep) -> PerStep:
     return returns - returns.mean(1, keepdim=True)
 
 
-def whiten(advantage: PerStep) -> PerStep:
-    """Divided by the root mean square over all rows; a batch without spread stays zero."""
-    return advantage / (advantage.square().mean().sqrt() + EPS)
-
-
-def group(returns: PerStep, ids: Index, *, scale: bool = True) -> PerStep:
-    """Less the mean of each sample's group and, if asked, divided by the group's deviation (GRPO).
+def group(returns: PerStep, ids: Index) -> PerStep:
+    """Less the mean of each sample's group (GRPO). A group of one gets zero.
 
     Args:
-        ids: Group of each sample. A group of one, or without spread, gets zero.
-        scale: Divide by the standard deviation within the group.
+        ids: Group of each sample.
     """
     members = _members(ids, returns)
-    advantage = returns - (returns @ members.T / members.sum(1))[:, ids]
-    return advantage / spread(returns, ids) if scale else advantage
+    return returns - (returns @ members.T / members.sum(1))[:, ids]
 
 
 def spread(returns: Statistic, ids: Index) -> Statistic:
@@ -46,7 +39,19 @@ def leave_one_out(returns: PerStep, ids: Index) -> PerStep:
     """
     count = _members(ids, returns).sum(1)[ids]
     factor = torch.where(count > 1, count / (count - 1).clamp(min=1), 0)
-    return group(returns, ids, scale=False) * factor
+    return group(returns, ids) * factor
+
+
+def group_softmax(log_w: PerSample, ids: Index) -> PerSample:
+    """exp(log_w) of mean 1 within each sample's group, which cannot overflow."""
+    members = _members(ids, log_w) > 0
+    total = torch.where(members, log_w, -torch.inf).logsumexp(1)
+    return (log_w - total[ids]).exp() * members.sum(1)[ids]
+
+
+def effective_share(w: PerSample) -> Scalar:
+    """(sum w)^2 / (n sum w^2): the share of n weighted samples that equally weighted ones would need."""
+    return w.mean().square() / w.square().mean().clamp(min=torch.finfo(w.dtype).tiny)
 
 
 def clipped_surrogate(log_w: PerSample, advantage: PerSample, clip: float, dimensions: int = 1) -> PerSample:

@@ -32,8 +32,17 @@ class Objective:
         self.reference, self.alpha = reference, alpha
 
     def score(self, sample: Sample, cond: Cond) -> tuple[Some, Index]:
-        """The reward of the samples that have a valid one, and which they are."""
+        """The reward of the samples that have a valid one, and which they are.
+
+        Raises:
+            RewardError: If nearly no sample has one, or if the sample carries gradients and the reward none.
+        """
         reward = self.reward(sample, cond)
+        if sample.requires_grad and not reward.requires_grad:
+            raise RewardError(
+                f"reward '{self.reward.name}' detaches its input, so it has no gradient to pass back; compute"
+                " it with torch operations on the sample, or use an algorithm that needs none, such as ppo"
+            )
         valid = reward.isfinite().nonzero()[:, 0]
         if len(valid) < min(2, len(reward)):
             raise RewardError(
@@ -43,8 +52,12 @@ class Objective:
         return reward[valid], valid
 
     @torch.no_grad()
-    def sample(self, policy: Policy, cond: Cond) -> "Experience":
-        """Chains of the policy, with their rewards and their divergence from the reference."""
+    def sample(self, policy: Policy, cond: Cond, *, gradient: bool = False) -> "Experience":
+        """Chains of the policy, with their rewards and their divergence from the reference.
+
+        Args:
+            gradient: Find the reward's gradient as well.
+        """
         if policy.steps != self.reference.steps:
             raise ValueError(
                 f"the reference takes {self.reference.steps} steps and the policy {policy.steps}; their KL"
@@ -57,13 +70,21 @@ class Objective:
             log_prob.append(d.step.log_prob(d.x_next))
             log_ratio.append(log_prob[-1] - base.log_prob(d.x_next))
             kl.append(d.step.kl(base))
-        path = Trajectory(torch.stack(states), policy.decode(states[-1]), torch.stack(log_prob), cond)
-        reward, valid = self.score(path.sample, cond)
-        if len(valid) < len(path.sample):
+        if gradient and not states[-1].is_floating_point():
+            raise ValueError(
+                f"the reward has no gradient in states of type {states[-1].dtype}; use an algorithm that"
+                " needs none, such as ppo"
+            )
+        with torch.set_grad_enabled(gradient):
+            x_0 = states[-1].requires_grad_(gradient)
+            sample = policy.decode(x_0)
+            reward, valid = self.score(sample, cond)
+            slope = torch.autograd.grad(reward.sum(), x_0)[0][valid] if gradient else None
+        path = Trajectory(torch.stack(states).detach(), sample.detach(), torch.stack(log_prob), cond)
+        if len(valid) < len(sample):
             path = path.chains(valid)
-        return Experience(
-            path, reward, torch.stack(log_ratio)[:, valid], torch.stack(kl)[:, valid], self.alpha
-        )
+        log_ratios, kls = torch.stack(log_ratio)[:, valid], torch.stack(kl)[:, valid]
+        return Experience(path, reward.detach(), log_ratios, kls, self.alpha, slope)
 
 
 @dataclass(frozen=True)
@@ -75,6 +96,7 @@ class Experience:
         log_ratio: log p - log reference of every decision; its expectation is `kl`.
         kl: KL(p || reference) in nats of every decision, in closed form.
         alpha: The objective's weight of the KL.
+        slope: d r / d x_0, if it was asked for.
     """
 
     path: Trajectory
@@ -82,6 +104,7 @@ class Experience:
     log_ratio: PerStep
     kl: PerStep
     alpha: float
+    slope: State | None = None
 
     @property
     def log_reference(self) -> PerStep:

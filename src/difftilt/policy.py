@@ -100,10 +100,10 @@ class Trajectory:
             self.states[:, index], self.sample[index], self.log_prob[:, index], take(self.cond, index)
         )
 
-    def minibatches(self, count: int) -> Iterator[Index]:
-        """Shuffles the rows of the (decision, chain) table and deals them into `count` parts."""
+    def minibatches(self, count: int, share: float = 1.0) -> Iterator[Index]:
+        """Shuffles the rows of the (decision, chain) table and deals a share of them into `count` parts."""
         order = torch.randperm(self.log_prob.numel(), device=self.log_prob.device)
-        yield from order.tensor_split(count)
+        yield from order[: round(share * len(order))].tensor_split(count)
 
 
 def take(cond: Cond, index: Index) -> Cond:
@@ -133,6 +133,15 @@ def repeat(cond: Cond, count: int) -> Cond:
     """Repeats every condition `count` times, side by side."""
     rows = torch.arange(batch_size(cond)).repeat_interleave(count)
     return take(cond, rows)
+
+
+def deal(cond: Cond, count: int) -> Iterator[Cond]:
+    """Conditions in `count` parts, one after the other."""
+    batch = batch_size(cond)
+    if batch < count:
+        raise ValueError(f"a batch of {batch} has no {count} parts; enlarge the batch or take fewer parts")
+    for rows in torch.arange(batch).tensor_split(count):
+        yield take(cond, rows)
 
 
 def context_keys(cond: Cond) -> list[str]:

@@ -17,8 +17,8 @@ def returns():
 
 
 def test_group_is_what_a_loop_says(returns):
-    plain = advantages.group(returns, IDS, scale=False)
-    scaled = advantages.group(returns, IDS)
+    plain = advantages.group(returns, IDS)
+    scaled = plain / advantages.spread(returns, IDS)
     for row in range(len(returns)):
         for i, own in enumerate(IDS):
             members = returns[row, own == IDS]
@@ -42,11 +42,24 @@ def test_groups_without_spread_or_company_learn_nothing():
         assert advantage.abs().max() == 0
 
 
-def test_centre_and_whiten(returns):
+def test_centred_advantages_have_no_mean(returns):
     advantage = advantages.centre(returns + 7)
     torch.testing.assert_close(advantage.mean(1), torch.zeros(3, dtype=torch.float64))
-    assert advantages.whiten(advantage).square().mean().item() == pytest.approx(1, abs=1e-5)
-    assert advantages.whiten(torch.zeros(2, 3)).abs().max() == 0
+
+
+def test_weights_are_exponentials_of_mean_one_in_each_group():
+    log_w = torch.tensor([0.0, 1000.0, 1.0, 5.0, 1001.0, 2.0, -torch.inf], dtype=torch.float64)
+    found = advantages.group_softmax(log_w, IDS)
+    for own in IDS.unique():
+        members = log_w[own == IDS]
+        expected = (members - members.max()).exp()
+        torch.testing.assert_close(found[own == IDS], expected / expected.mean())
+
+
+def test_the_effective_share_is_that_of_equal_weights():
+    assert advantages.effective_share(torch.tensor([2.0, 2.0, 0.0, 0.0])).item() == pytest.approx(0.5)
+    assert advantages.effective_share(torch.ones(7)).item() == pytest.approx(1)
+    assert advantages.effective_share(torch.zeros(3)).item() == 0
 
 
 @pytest.mark.parametrize("dimensions", [1, 40])

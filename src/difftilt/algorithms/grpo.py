@@ -49,7 +49,7 @@ class GRPO(Algorithm):
         ids = context(path.cond)
         spread = advantages.spread(seen.reward, ids).expand_as(seen.kl)
         returns = seen.reward - alpha * (to_go(seen.kl) - seen.kl)
-        advantage = (advantages.group(returns, ids, scale=False) / spread).flatten()
+        advantage = (advantages.group(returns, ids) / spread).flatten()
         dimensions = path.states[0, 0].numel() if self.clip_per_dim else 1
 
         for _ in range(self.epochs):

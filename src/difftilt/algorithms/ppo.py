@@ -114,7 +114,7 @@ class PPO(Algorithm):
         if self.advantage == "context":
             return advantages.centre(returns - seen.reward) + seen.reward - self._running_mean(seen)
         if self.advantage == "group":
-            return advantages.group(returns, context(cond), scale=False)
+            return advantages.group(returns, context(cond))
         if self.advantage == "leave_one_out":
             return advantages.leave_one_out(returns, context(cond))
         return advantages.centre(returns)

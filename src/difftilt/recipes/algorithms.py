@@ -11,8 +11,14 @@ from typing import Annotated, Any
 
 from tyro.conf import subcommand
 
+from difftilt.algorithms.adjoint_matching import AdjointMatching
+from difftilt.algorithms.backprop import Backprop
 from difftilt.algorithms.grpo import GRPO
+from difftilt.algorithms.nft import NFT
+from difftilt.algorithms.path_consistency import PathConsistency
 from difftilt.algorithms.ppo import PPO
+from difftilt.algorithms.reward_weighted import RewardWeighted
+from difftilt.algorithms.trajectory_balance import TrajectoryBalance
 from difftilt.objective import Algorithm
 from difftilt.options import choose, kebab
 
@@ -45,6 +51,12 @@ def _preset(name: str) -> Any:
 Tuner = (
     PPO
     | GRPO
+    | Backprop
+    | AdjointMatching
+    | RewardWeighted
+    | PathConsistency
+    | TrajectoryBalance
+    | NFT
     | Annotated[PPO, _preset("ddpo-sf")]
     | Annotated[PPO, _preset("ddpo-is")]
     | Annotated[PPO, _preset("dpok")]

@@ -1,16 +1,15 @@
 """A value network for any state: what a critic, or a learned soft value, is made of."""
 
-import math
-
 import torch
 import torch.nn as nn
 from torch import Tensor
 
-from difftilt.shapes import Cond, PerSample, State, Step
+from difftilt.features import condition_features, waves
+from difftilt.shapes import Cond, PerSample, Some, State, Step
 
 
 class ValueNetwork(nn.Module):
-    """A small MLP from (x_t, t, c) to one number per row.
+    """A small MLP from (x_t, t, c) to one number per row, zero at first.
 
     Args:
         x: An example of states, for their shape.
@@ -18,6 +17,10 @@ class ValueNetwork(nn.Module):
         steps: T, to put t on a scale of 1.
         width: Units in each of two hidden layers.
     """
+
+    centre: Tensor
+    scale: Tensor
+    calibrated: Tensor
 
     def __init__(self, x: State, cond: Cond, steps: int, width: int = 128):
         super().__init__()
@@ -28,22 +31,31 @@ class ValueNetwork(nn.Module):
         nn.init.zeros_(last.bias)
         hidden = (nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
         self.mlp = nn.Sequential(*hidden, last)
+        self.register_buffer("centre", torch.tensor(0.0))
+        self.register_buffer("scale", torch.tensor(1.0))
+        self.register_buffer("calibrated", torch.tensor(False))
 
     def forward(self, x: State, t: Step, cond: Cond) -> PerSample:
-        return self.mlp(self._features(x, t, cond))[:, 0]
+        return self.centre + self.scale * self.mlp(self._features(x, t, cond))[:, 0]
+
+    @torch.no_grad()
+    def calibrate(self, values: Some) -> None:
+        """The first time, moves 0 to the mean of some values and stretches 1 to their deviation, if larger.
+
+        What is learned does not depend on the values' origin and unit then.
+        """
+        if not self.calibrated:
+            self.centre.copy_(values.mean())
+            self.scale.copy_(values.std().clamp(min=1.0))
+            self.calibrated.fill_(True)
 
     def _features(self, x: State, t: Tensor, cond: Cond) -> Tensor:
         time = t.float()[:, None] / self.steps
-        parts = [x.float().flatten(1), time, _waves(time)]
-        for value in cond.values():
-            if isinstance(value, Tensor):
-                row = value.float().flatten(2).mean(2) if value.ndim > 3 else value.float()
-                row = row.mean(1) if row.ndim > 2 else row
-                parts.append(_waves(row[:, None]) if row.ndim == 1 else row)
-        return torch.cat(parts, 1)
+        return torch.cat([x.float().flatten(1), time, waves(time), *condition_features(cond)], 1)
 
 
-def _waves(number: Tensor, count: int = 6) -> Tensor:
-    """Sines and cosines of a column of numbers, so that nearby integers look different."""
-    phase = number * 2.0 ** torch.arange(count, device=number.device) * math.pi / 2**3
-    return torch.cat([phase.sin(), phase.cos()], 1)
+def ready(network: ValueNetwork | None) -> ValueNetwork:
+    """The network, once it was built."""
+    if network is None:
+        raise ValueError("the algorithm has no value network yet; call setup(policy, cond) before training")
+    return network

@@ -1,0 +1,71 @@
+"""Adjoint matching (Domingo-Enrich et al., 2025), https://arxiv.org/abs/2409.08861."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+
+from difftilt.objective import Algorithm, Experience, Loss, Objective
+from difftilt.policy import Policy, decide, law
+from difftilt.settings import Count, Share
+from difftilt.shapes import Cond, State, States
+from difftilt.transition import Gaussian, Transition
+
+
+@dataclass(eq=False)
+class AdjointMatching(Algorithm):
+    """Samples chains, carries the reward's gradient back through the *reference*'s means, and regresses
+    the shift of each mean on it:
+
+        a_0 = grad r(x_0),   a_t = (d mean_pre(x_t) / d x_t)' a_{t-1},
+        L   = E sum_t alpha || (mean(x_t) - mean_pre(x_t)) / std_t - std_t a_{t-1} / alpha ||^2 / 2.
+
+    At its fixed point E[a_t | x_t] is the gradient of the value, so this is the best policy that keeps the
+    reference's standard deviations, on any Gaussian chain whose standard deviations do not depend on x_t:
+    at the discrete steps as they are, and without a gradient through more than one step at a time. The
+    paper's memoryless noise (DDPM, or a flow SDE of that level) makes it p_r; a law of x_T that is tuned is
+    drawn to its own optimum like every other step.
+
+    Args:
+        share: Of the steps of each chain that are regressed on, in (0, 1]; they are drawn at random.
+        epochs: Passes over the chosen rows of a round, at least 1.
+        minibatches: Gradient steps per pass over shuffled (t, sample) rows, at least 1.
+    """
+
+    share: Share = 1.0
+    epochs: Count = 1
+    minibatches: Count = 4
+
+    def losses(self, policy: Policy, objective: Objective, cond: Cond) -> Iterator[Loss]:
+        seen = objective.sample(policy, cond, gradient=True)
+        adjoint = self._adjoint(seen, objective.reference).flatten(0, 1)
+        for _ in range(self.epochs):
+            for index in seen.path.minibatches(self.minibatches, self.share):
+                rows = seen.path.transitions(index)
+                with torch.no_grad():
+                    base = _gaussian(decide(objective.reference, rows))
+                step = _gaussian(decide(policy, rows))
+                shift = (step.mean - base.mean) / base.std - base.std * adjoint[index] / objective.alpha
+                loss = objective.alpha * shift.square().flatten(1).sum(1).mean() / 2
+                yield Loss(loss * len(seen.kl), seen.stats())
+
+    def _adjoint(self, seen: Experience, reference: Policy) -> States:
+        """The lean adjoint at every state, x_T to x_0: what the decision that drew the state is told."""
+        states, adjoint = seen.path.states, [cast(State, seen.slope)]
+        for t in range(1, reference.steps + 1):
+            x = states[-1 - t].requires_grad_()
+            with torch.enable_grad():
+                time = torch.full((len(x),), t, device=x.device)
+                mean = _gaussian(law(reference, x, time, seen.path.cond)).mean
+            adjoint.append(torch.autograd.grad(mean, x, adjoint[-1])[0])
+        return torch.stack(adjoint[::-1])
+
+
+def _gaussian(step: Transition) -> Gaussian:
+    if not isinstance(step, Gaussian):
+        raise ValueError(
+            f"adjoint matching needs steps that are Gaussian, but a {type(step).__name__} came; use ppo or"
+            " trajectory-balance for such a chain"
+        )
+    return step

@@ -1,0 +1,93 @@
+"""Direct reward backpropagation: the gradient of the reward, through the chain that made the sample.
+
+DRaFT (Clark et al., 2024, https://arxiv.org/abs/2309.17400) and AlignProp (Prabhudesai et al., 2023,
+https://arxiv.org/abs/2310.03739).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from difftilt.objective import Algorithm, Loss, Objective, outcome
+from difftilt.policy import Diffusion, Policy, deal, law, take
+from difftilt.settings import Count
+from difftilt.shapes import Cond, Index, PerSample, Some, State
+
+
+@dataclass(eq=False)
+class Backprop(Algorithm):
+    """Each gradient step samples fresh chains, reparameterised, and descends
+
+        L = -E r(x_0) + alpha E sum_t KL(p(. | x_t) || p_pre(. | x_t)),
+
+    whose gradient reaches the weights through the reward, the states x_t, and each KL. `through` says how
+    many of the last transitions the gradient passes, k; before that x_t is taken as given, but its own KL
+    still counts. Less than `full` is biased, and cheaper to keep stable.
+
+    Args:
+        through: `full`, all of them and a tuned law of x_T; `last`, k = `last` (DRaFT-K); `random`, k uniform
+            in 1, ..., T, drawn once for each chain (AlignProp); `low_variance`, k = 1 with `draws` more
+            pairs (x_1, x_0), made by noising x_0 again (DRaFT-LV).
+        last: K of `last`, at least 1.
+        draws: Pairs of `low_variance`, at least 1. Each costs a reward call.
+        minibatches: Gradient steps per round, each on its own part of the conditions, at least 1.
+        recompute: Keep the states alone, and compute each step again in the backward pass: memory grows with
+            T by the states only.
+    """
+
+    through: Literal["full", "last", "random", "low_variance"] = "full"
+    last: Count = 1
+    draws: Count = 2
+    minibatches: Count = 8
+    recompute: bool = True
+
+    def losses(self, policy: Policy, objective: Objective, cond: Cond) -> Iterator[Loss]:
+        for part in deal(cond, self.minibatches):
+            x, kl = self._chains(policy, objective.reference, part)
+            reward, valid = objective.score(policy.decode(x), part)
+            gain = reward
+            if self.through == "low_variance":
+                gain = self._average(policy, objective, x.detach()[valid], take(part, valid), reward)
+            kl = kl[valid]
+            loss = objective.alpha * kl.mean() - gain.mean()
+            yield Loss(loss, outcome(reward.detach(), kl.detach(), objective.alpha))
+
+    def _chains(self, policy: Policy, reference: Policy, cond: Cond) -> tuple[State, PerSample]:
+        """x_0 and the KL of its path, in nats."""
+
+        def step(x: State, t: int) -> tuple[State, PerSample]:
+            time = torch.full((len(x),), t, device=x.device)
+            drawn = law(policy, x, time, cond)
+            return drawn.rsample(), drawn.kl(law(reference, x, time, cond))
+
+        x = torch.zeros_like(policy.initial(cond).sample())
+        passed = self._passed(policy.steps, x)[(...,) + (None,) * (x.ndim - 1)]
+        kl = torch.zeros((), device=x.device)
+        for t in range(policy.steps + 1, 0, -1):
+            drawn = checkpoint(step, x, t, use_reentrant=False) if self.recompute else step(x, t)
+            x, cost = cast(tuple[Tensor, Tensor], drawn)
+            x, kl = torch.where(t <= passed, x, x.detach()), kl + cost
+        return x, kl
+
+    def _passed(self, steps: int, x: State) -> Index:
+        """How many of the last decisions each chain's gradient passes; T + 1 with that of x_T."""
+        if self.through == "random":
+            return torch.randint(1, steps + 1, (len(x),), device=x.device)
+        passed = {"full": steps + 1, "last": self.last, "low_variance": 1}
+        return torch.full((len(x),), passed[self.through], device=x.device)
+
+    def _average(self, policy: Policy, objective: Objective, x_0: State, cond: Cond, reward: Some) -> Some:
+        """The reward of x_0 and of its siblings, which were drawn from x_1 made by noising x_0."""
+        if not isinstance(policy, Diffusion):
+            raise ValueError(
+                f"through='low_variance' noises x_0 again, which a {type(policy).__name__} cannot; use 'last'"
+            )
+        rewards, t = [reward], torch.ones(len(x_0), dtype=torch.long, device=x_0.device)
+        for _ in range(self.draws):
+            x = policy(policy.corrupt(x_0, t), t, cond).rsample()
+            rewards.append(objective.score(policy.decode(x), cond)[0])
+        return torch.cat(rewards)

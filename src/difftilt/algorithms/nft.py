@@ -1,0 +1,112 @@
+"""DiffusionNFT (Zheng et al., 2025), https://arxiv.org/abs/2509.16117."""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, cast
+
+import annotated_types as at
+import torch
+
+from difftilt import advantages
+from difftilt.objective import Algorithm, Experience, Loss, Objective
+from difftilt.policy import Diffusion, Policy, Trajectory, context
+from difftilt.settings import Count, NonNegative, Positive
+from difftilt.shapes import Cond, PerSample, Real, Scalar
+
+
+@dataclass(eq=False)
+class NFT(Algorithm):
+    """Negative-aware fine-tuning, on the noising process alone: x_0 is sampled from `old`, a moving average
+    of the policy, and noised again; its advantage A becomes the probability q of being a good example:
+
+        q = 1 / 2 + clip(A / spread, -1, 1) / 2,     y = E_old[x_0 | x_t],     y' = E[x_0 | x_t],
+        L = E q |y + b (y' - y) - x_0|^2 / b + E (1 - q) |y - b (y' - y) - x_0|^2 / b,
+
+    each square divided by its own mean error, so that all steps t count alike. At y' = y its gradient is that
+    of -E (2 q - 1) <x_0 - y, y'>: y' moves by the covariance of A and x_0 given x_t, as a tilt by A asks.
+
+    Deviation from the paper, which keeps p_r the target: A is r - alpha sum_t log(p / p_pre), constant at the
+    optimum of a chain that reverses the noising process. The paper has the reward alone, and a `penalty`.
+
+    Args:
+        strength: b, above 0; the paper's beta. A smaller one takes longer steps.
+        count_kl: Subtract the KL's cost from the reward; without it alpha has no part.
+        penalty: Weight of |y' - y_pre|^2, divided by its mean error too, at least 0.
+        decay: Of the moving average that samples, in [0, 1); 0 samples from the policy itself.
+        clip: Where advantages are clipped, in root mean squares, above 0.
+        levels: Noise levels drawn for each sample in each pass, at least 1.
+        epochs: Passes over the samples of a round, at least 1.
+        minibatches: Gradient steps per pass, at least 1.
+    """
+
+    strength: Positive = 1.0
+    count_kl: bool = True
+    penalty: NonNegative = 0.0
+    decay: Annotated[float, at.Interval(ge=0, lt=1)] = 0.0
+    clip: Positive = 3.0
+    levels: Count = 8
+    epochs: Count = 1
+    minibatches: Count = 4
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.old: Diffusion | None = None
+
+    def setup(self, policy: Policy, cond: Cond) -> None:
+        if not isinstance(policy, Diffusion):
+            raise ValueError(
+                f"nft noises samples again, which a {type(policy).__name__} cannot; use ppo for such a chain"
+            )
+        self.old = copy.deepcopy(policy).requires_grad_(False)
+
+    def losses(self, policy: Policy, objective: Objective, cond: Cond) -> Iterator[Loss]:
+        if self.old is None:
+            raise ValueError("nft has no policy to sample from yet; call setup(policy, cond) before training")
+        seen = objective.sample(self.old, cond)
+        good = self._good(seen)
+        for _ in range(self.epochs):
+            order = torch.randperm(len(good) * self.levels, device=good.device) % len(good)
+            for index in order.tensor_split(self.minibatches):
+                chains = seen.path.chains(index)
+                loss = self._loss(policy, self.old, objective.reference, chains, good[index])
+                yield Loss(loss, seen.stats())
+        self._follow(policy, self.old)
+
+    def _good(self, seen: Experience) -> PerSample:
+        """q of each sample."""
+        gain = seen.reward.double()
+        if self.count_kl:
+            gain = gain - seen.alpha * seen.log_ratio.sum(0)
+        advantage = advantages.group(gain[None], context(seen.path.cond).to(gain.device))[0]
+        spread = self.clip * (advantage.square().mean().sqrt() + advantages.EPS)
+        return (1 + (advantage / spread).clamp(-1, 1)) / 2
+
+    def _loss(
+        self, policy: Policy, old: Diffusion, reference: Policy, chains: Trajectory, good: PerSample
+    ) -> Scalar:
+        x_0, cond = chains.states[-1], chains.cond
+        t = torch.randint(1, policy.steps + 1, (len(x_0),), device=x_0.device)
+        x = old.corrupt(x_0, t)
+        clean = cast(Diffusion, policy).clean(x, t, cond)
+        with torch.no_grad():
+            before = old.clean(x, t, cond)
+        shift = self.strength * (clean - before)
+        loss = good * _error(before + shift, x_0) + (1 - good) * _error(before - shift, x_0)
+        loss = loss / self.strength
+        if self.penalty:
+            with torch.no_grad():
+                base = cast(Diffusion, reference).clean(x, t, cond)
+            loss = loss + self.penalty * _error(clean, base)
+        return loss.mean()
+
+    @torch.no_grad()
+    def _follow(self, policy: Policy, old: Policy) -> None:
+        for mean, now in zip(old.parameters(), policy.parameters(), strict=True):
+            mean.lerp_(now, 1 - self.decay)
+
+
+def _error(guess: Real, x: Real) -> PerSample:
+    """The squared error of each sample, divided by its mean absolute error as it stands."""
+    error = (guess - x).double().flatten(1)
+    return error.square().mean(1) / error.detach().abs().mean(1).clamp(min=advantages.EPS)

@@ -1,0 +1,143 @@
+"""Reward-weighted maximum likelihood: imitate samples, the better the more.
+
+RWR (Peters and Schaal, 2007), RAFT (Dong et al., 2023, https://arxiv.org/abs/2304.06767), and the
+value-ratio form of VIDD (Su et al., 2025, https://arxiv.org/abs/2507.00445).
+"""
+
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from difftilt import advantages
+from difftilt.objective import Algorithm, Experience, Loss, Objective, Value
+from difftilt.policy import Diffusion, Policy, context, decide
+from difftilt.settings import Count, Positive, Share
+from difftilt.shapes import Cond, Index, PerSample, PerStep
+
+HISTORY = 8192  # rewards behind the threshold of `percentile`
+
+
+@dataclass(eq=False)
+class RewardWeighted(Algorithm):
+    """Samples chains from the present policy p_old, weighs them, and descends
+
+        L = -E sum_t w log p(x_{t-1} | x_t),   w ~ exp(r(x_0) / alpha) P_pre(path) / P_old(path),
+
+    whose minimum over all policies is p*: the forward KL(p* || p), which covers modes. Weights have mean 1
+    within each context, or good contexts would crowd out the others. Among policies that keep the
+    reference's standard deviations the minimum differs slightly from that of J; the difference shrinks as
+    steps are added.
+
+    Args:
+        form: The pairs that are imitated. `trajectory`: those of the chain. `denoising`: x_0 is noised again
+            and its posterior imitated, KL(q(x_{t-1} | x_t, x_0) || p), which is right where the chain
+            reverses the noising process. `value`: those of the chain, each with its own weight
+            exp((v(x_{t-1}) - v(x_t)) / alpha) p_pre / p_old, of far less variance.
+        target: `fixed` as above. `iterated` leaves the ratio of paths out, so that round k aims at
+            p_pre exp(k r / alpha): alpha falls as 1 / k.
+        select: `all` samples by weight; the `top` share of each context, equally (RAFT); or those above that
+            `percentile` of recent rewards. The last two have no alpha, and p_r is not their target.
+        keep: The share that `top` and `percentile` keep, in (0, 1].
+        temperature: Weights are w^(1 / temperature), above 0; above 1 there is less variance, and bias.
+        epochs: Passes over the rows of a round, at least 1.
+        minibatches: Gradient steps per pass over shuffled (t, sample) rows, at least 1.
+        value: Soft values v_t(x_t) for form `value`; by default r(E[x_0 | x_t]), the reward of the clean
+            sample that the reference expects, which costs a reward call per step.
+    """
+
+    form: Literal["trajectory", "denoising", "value"] = "trajectory"
+    target: Literal["fixed", "iterated"] = "fixed"
+    select: Literal["all", "top", "percentile"] = "all"
+    keep: Share = 0.1
+    temperature: Positive = 1.0
+    epochs: Count = 1
+    minibatches: Count = 4
+    value: Value | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.history: deque[float] = deque(maxlen=HISTORY)
+
+    def losses(self, policy: Policy, objective: Objective, cond: Cond) -> Iterator[Loss]:
+        seen = objective.sample(policy, cond)
+        ids = context(seen.path.cond).to(seen.reward.device)
+        weight = (
+            self._step_weights(seen, objective, ids) if self.form == "value" else self._weights(seen, ids)
+        )
+        ess = advantages.effective_share(weight.mean(0))
+        for _ in range(self.epochs):
+            for index in seen.path.minibatches(self.minibatches):
+                cost = self._cost(policy, seen, index)
+                loss = (weight.flatten()[index] * cost).mean() * len(seen.kl)
+                yield Loss(loss, seen.stats() | {"ess": ess})
+
+    def _weights(self, seen: Experience, ids: Index) -> PerStep:
+        """One weight per chain, the same at every decision."""
+        log_w = seen.reward.double() / seen.alpha
+        if self.target == "fixed":
+            log_w = log_w - seen.log_ratio.sum(0)
+        if self.select == "all":
+            weight = advantages.group_softmax(log_w / self.temperature, ids)
+        else:
+            weight = self._selected(seen.reward, ids)
+        return weight.expand_as(seen.kl)
+
+    def _selected(self, reward: PerSample, ids: Index) -> PerSample:
+        """1 / keep for the best, 0 for the others."""
+        if self.select == "top":
+            better = (reward[None] > reward[:, None]) & (ids[None] == ids[:, None])
+            rank = better.sum(1) / torch.bincount(ids)[ids]
+            return (rank < self.keep).double() / self.keep
+        self.history.extend(reward.tolist())
+        threshold = torch.tensor(list(self.history)).quantile(1 - self.keep)
+        return (reward >= threshold).double() / self.keep
+
+    def _step_weights(self, seen: Experience, objective: Objective, ids: Index) -> PerStep:
+        """One weight per decision, of mean 1 in each context at each decision."""
+        value = self._values(seen, objective)
+        before = torch.cat([torch.zeros_like(value[:1]), value[:-1]])
+        log_w = (value - before) / seen.alpha - seen.log_ratio
+        log_w = log_w.where(log_w.isfinite(), -torch.inf)  # a state whose reward failed teaches nothing
+        return torch.stack([advantages.group_softmax(row / self.temperature, ids) for row in log_w])
+
+    @torch.no_grad()
+    def _values(self, seen: Experience, objective: Objective) -> PerStep:
+        """v of the state that each decision drew; v_0 is the reward."""
+        path, reference, values = seen.path, objective.reference, []
+        for k, x in enumerate(path.states[:-1]):
+            t = torch.full((len(x),), len(path.states) - 1 - k, device=x.device)
+            if self.value is not None:
+                values.append(self.value(x, t, path.cond).double())
+            else:
+                clean = _diffusion(reference, "value").clean(x, t, path.cond)
+                values.append(objective.reward(reference.decode(clean), path.cond).double())
+        return torch.stack([*values, seen.reward.double()])
+
+    def _cost(self, policy: Policy, seen: Experience, index: Index) -> PerSample:
+        """-log p of the pairs that are imitated, up to a constant."""
+        rows = seen.path.transitions(index)
+        if self.form != "denoising":
+            return -decide(policy, rows).log_prob(rows.x_next)
+        policy, t = _diffusion(policy, "denoising"), rows.t.clamp(max=policy.steps)
+        x_0 = seen.path.states[-1, index % seen.kl.shape[1]]
+        x = policy.corrupt(x_0, t)
+        cost = policy.posterior(x_0, x, t).kl(policy(x, t, rows.cond))
+        return torch.where(rows.t > policy.steps, -policy.initial(rows.cond).log_prob(x), cost)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return {"history": list(self.history)}
+
+    def set_extra_state(self, state: Mapping[str, Any]) -> None:
+        self.history = deque(state["history"], maxlen=HISTORY)
+
+
+def _diffusion(policy: Policy, form: str) -> Diffusion:
+    if not isinstance(policy, Diffusion):
+        raise ValueError(
+            f"form '{form}' needs a chain that reverses a noising process, which a {type(policy).__name__} is"
+            " not; use form 'trajectory'"
+        )
+    return policy
