@@ -1,45 +1,74 @@
-"""Algorithms on chains whose optimum is known: how many nats below it they end, by quadrature.
+"""Algorithms on chains whose optimum is known: how many nats below it they end, computed, not sampled.
 
 gmm-x, gmm-sin   the 50-step chain of a two-component mixture, reward x at alpha 1 or sin 3x at alpha 0.5
 ...-std          the same with the standard deviation of every step tuned too
+lqg16            20 steps of a 16-dimensional Gaussian, a quadratic reward
+lqg16-flow       the same data as a flow, sampled with memoryless noise
 
 `gap_nats` is (J* - J) / alpha; `excess_nats` is the gap below the best policy that keeps the reference's
-variances. Rows of other runs in FILE.json stay.
+variances, its law of x_T included. Rows of other runs in FILE.json stay.
 
     python benchmarks/exact.py [--only TASK ...] [--algorithms NAME ...] [--seeds N] [--out FILE.json]
 """
 
 import argparse
 import copy
+import dataclasses
 import json
 import math
 import platform
 import resource
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from difftilt import GRPO, PPO, Algorithm, Objective, fit, unconditional
-from difftilt.exact import grid as exact
+from difftilt import (
+    GRPO,
+    NFT,
+    PPO,
+    AdjointMatching,
+    Algorithm,
+    Backprop,
+    FlowSDE,
+    GaussianPolicy,
+    Objective,
+    PathConsistency,
+    Policy,
+    RewardWeighted,
+    TrajectoryBalance,
+    fit,
+    unconditional,
+)
+from difftilt.exact import gaussian, grid
+from difftilt.grid import shifted_flow
 from difftilt.guard import Reward
-from difftilt.models.toy import Residual, gmm, gmm_grid
-from difftilt.processes.gaussian import GaussianPolicy
+from difftilt.models.toy import AffineResidual, GaussianDenoiser, Residual, Velocity, gmm, gmm_grid
+from difftilt.recipes.algorithms import make_algorithm
+from difftilt.recipes.record import to_json
 from difftilt.training.counter import Counter
 from difftilt.training.ema import EMA
+
+DIMENSION, STEPS = 16, 20
 
 
 @dataclass(frozen=True)
 class Task:
-    """A reward, the weight of the KL, and whether the policy may change its standard deviations."""
+    """A problem, a policy to tune for it, and its exact measure.
+
+    Args:
+        chain: The reference, or the policy if asked for the trainable one.
+        measure: The policy's exact reward, KL and J; the best J; and the best with the reference's variances.
+    """
 
     reward: Reward
     alpha: float
-    tune_std: bool = False
+    chain: Callable[[bool], Policy]
+    measure: Callable[[Policy, Objective], tuple[Any, float, float]]
 
 
 @dataclass(frozen=True)
@@ -49,14 +78,25 @@ class Entry:
     Args:
         batch: Conditions per round.
         rounds: How many, while the learning rate falls to zero along a cosine.
+        own_rate: Learning rate of the algorithm's own networks.
         ema: Decay of the averaged weights, which are what is evaluated.
+        on: What differs on some tasks, by the beginning of their names.
     """
 
     algorithm: Callable[[], Algorithm]
     batch: int = 1024
     rounds: int = 150
     learning_rate: float = 1e-2
+    own_rate: float = 1e-2
     ema: float = 0.99
+    on: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def for_task(self, task: str) -> "Entry":
+        """With what differs on the task."""
+        for name, changes in self.on.items():
+            if task.startswith(name):
+                return dataclasses.replace(self, **changes)
+        return self
 
 
 def x(sample, cond):
@@ -67,15 +107,83 @@ def sin(sample, cond):
     return torch.sin(3 * sample[:, 0])
 
 
+def mixture(tune_std: bool) -> Callable[[bool], GaussianPolicy]:
+    def chain(tuned: bool) -> GaussianPolicy:
+        network = Residual(gmm(gmm_grid()), gmm_grid(), 1) if tuned else gmm(gmm_grid())
+        settings: Any = {"prediction_type": "sample", "variance_type": "fixed_large"}
+        return GaussianPolicy(network, gmm_grid(), (1,), tune_std=tuned and tune_std, **settings)
+
+    return chain
+
+
+def measure_on_grid(policy: Policy, objective: Objective) -> tuple[grid.Evaluation, float, float]:
+    axis = grid.Axis(-8, 8, 801)
+    fixed, _ = grid.solve_fixed_std(objective, axis)
+    return grid.evaluate(objective, policy, axis), grid.solve(objective, axis).optimum.item(), fixed.item()
+
+
+def data() -> tuple[torch.Tensor, torch.Tensor, gaussian.Quadratic]:
+    """Mean and covariance of correlated Gaussian data of about unit size, and a concave reward."""
+    generator = torch.Generator().manual_seed(0)
+    axes, turned = (
+        torch.linalg.qr(torch.randn(DIMENSION, DIMENSION, generator=generator, dtype=torch.float64))[0]
+        for _ in range(2)
+    )
+    variances = torch.linspace(0.3, 1.5, DIMENSION, dtype=torch.float64)
+    curvature = turned * torch.linspace(0, 0.6, DIMENSION, dtype=torch.float64) @ turned.T
+    mean = 0.5 * torch.randn(DIMENSION, generator=generator, dtype=torch.float64)
+    centre = mean + 0.8 * torch.randn(DIMENSION, generator=generator, dtype=torch.float64)
+    return mean, axes * variances @ axes.T, gaussian.bowl(centre, curvature)
+
+
+def denoising(tuned: bool) -> GaussianPolicy:
+    levels = gmm_grid().respace(STEPS)
+    levels = dataclasses.replace(levels, time=torch.arange(STEPS + 1))
+    network: torch.nn.Module = GaussianDenoiser(levels, *data()[:2])
+    if tuned:
+        network = AffineResidual(network, levels.sigma**2, DIMENSION)
+    settings: Any = {"prediction_type": "sample", "variance_type": "fixed_large"}
+    return GaussianPolicy(network, levels, (DIMENSION,), **settings)
+
+
+def flow(tuned: bool) -> FlowSDE:
+    levels = dataclasses.replace(shifted_flow(STEPS, sigma_min=0.01), time=torch.arange(STEPS + 1))
+    network: torch.nn.Module = GaussianDenoiser(levels, *data()[:2])
+    if tuned:
+        network = AffineResidual(network, levels.sigma.roll(1) ** 2, DIMENSION)
+    return FlowSDE(Velocity(network, levels), levels, (DIMENSION,))
+
+
+def measure_affine(policy: Policy, objective: Objective) -> tuple[gaussian.Evaluation, float, float]:
+    tuned, base = gaussian.affine(policy), gaussian.affine(objective.reference)
+    reward = data()[2]
+    best = gaussian.solve(base, reward, objective.alpha)
+    fixed = gaussian.solve(base, reward, objective.alpha, fixed_cov=True)
+    found = gaussian.evaluate(tuned, base, reward, objective.alpha)
+    return found, best.optimum.item(), fixed.frozen.item()
+
+
 TASKS = {
-    "gmm-x": Task(x, 1.0),
-    "gmm-sin": Task(sin, 0.5),
-    "gmm-x-std": Task(x, 1.0, tune_std=True),
-    "gmm-sin-std": Task(sin, 0.5, tune_std=True),
+    "gmm-x": Task(x, 1.0, mixture(False), measure_on_grid),
+    "gmm-sin": Task(sin, 0.5, mixture(False), measure_on_grid),
+    "gmm-x-std": Task(x, 1.0, mixture(True), measure_on_grid),
+    "gmm-sin-std": Task(sin, 0.5, mixture(True), measure_on_grid),
+    "lqg16": Task(data()[2], 1.0, denoising, measure_affine),
+    "lqg16-flow": Task(data()[2], 1.0, flow, measure_affine),
 }
 ALGORITHMS = {
     "ppo": Entry(PPO),
+    "ddpo-sf": Entry(lambda: make_algorithm("ddpo-sf")),
+    "ddpo-is": Entry(lambda: make_algorithm("ddpo-is")),
+    "dpok": Entry(lambda: make_algorithm("dpok")),
+    "rloo": Entry(lambda: make_algorithm("rloo")),
     "grpo": Entry(lambda: GRPO(group_size=64)),
+    "backprop": Entry(Backprop),
+    "adjoint-matching": Entry(AdjointMatching),
+    "reward-weighted": Entry(RewardWeighted),
+    "path-consistency": Entry(PathConsistency),
+    "trajectory-balance": Entry(TrajectoryBalance),
+    "nft": Entry(NFT),
 }
 COLUMNS = ("excess_nats", "gap_nats", "objective", "optimum", "reward", "kl_nats", "seconds", "cpu_seconds")
 
@@ -89,7 +197,7 @@ def main() -> None:
         "torch": torch.__version__,
         "threads": options.threads,
     }
-    print(f"{'task':12} {'algorithm':10} seed " + " ".join(f"{name:>11}" for name in COLUMNS))
+    print(f"{'task':12} {'algorithm':18} seed " + " ".join(f"{name:>11}" for name in COLUMNS))
     rows = json.loads(options.out.read_text())["rows"] if options.out and options.out.exists() else []
     for task in options.only:
         for name in options.algorithms:
@@ -98,27 +206,25 @@ def main() -> None:
                 rows = [row for row in rows if (row["task"], row["algorithm"], row["seed"]) != key]
                 rows.append(run(*key))
                 numbers = " ".join(f"{rows[-1][column]:11.4f}" for column in COLUMNS)
-                print(f"{task:12} {name:10} {seed:4} {numbers}", flush=True)
+                print(f"{task:12} {name:18} {seed:4} {numbers}", flush=True)
                 if options.out:
                     options.out.write_text(json.dumps(machine | {"rows": rows}, indent=1) + "\n")
 
 
 def run(name: str, algorithm_name: str, seed: int) -> dict[str, Any]:
     """Trains once and measures exactly; the exact references are not part of the time."""
-    task, entry = TASKS[name], ALGORITHMS[algorithm_name]
+    task, entry = TASKS[name], ALGORITHMS[algorithm_name].for_task(name)
     torch.manual_seed(seed)
-    reference, policy = chain(gmm(gmm_grid())), chain(Residual(gmm(gmm_grid()), gmm_grid(), 1), task.tune_std)
-    objective, algorithm, counter = (
-        Objective(task.reward, reference, task.alpha),
-        entry.algorithm(),
-        Counter(),
-    )
+    reference, policy = task.chain(False), task.chain(True)
+    objective = Objective(task.reward, reference.requires_grad_(False), task.alpha)
+    algorithm, counter = entry.algorithm(), Counter()
     wall, cpu = time.perf_counter(), time.process_time()
     with counter.watching([reference.network, policy.network]):
         train(policy, objective, algorithm, entry, seed)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    found, best, fixed = measure(policy, objective)
-    gap, excess = ((level - found.objective).item() / task.alpha for level in (best.optimum, fixed))
+    with torch.no_grad():
+        found, optimum, fixed = task.measure(policy, objective)
+    gap, excess = ((level - found.objective.item()) / task.alpha for level in (optimum, fixed))
     return {
         "task": name,
         "algorithm": algorithm_name,
@@ -127,8 +233,8 @@ def run(name: str, algorithm_name: str, seed: int) -> dict[str, Any]:
         "gap_nats": gap,
         "excess_nats": excess,
         "objective": found.objective.item(),
-        "optimum": best.optimum.item(),
-        "optimum_fixed_std": fixed.item(),
+        "optimum": optimum,
+        "optimum_fixed_std": fixed,
         "reward": found.reward.item(),
         "kl_nats": found.kl.item(),
         "reward_calls": objective.reward.calls,
@@ -137,41 +243,29 @@ def run(name: str, algorithm_name: str, seed: int) -> dict[str, Any]:
         "cpu_seconds": cpu,
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         / (2**20 if sys.platform == "darwin" else 2**10),
-        "settings": asdict(algorithm) | {k: v for k, v in vars(entry).items() if k != "algorithm"},
+        "settings": to_json(algorithm)
+        | {k: v for k, v in vars(entry).items() if k not in ("algorithm", "on")},
     }
 
 
-def chain(network: torch.nn.Module, tune_std: bool = False) -> GaussianPolicy:
-    settings: Any = {"prediction_type": "sample", "variance_type": "fixed_large", "tune_std": tune_std}
-    return GaussianPolicy(network, gmm_grid(), (1,), **settings)
-
-
-def train(
-    policy: GaussianPolicy, objective: Objective, algorithm: Algorithm, entry: Entry, seed: int
-) -> None:
+def train(policy: Policy, objective: Objective, algorithm: Algorithm, entry: Entry, seed: int) -> None:
     """`fit` with Adam, a falling learning rate and averaged weights, which the policy has afterwards."""
     algorithm.setup(policy, unconditional(2))
-    tuned = [p for p in [*policy.parameters(), *algorithm.parameters()] if p.requires_grad]
-    optimizer = torch.optim.Adam(tuned, entry.learning_rate)
+    groups = [
+        {"params": [p for p in module.parameters() if p.requires_grad], "lr": rate, "full": rate}
+        for module, rate in ((policy, entry.learning_rate), (algorithm, entry.own_rate))
+    ]
+    optimizer = torch.optim.Adam([group for group in groups if group["params"]])
     average = EMA(policy, entry.ema)
     conds = [unconditional(entry.batch)] * entry.rounds
     for row in fit(policy, objective, algorithm, conds, optimizer, seed=seed):
         share = (row["round"] + 1) / entry.rounds
         for group in optimizer.param_groups:
-            group["lr"] = entry.learning_rate * (1 + math.cos(math.pi * share)) / 2
+            group["lr"] = group["full"] * (1 + math.cos(math.pi * share)) / 2
         average.update()
     with average.applied():
         weights = copy.deepcopy(policy.state_dict())
     policy.load_state_dict(weights)
-
-
-@torch.no_grad()
-def measure(
-    policy: GaussianPolicy, objective: Objective
-) -> tuple[exact.Evaluation, exact.Solution, torch.Tensor]:
-    axis = exact.Axis(-8, 8, 801)
-    fixed, _ = exact.solve_fixed_std(objective, axis)
-    return exact.evaluate(objective, policy, axis), exact.solve(objective, axis), fixed
 
 
 def parse() -> argparse.Namespace:

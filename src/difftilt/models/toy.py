@@ -7,7 +7,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from difftilt.grid import Grid, from_betas
-from difftilt.shapes import Cond, State
+from difftilt.shapes import Cond, Levels, State
 
 
 class MixtureDenoiser(nn.Module):
@@ -53,22 +53,22 @@ class GaussianDenoiser(nn.Module):
     """
 
     alpha: Tensor
-    sigma: Tensor
     mean: Tensor
-    cov: Tensor
+    axes: Tensor
+    gain: Tensor
 
     def __init__(self, grid: Grid, mean: Tensor, cov: Tensor):
         super().__init__()
+        variances, axes = torch.linalg.eigh(cov.double())
+        a, s = grid.alpha.double()[:, None], grid.sigma.double()[:, None]
         self.register_buffer("alpha", grid.alpha)
-        self.register_buffer("sigma", grid.sigma)
         self.register_buffer("mean", mean.to(grid.alpha))
-        self.register_buffer("cov", cov.to(grid.alpha))
+        self.register_buffer("axes", axes.to(grid.alpha))
+        self.register_buffer("gain", (a * variances / (a**2 * variances + s**2)).to(grid.alpha))
 
     def forward(self, x: State, time: Tensor, cond: Cond) -> State:
-        a, s = self.alpha[time][:, None], self.sigma[time][:, None]
-        noise = s[..., None] ** 2 * torch.eye(len(self.mean), dtype=x.dtype, device=x.device)
-        solved = torch.linalg.solve(a[..., None] ** 2 * self.cov + noise, x - a * self.mean)
-        return self.mean + a * (solved @ self.cov)
+        away = x - self.alpha[time][:, None] * self.mean
+        return self.mean + ((away @ self.axes) * self.gain[time]) @ self.axes.T
 
 
 class Residual(nn.Module):
@@ -105,6 +105,57 @@ class Residual(nn.Module):
         return self.base(x, time, cond) + self.variance[time][:, None] * self.mlp(
             torch.cat([x, level, *waves], 1)
         )
+
+
+class AffineResidual(nn.Module):
+    """A denoiser to tune that stays affine in x_t: a frozen base plus scale_t (W(t) x_t + b(t)).
+
+    W and b are polynomials of the level, zero at first.
+
+    Args:
+        base: Maps (x, time, cond) to E[x_0 | x_t]; its weights stay as they are.
+        scale: One number per level; the network is told the level's index.
+        dimension: Of a state.
+        terms: Of the polynomials, at least 1.
+    """
+
+    scale: Tensor
+    powers: Tensor
+
+    def __init__(self, base: nn.Module, scale: Levels, dimension: int, terms: int = 5):
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        level = torch.linspace(-1, 1, len(scale), dtype=torch.float64)
+        chebyshev = torch.cos(torch.arange(terms) * level.clamp(-1, 1).acos()[:, None])
+        self.register_buffer("scale", scale)
+        self.register_buffer("powers", chebyshev.to(scale))
+        self.linear = nn.Linear(dimension, terms * dimension)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, x: State, time: Tensor, cond: Cond) -> State:
+        terms = self.linear(x).view(len(x), self.powers.shape[1], -1)
+        shift = (self.powers[time][:, :, None] * terms).sum(1)
+        return self.base(x, time, cond) + self.scale[time][:, None] * shift
+
+
+class Velocity(nn.Module):
+    """The flow z - x_0 of a denoiser, where alpha = 1 - sigma.
+
+    Args:
+        denoiser: Maps (x, time, cond) to E[x_0 | x_t], told the level's index.
+        grid: Its sigma.
+    """
+
+    sigma: Tensor
+
+    def __init__(self, denoiser: nn.Module, grid: Grid):
+        super().__init__()
+        self.denoiser = denoiser
+        self.register_buffer("sigma", grid.sigma)
+
+    def forward(self, x: State, time: Tensor, cond: Cond) -> State:
+        return (x - self.denoiser(x, time, cond)) / self.sigma[time][:, None]
 
 
 def gmm_grid(steps: int = 50) -> Grid:
