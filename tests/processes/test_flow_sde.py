@@ -13,7 +13,7 @@ from torch import Tensor
 
 from difftilt.exact import gaussian as exact
 from difftilt.grid import Grid, linear, shifted_flow
-from difftilt.models.toy import GaussianDenoiser
+from difftilt.models.toy import GaussianDenoiser, Velocity
 from difftilt.policy import path_log_prob, rollout, unconditional
 from difftilt.processes.flow_sde import MEMORYLESS, FlowSDE, Integrator
 from difftilt.processes.gaussian import GaussianPolicy
@@ -42,15 +42,9 @@ class Wavy(nn.Module):
         return (self.weight * x + time.double()[(...,) + (None,) * (x.ndim - 1)] / 300).sin().to(x.dtype)
 
 
-class Velocity(nn.Module):
-    """The flow of Gaussian data: E[z - x_0 | x_t] = (x_t - E[x_0 | x_t]) / sigma_t."""
-
-    def __init__(self, grid: Grid, mean: Tensor, cov: Tensor):
-        super().__init__()
-        self.denoiser = GaussianDenoiser(grid, mean, cov)
-
-    def forward(self, x: Tensor, time: Tensor, cond: Cond) -> Tensor:
-        return (x - self.denoiser(x, time, cond)) / self.denoiser.sigma[time][:, None]
+def gaussian_flow(grid: Grid, mean: Tensor, cov: Tensor) -> Velocity:
+    """The flow of Gaussian data."""
+    return Velocity(GaussianDenoiser(grid, mean, cov), grid)
 
 
 def even_grid(steps: int, low: float = 0.01, high: float = 1.0) -> Grid:
@@ -71,7 +65,7 @@ COV = torch.tensor([[1.5, 0.6], [0.6, 0.5]], dtype=torch.float64)
 def terminal_error(steps: int, high: float, noise_level: float, integrator: Integrator) -> Tensor:
     """Distance of the law of x_0 from alpha_0^2 COV + sigma_0^2, where x_T has its exact marginal."""
     grid, eye = even_grid(steps, high=high), torch.eye(2)
-    network = Velocity(grid, MEAN, COV)
+    network = gaussian_flow(grid, MEAN, COV)
     chain = exact.affine(FlowSDE(network, grid, (2,), noise_level=noise_level, integrator=integrator))
     (a, s), (a_0, s_0) = ((grid.alpha[i], grid.sigma[i]) for i in (-1, 0))
     right = exact.AffineChain(a * MEAN, a**2 * COV + s**2 * eye, chain.weight, chain.bias, chain.noise)
@@ -82,10 +76,10 @@ def terminal_error(steps: int, high: float, noise_level: float, integrator: Inte
 
 @pytest.mark.parametrize("noise_level", NOISE_LEVELS)
 def test_exponential_steps_keep_the_marginals_to_first_order(noise_level):
-    errors = [terminal_error(steps, 1.0, noise_level, "exponential") for steps in (100, 200, 400)]
-    assert errors[2] < 0.04
+    errors = [terminal_error(steps, 1.0, noise_level, "exponential") for steps in (50, 100, 200)]
+    assert errors[2] < 0.08
     for coarse, fine in itertools.pairwise(errors):
-        assert coarse / fine == pytest.approx(2, abs=0.2)
+        assert coarse / fine == pytest.approx(2, abs=0.25)
 
 
 @pytest.mark.parametrize("noise_level", NOISE_LEVELS)
@@ -99,20 +93,20 @@ def test_euler_steps_keep_the_marginals_in_the_limit(noise_level):
 @pytest.mark.parametrize("noise_level", [0.3, 0.7, MEMORYLESS])
 def test_memory_of_the_start_fades_with_the_noise_level(noise_level):
     """Data of variance c: corr(x_T, x_0) = ((c + l_0^2) / (c + l_T^2))^(a^2 / 4), l = sigma / alpha."""
-    variance, grid = torch.tensor([[2.0]]), even_grid(800, high=0.9)
+    variance, grid = torch.tensor([[2.0]]), even_grid(300, high=0.9)
     chain = exact.affine(
-        FlowSDE(Velocity(grid, torch.zeros(1), variance), grid, (1,), noise_level=noise_level)
+        FlowSDE(gaussian_flow(grid, torch.zeros(1), variance), grid, (1,), noise_level=noise_level)
     )
     marginal = grid.alpha**2 * 2 + grid.sigma**2
     found = chain.weight.prod() * (marginal[-1] / marginal[0]).sqrt()
     ratio = (grid.sigma / grid.alpha) ** 2 + 2
-    assert found.item() == pytest.approx(((ratio[0] / ratio[-1]) ** (noise_level**2 / 4)).item(), rel=2e-3)
+    assert found.item() == pytest.approx(((ratio[0] / ratio[-1]) ** (noise_level**2 / 4)).item(), rel=5e-3)
 
 
 @pytest.mark.parametrize("noise_level", NOISE_LEVELS)
 def test_exponential_steps_forget_pure_noise_at_once_and_euler_steps_do_not(noise_level):
     grid = even_grid(10)
-    network = Velocity(grid, MEAN, COV)
+    network = gaussian_flow(grid, MEAN, COV)
     first = [
         exact.affine(FlowSDE(network, grid, (2,), noise_level=noise_level, integrator=kind)).weight[-1]
         for kind in INTEGRATORS
