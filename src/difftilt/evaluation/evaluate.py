@@ -1,7 +1,6 @@
 """What a policy earns and what it costs, measured on fresh samples."""
 
 import csv
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 
 from difftilt.guard import Reward
-from difftilt.objective import Experience, Objective
+from difftilt.objective import Experience, Objective, outcome
 from difftilt.policy import Policy, batch_size, on_device_of, take
 from difftilt.shapes import Cond, PerSample, State
 from difftilt.training.seeds import EVALUATION, seed_round
@@ -26,7 +25,6 @@ class Evaluation:
     """
 
     sample: State
-    cond: Cond
     reward: PerSample
     kl: PerSample
     gold: Mapping[str, PerSample]
@@ -34,22 +32,11 @@ class Evaluation:
 
     def summary(self) -> dict[str, Any]:
         """Reward, KL in nats, J and gold rewards, each with its standard error."""
-        numbers = {"reward": self.reward, "kl_nats": self.kl, "objective": self.reward - self.alpha * self.kl}
         row: dict[str, Any] = {"alpha": self.alpha, "samples": len(self.reward)}
-        for name, x in numbers.items():
-            row |= {name: x.mean().item(), f"{name}_se": _error(x)}
+        row |= {name: x.item() for name, x in outcome(self.reward, self.kl, self.alpha).items()}
         row["gold"] = {name: x.mean().item() for name, x in self.gold.items()}
-        row["gold_se"] = {name: _error(x) for name, x in self.gold.items()}
+        row["gold_se"] = {name: (x.std() / len(x) ** 0.5).item() for name, x in self.gold.items()}
         return row
-
-    def table(self) -> str:
-        """One CSV row per sample: reward, KL in nats and gold rewards."""
-        columns = {"reward": self.reward, "kl_nats": self.kl, **self.gold}
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(zip(*(x.tolist() for x in columns.values()), strict=True))
-        return text.getvalue()
 
 
 @torch.no_grad()
@@ -73,14 +60,12 @@ def evaluate(
     rows = torch.arange(batch_size(cond)).split(chunk)
     seen: list[Experience] = [objective.sample(policy, take(cond, part)) for part in rows]
     sample = torch.cat([s.path.sample for s in seen])
-    conds = [s.path.cond for s in seen]
     scores = {
         name: torch.cat([judge(s.path.sample, s.path.cond) for s in seen]).double()
         for name, judge in gold.items()
     }
     return Evaluation(
         sample,
-        {key: _join([c[key] for c in conds]) for key in cond},
         torch.cat([s.reward for s in seen]).double(),
         torch.cat([s.kl.sum(0) for s in seen]),
         scores,
@@ -89,17 +74,10 @@ def evaluate(
 
 
 def write_table(path: Path, evaluation: Evaluation) -> None:
-    """Writes the evaluation's table."""
+    """Writes one CSV row per sample: reward, KL in nats and gold rewards."""
+    columns = {"reward": evaluation.reward, "kl_nats": evaluation.kl, **evaluation.gold}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(evaluation.table())
-
-
-def _error(x: PerSample) -> float:
-    return (x.std() / len(x) ** 0.5).item()
-
-
-def _join(parts: list[Any]) -> Any:
-    """Concatenates tensors or lists."""
-    return (
-        torch.cat(parts) if isinstance(parts[0], torch.Tensor) else [item for part in parts for item in part]
-    )
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(zip(*(x.tolist() for x in columns.values()), strict=True))

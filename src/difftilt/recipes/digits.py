@@ -33,6 +33,7 @@ def digits(
     reward: RewardName = "class",
     target: Digit = 3,
     alpha: Positive = 0.1,
+    target_kl: Positive | None = None,
     steps: Count = 16,
     training: Training = TRAINING,
 ) -> Job:
@@ -45,6 +46,8 @@ def digits(
             `png` or `jpeg`, minus the kilobytes of the image at eight times its size.
         target: The digit that reward `class` asks for, 0 to 9.
         alpha: Weight of the KL to the pretrained model, above 0, in units of the reward per nat.
+        target_kl: KL to the pretrained model that tuning shall end with, above 0, in nats; alpha is then only
+            where the search for the right one starts.
         steps: Denoising steps, at least 1.
         training: How long and how fast to train.
     """
@@ -56,6 +59,7 @@ def digits(
         Objective(guard, reference, alpha),
         copy.deepcopy(algorithm),
         training,
+        target_kl,
         cond=asked,
         gold=gold(reward, target),
         draw=draw,

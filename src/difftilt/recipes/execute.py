@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from difftilt.evaluation.evaluate import evaluate, write_table
+from difftilt.evaluation.evaluate import Evaluation, evaluate, write_table
 from difftilt.evaluation.report import write_report
 from difftilt.guard import Guard
 from difftilt.objective import Objective
 from difftilt.recipes.job import Job
 from difftilt.recipes.record import read_json, write_json
 from difftilt.training.counter import Counter
-from difftilt.training.run import Totals, load_policy, train
+from difftilt.training.run import Totals, load_alpha, load_policy, train
 from difftilt.training.seeds import SETUP, seed_round
 
 PLAYED = 64  # samples in the round that a plan plays
@@ -40,12 +40,16 @@ def finetune(job: Job, folder: Path, accelerator: Accelerator) -> dict[str, Any]
     totals = train(
         folder, job.policy, job.objective, job.algorithm, lambda _: job.cond(share), optimizer, accelerator,
         rounds=training.rounds, seed=training.seed, scheduler=scheduler, ema_decay=training.ema_decay or None,
-        accumulate=training.accumulate, max_norm=training.max_norm, save_every=training.save_every,
+        accumulate=training.accumulate, max_norm=training.max_norm, target_kl=job.target_kl,
+        save_every=training.save_every,
     )  # fmt: skip
     if not accelerator.is_main_process:
         return {}
     load_policy(folder, job.policy)
     summary = judge(job, folder, "after") | _costs(job, totals) | {"before": before}
+    if job.target_kl is not None:
+        summary["target_kl"] = job.target_kl
+        write_json(folder / "run.json", read_json(folder / "run.json") | {"final_alpha": summary["alpha"]})
     write_json(folder / "summary.json", summary)
     write_report(folder)
     return summary
@@ -59,25 +63,24 @@ def sample(job: Job, folder: Path, count: int, seed: int) -> dict[str, Any]:
     """
     torch.set_num_threads(job.training.threads)
     load_policy(folder, job.policy)
-    drawn = evaluate(job.policy, job.objective, job.cond(count), job.gold, seed=seed)
-    stem = f"sample-seed{seed}"
-    job.draw(drawn.sample, folder / "samples" / stem)
-    write_table(folder / "samples" / f"{stem}.csv", drawn)
+    job.objective.alpha = load_alpha(folder) or job.objective.alpha
+    drawn = _look(job, folder, f"sample-seed{seed}", count, seed)
     return drawn.summary() | {"reward_calls": job.objective.reward.calls}
 
 
 def plan(job: Job) -> dict[str, Any]:
     """Sizes, and the calls that a whole run would make, found by playing a small round without the reward."""
     training, small = job.training, min(job.training.batch, PLAYED)
-    job.algorithm.setup(job.policy, job.cond(2))
-    trial = copy.deepcopy(job.policy)
+    algorithm = copy.deepcopy(job.algorithm)
+    algorithm.setup(job.policy, job.cond(2))
     reward = Guard(lambda sample, _: sample.flatten(1).sum(1).float(), "plan")
     objective = Objective(reward, job.objective.reference, job.objective.alpha)
     counter, yields = Counter(), 0
-    with counter.watching([trial.network, objective.reference.network]):
-        for loss in copy.deepcopy(job.algorithm).losses(trial, objective, job.cond(small)):
+    with counter.watching([job.policy.network, objective.reference.network]):
+        for loss in algorithm.losses(job.policy, objective, job.cond(small)):
             loss.value.backward()
             yields += 1
+    job.policy.zero_grad()
     scale = training.batch / small
     with torch.no_grad():
         state = job.policy.initial(job.cond(1)).sample()
@@ -120,17 +123,21 @@ def judge(job: Job, folder: Path, name: str) -> dict[str, Any]:
 
     The same seed serves every name, so that pictures before and after start from the same noise.
     """
-    seen = evaluate(
-        job.policy, job.objective, job.cond(job.training.evaluate), job.gold, seed=job.training.seed
-    )
-    job.draw(seen.sample, folder / "samples" / name)
-    write_table(folder / "samples" / f"{name}.csv", seen)
+    seen = _look(job, folder, name, job.training.evaluate, job.training.seed)
     row = seen.summary()
     if job.diversity is not None:
         row["diversity"] = job.diversity(seen.sample)
     if job.distances is not None:
         row |= {"distances": job.distances(seen.sample), "distances_note": job.distances_note}
     return row
+
+
+def _look(job: Job, folder: Path, name: str, count: int, seed: int) -> Evaluation:
+    """Evaluates the policy, and leaves pictures and numbers of its samples in the folder under a name."""
+    seen = evaluate(job.policy, job.objective, job.cond(count), job.gold, seed=seed)
+    job.draw(seen.sample, folder / "samples" / name)
+    write_table(folder / "samples" / f"{name}.csv", seen)
+    return seen
 
 
 def _before(job: Job, folder: Path, accelerator: Accelerator) -> dict[str, Any]:

@@ -65,6 +65,7 @@ class Job:
 
     Args:
         policy: The chain to tune; a copy of, or adapters on, the objective's reference.
+        target_kl: KL in nats that alpha is moved to reach, if given.
         cond: Maps a number of samples to their conditions.
         gold: Rewards that training never sees, by name.
         draw: Writes samples to files that begin with a path, in the domain's own format.
@@ -76,6 +77,7 @@ class Job:
     objective: Objective
     algorithm: Algorithm
     training: Training
+    target_kl: float | None = None
     cond: Callable[[int], Cond] = unconditional
     gold: Mapping[str, Reward] = field(default_factory=dict)
     draw: Callable[[State, Path], None] = lambda sample, path: None

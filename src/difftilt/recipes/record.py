@@ -2,19 +2,16 @@
 
 import dataclasses
 import json
-import platform
 import subprocess
 import sys
 import typing
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from difftilt.options import kebab
-
-PACKAGES = ("difftilt", "torch", "accelerate", "numpy", "safetensors")
+from difftilt.training.checkpoint import versions
 
 
 def to_json(value: Any) -> Any:
@@ -64,7 +61,7 @@ def describe(recipe: str, settings: Mapping[str, Any], processes: int, device: s
         "recipe": recipe,
         "settings": {name: to_json(value) for name, value in settings.items()},
         "seed": settings["training"].seed,
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        "versions": versions(),
         "device": device,
         "processes": processes,
         "threads": settings["training"].threads,

@@ -207,11 +207,12 @@ def _describe(folder: Path, rounds: int) -> dict[str, Any]:
         path.name: {"bytes": path.stat().st_size, "sha256": _digest(path)}
         for path in sorted(folder.iterdir())
     }
-    return {"format": FORMAT, "rounds": rounds, "versions": _versions(), "files": files}
+    return {"format": FORMAT, "rounds": rounds, "versions": versions(), "files": files}
 
 
 @cache
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that decide what a run computes."""
     return {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from difftilt.objective import Algorithm, Objective
 from difftilt.policy import Policy, on_device_of
 from difftilt.shapes import Cond
+from difftilt.training.budget import Budget
 from difftilt.training.seeds import seed_round
 
 
@@ -32,6 +33,7 @@ def fit(
     start: int = 0,
     accumulate: int = 1,
     max_norm: float = 1.0,
+    budget: Budget | None = None,
 ) -> Iterator[dict[str, float]]:
     """Runs one round per batch of conditions, and yields the numbers of every gradient step.
 
@@ -45,6 +47,7 @@ def fit(
         accumulate: Losses per gradient step, at least 1; their mean is descended. A round ends on
             a step.
         max_norm: The gradient is clipped to this length, above 0.
+        budget: If given, it moves the objective's alpha after every round, by the KL that the round reports.
 
     Raises:
         NonFiniteError: Before a NaN or infinite loss or gradient reaches the weights.
@@ -58,16 +61,22 @@ def fit(
             return
         objective.reward.round = number
         pending: dict[str, list[Tensor]] = defaultdict(list)
+        head = {"round": number, "alpha": objective.alpha}
+        row: dict[str, float] = {}
         for loss in algorithm.losses(policy, objective, on_device_of(policy, cond)):
             accelerator.backward(loss.value / accumulate)
             for name, value in {"loss": loss.value.detach(), **loss.stats}.items():
                 pending[name].append(value)
             if len(pending["loss"]) == accumulate:
-                yield {"round": number, **_descend(optimizer, pending, number, 1.0, max_norm, accelerator)}
+                row = head | _descend(optimizer, pending, number, 1.0, max_norm, accelerator)
+                yield row
                 pending.clear()
         if pending:
             rescale = accumulate / len(pending["loss"])
-            yield {"round": number, **_descend(optimizer, pending, number, rescale, max_norm, accelerator)}
+            row = head | _descend(optimizer, pending, number, rescale, max_norm, accelerator)
+            yield row
+        if budget is not None:
+            budget.update(row)
 
 
 def _descend(

@@ -15,6 +15,7 @@ from difftilt.policy import Policy
 from difftilt.settings import Count, Natural, Positive, check_settings
 from difftilt.shapes import Cond
 from difftilt.training import checkpoint
+from difftilt.training.budget import Budget
 from difftilt.training.counter import Counter
 from difftilt.training.distributed import autocast, largest, make_accelerator, start_alike, total
 from difftilt.training.ema import EMA
@@ -56,6 +57,7 @@ def train(
     generators: Sequence[torch.Generator] = (),
     accumulate: int = 1,
     max_norm: float = 1.0,
+    target_kl: float | None = None,
     ema_decay: float | None = None,
     save_every: int = 1,
     keep: int = 2,
@@ -73,6 +75,7 @@ def train(
         generators: Private generators of the reward or the conditions, to be saved with the run.
         accumulate: Losses per gradient step, at least 1.
         max_norm: The gradient is clipped to this length, above 0.
+        target_kl: If given, KL in nats that the objective's alpha is moved to reach; see `Budget`.
         ema_decay: If given, a moving average of the weights is kept, which `load_policy` prefers.
         save_every: Rounds between checkpoints, at least 1; there is always one at the end.
         keep: Checkpoints that remain, at least 1; with fewer than 2 a damaged one has no successor.
@@ -88,8 +91,9 @@ def train(
     accelerator = accelerator or make_accelerator()
     start_alike([policy, objective.reference, algorithm], accelerator)
     ema = None if ema_decay is None else EMA(policy, ema_decay)
+    budget = None if target_kl is None else Budget(objective, target_kl)
     state = State(
-        policy, algorithm, objective.reward, optimizer, scheduler, ema, generators, accelerator, seed
+        policy, algorithm, objective.reward, optimizer, scheduler, ema, budget, generators, accelerator, seed
     )
     return _go(folder, state, objective, conds, plan)
 
@@ -110,6 +114,13 @@ def load_policy(folder: Path, policy: Policy, *, average: bool = True) -> int:
     averaged = checkpoint.read(path, "ema") if average else None
     load_weights(policy, checkpoint.read(path, "policy") | (averaged or {}))
     return checkpoint.read(path, "training")["rounds"]
+
+
+def load_alpha(folder: Path) -> float | None:
+    """The alpha that a run with a target KL had reached at its newest good checkpoint."""
+    path = checkpoint.newest(folder / "checkpoints")
+    budget = None if path is None else checkpoint.read(path, "training").get("budget")
+    return budget and budget["alpha"]
 
 
 @dataclass(frozen=True)
@@ -149,6 +160,7 @@ def _go(
                 start=number,
                 accumulate=plan.accumulate,
                 max_norm=plan.max_norm,
+                budget=state.budget,
             ):
                 keeper.step(row)
                 show(row, number)

@@ -16,6 +16,7 @@ from difftilt.guard import Guard
 from difftilt.objective import Algorithm
 from difftilt.policy import Policy
 from difftilt.training import checkpoint
+from difftilt.training.budget import Budget
 from difftilt.training.checkpoint import Snapshot
 from difftilt.training.counter import Counter
 from difftilt.training.ema import EMA
@@ -43,6 +44,7 @@ class State:
     optimizer: torch.optim.Optimizer
     scheduler: Scheduler | None
     ema: EMA | None
+    budget: Budget | None
     generators: Sequence[torch.Generator]
     accelerator: Accelerator
     seed: int
@@ -75,6 +77,7 @@ class State:
             "processes": self.accelerator.num_processes,
             "optimizer": self.optimizer.state_dict(),
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+            "budget": None if self.budget is None else self.budget.state_dict(),
         }
         shared = {"policy": pack(weights(self.policy)), "training": pack(training)}
         if self.ema is not None:
@@ -99,6 +102,8 @@ class State:
             self.scheduler.load_state_dict(training["scheduler"])
         if self.ema is not None:
             self.ema.load_state_dict(checkpoint.read(path, "ema"))
+        if self.budget is not None:
+            self.budget.load_state_dict(training["budget"])
         self.rounds, self.steps = training["rounds"], training["steps"]
         self.seconds, self.log_bytes = training["seconds"], training["log_bytes"]
         own = checkpoint.read(path, f"process-{self.accelerator.process_index}")
@@ -114,6 +119,10 @@ class State:
         present = {
             "seed": (training["seed"], self.seed),
             "number of processes": (training["processes"], self.accelerator.num_processes),
+            "target KL": (
+                training["budget"] and training["budget"]["target_kl"],
+                self.budget and self.budget.target_kl,
+            ),
             "moving average": (ema, None if self.ema is None else "one"),
             "scheduler": (training["scheduler"] and "one", None if self.scheduler is None else "one"),
         }
