@@ -230,11 +230,14 @@ def conclude(summary: Mapping[str, Any], folder: Path) -> None:
     console = Console()
     console.print(table)
     calls = summary["network_calls"]
+    target = f" (for a KL of {summary['target_kl']:g} nats)" if "target_kl" in summary else ""
     console.print(
-        f"alpha {summary['alpha']:g}, {summary['reward_calls']} reward calls,"
+        f"alpha {summary['alpha']:.4g}{target}, {summary['reward_calls']} reward calls,"
         f" {calls['forward']} forward and {calls['backward']} backward network calls,"
         f" {summary['seconds']:.0f} s"
     )
+    for sentence in summary["warnings"]:
+        console.print(f"warning: {sentence}", markup=False)
     console.print(f"report: {folder / 'report.html'}", soft_wrap=True)
 
 

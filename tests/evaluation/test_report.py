@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 from difftilt.evaluation.folder import read_run
 from difftilt.evaluation.number import Change, Number
 from difftilt.evaluation.plots import curve, histogram
-from difftilt.evaluation.report import write_report
+from difftilt.evaluation.report import outcome, write_report
 from difftilt.evaluation.verdict import Outcome, ceiling, findings, headline, log_best_of
 
 ROUNDS, STEPS, SAMPLES = 60, 8, 512
@@ -291,7 +291,8 @@ GOOD = Outcome(
     diversity=rise(3, 2),
     rounds=[Number(-4 * math.exp(-i / 2), 0.01) for i in range(40)],
     ceiling=Number(-0.25, 0.01),
-    target_kl=3,
+    target_kl=2.6,
+    ess=[0.4] * 40,
     samples=512,
 )
 RISING = [Number(i / 40, 0.01) for i in range(40)]
@@ -310,7 +311,11 @@ RULES = {
     "“judge” fell from": {"gold": {"judge": rise(0.9, 0.1)}, "reward": rise(1, 1)},
     "hardly moved": {"kl": Number(0.01, 0.01)},
     "A KL above 10 nats is large": {"kl": Number(11, 0.1)},
+    "That is the KL asked for, 2.6 nats, which alpha was moved to 0.1 for": {},
     "above its target of 2": {"target_kl": 2},
+    "below its target of 3": {"target_kl": 3},
+    "at most 3.0% of the samples carried the weight: first try a larger alpha": {"ess": [0.5, 0.03, 0.02]},
+    "The chain remembers its start": {"warnings": ["The chain remembers its start."]},
     "the KL costs more than the reward gained": {"objective": rise(-4, -5)},
     "so far the KL costs more": {"objective": rise(-4, -5), "finished": False},
     "J, the reward less the price of the KL, shows no clear change": {"objective": rise(-4, -4.01)},
@@ -375,6 +380,37 @@ def test_a_trend_needs_to_be_clear_and_to_matter():
 )
 def test_headline_gives_the_worst_news(line: str, change: dict):
     assert headline(replace(GOOD, **change)) == line
+
+
+def test_what_an_algorithm_adds_to_its_rows_does_not_disturb(folder: Path):
+    before = page_of(folder)
+    rows = [json.loads(row) for row in (folder / "metrics.jsonl").read_text().splitlines()]
+    odd = {"log_z": 3.0, "residual": None, "ess": 0.7, "alpha": 0.1}
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row | odd) + "\n" for row in rows))
+    assert page_of(folder) == before
+
+
+def test_a_run_with_a_target_kl_shows_the_target_and_the_alpha_that_met_it(folder: Path):
+    info = json.loads((folder / "run.json").read_text())
+    edit(folder / "run.json", settings=info["settings"] | {"target_kl": 2.5})
+    edit(folder / "summary.json", alpha=0.3, warnings=["<Mind> the start."])
+    rows = [json.loads(row) for row in (folder / "metrics.jsonl").read_text().splitlines()]
+    moved = [row | {"alpha": 0.1 + 0.2 * row["round"] / (ROUNDS - 1)} for row in rows]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in moved))
+    page = page_of(folder)
+    for text in (
+        "of 2.5 asked for",
+        "target KL, 2.5 nats",
+        "alpha, moved to meet",
+        "&lt;Mind&gt; the start.",
+    ):
+        assert text in page
+    assert "which alpha was moved to 0.3 for" in page and page.count("<svg") == 6
+
+    found = outcome(read_run(folder)).rounds
+    assert [number.value for number in found] == pytest.approx(
+        [row["reward"] - 0.3 * row["kl_nats"] for row in rows[::STEPS]]
+    )
 
 
 def test_ceiling_is_the_optimum_of_a_gaussian_reward():

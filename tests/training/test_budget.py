@@ -54,7 +54,7 @@ def test_a_plant_that_answers_late_settles_on_the_target(name, target, start, la
 @pytest.mark.parametrize("target", [2.0, 4.0])
 def test_a_plain_integrator_misses_the_same_bounds(target, lag):
     """Without a look ahead alpha falls while the KL is on its way, and the KL overshoots."""
-    assert max(follow(PLANTS["tilt"], target, 1.0, lag, horizon=0.0)) > 4 / 3 * target
+    assert max(follow(PLANTS["tilt"], target, 1.0, lag, horizon=0)) > 4 / 3 * target
 
 
 def test_nothing_moves_before_there_is_a_trend_and_never_far():
@@ -86,14 +86,14 @@ def test_an_impossible_target_is_refused(target):
         Budget(make_objective(0.5), target)
 
 
-@pytest.mark.parametrize("alpha", [1.0, 3.0])
+@pytest.mark.parametrize("alpha", [0.6, 3.0])
 def test_anyones_loop_reaches_the_target(alpha):
     torch.manual_seed(0)
     job, target = Job(), 0.5
     objective = Objective(lambda x, cond: x[:, 0], copy.deepcopy(job.policy).requires_grad_(False), alpha)
     optimizer = torch.optim.Adam(job.policy.parameters(), 3e-3)
     conds = [unconditional(256)] * 60
-    rows = list(fit(job.policy, objective, PPO(), conds, optimizer, budget=Budget(objective, target)))
+    rows = list(fit(job.policy, objective, PPO(), conds, optimizer, budget=Budget(objective, target, 8)))
     last = [row["kl_nats"] for row in rows if row["round"] >= 45]
     assert sum(last) / len(last) == pytest.approx(target, rel=0.1)
     assert max(row["kl_nats"] for row in rows) < 4 / 3 * target

@@ -44,7 +44,13 @@ class Run:
 
     @property
     def alpha(self) -> float | None:
-        return self.summary.get("alpha", self.settings.get("alpha"))
+        """The alpha in force: the last one, if a target KL moves it."""
+        last = self.rounds[-1] if self.rounds else {}
+        return self.summary.get("alpha", last.get("alpha", self.settings.get("alpha")))
+
+    @property
+    def target_kl(self) -> float | None:
+        return self.settings.get("target_kl")
 
 
 def read_run(folder: Path) -> Run:

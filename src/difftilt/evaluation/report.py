@@ -21,6 +21,7 @@ CURVES = {
     "reward": "Reward",
     "kl_nats": "KL to the pretrained model, nats",
     "objective": "J = reward less alpha KL",
+    "alpha": "alpha, moved to meet the target KL",
 }
 
 
@@ -48,7 +49,6 @@ def outcome(run: Run) -> Outcome:
         before, after = run.before or run.rounds[0], run.rounds[-1]
     rewards = [r for r in run.samples["before"].get("reward", []) if math.isfinite(r)]
     gold = {_title(name): Change(old, new) for name, old, new in _golds(before, after)}
-    target = run.settings.get("target_kl", (run.settings.get("algorithm") or {}).get("target_kl"))
     return Outcome(
         alpha=run.alpha,
         reward=_change(before, after, "reward"),
@@ -56,11 +56,13 @@ def outcome(run: Run) -> Outcome:
         objective=_change(before, after, "objective"),
         gold=gold,
         diversity=_change(before, after, "diversity"),
-        rounds=[number for row in run.rounds if (number := _number(row, "objective"))],
+        rounds=[number for row in run.rounds if (number := _objective(row, run.alpha))],
         ceiling=ceiling(rewards, run.alpha) if run.alpha else None,
-        target_kl=target,
+        target_kl=run.target_kl,
         samples=len(run.samples["after"].get("reward", ())) or None,
         dropped=run.summary.get("dropped", 0),
+        ess=[as_float(row["ess"]) for row in run.rounds if row.get("ess") is not None],
+        warnings=run.summary.get("warnings", ()),
         finished=finished,
     )
 
@@ -68,6 +70,14 @@ def outcome(run: Run) -> Outcome:
 def _number(row: Mapping[str, Any], name: str) -> Number | None:
     value, se = row.get(name), row.get(f"{name}_se")
     return None if value is None else Number(as_float(value), as_float(se))
+
+
+def _objective(row: Mapping[str, Any], alpha: float | None) -> Number | None:
+    """J of a round by the alpha that the run ended with; J's of different alphas cannot be compared."""
+    number = _number(row, "objective")
+    if number is None or alpha is None or row.get("alpha", alpha) == alpha:
+        return number
+    return Number(as_float(row.get("reward")) - alpha * as_float(row.get("kl_nats")), number.se)
 
 
 def _change(before: Mapping[str, Any], after: Mapping[str, Any], name: str) -> Change | None:
@@ -98,6 +108,7 @@ def render(run: Run) -> str:
         created=_date(run.info.get("created")),
         command=run.info.get("command"),
         result=result,
+        target=f", of {result.target_kl:g} asked for" if result.target_kl is not None else "",
         first="pretrained" if run.before or result.finished else "first round",
         headline=headline(result),
         achieved=[finding.text for finding in said if finding.kind == "achieved"],
@@ -118,13 +129,13 @@ def render(run: Run) -> str:
 
 
 def _curves(run: Run, result: Outcome) -> list[tuple[str, Markup]]:
-    """The title and the drawing of reward, KL and J over the rounds."""
+    """The title and the drawing of reward, KL and J over the rounds, and of alpha if it was moved."""
     limits = {"objective": result.ceiling and result.ceiling.value, "kl_nats": result.target_kl}
     found = []
     for name, title in CURVES.items():
         rows = [row for row in run.rounds if row.get(name) is not None]
-        if rows:
-            before = _number(run.before, name) if name != "kl_nats" else None
+        if rows and (name != "alpha" or result.target_kl is not None):
+            before = _number(run.before, name) if name in ("reward", "objective") else None
             columns = ([as_float(row.get(key)) for row in rows] for key in ("round", name, f"{name}_se"))
             drawing = curve(*columns, before=before and before.value, limit=limits.get(name))
             found.append((title, Markup(drawing)))

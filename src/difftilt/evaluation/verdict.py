@@ -13,6 +13,8 @@ FEW_SAMPLES = 100
 LARGE_KL = 10.0  # nats; best-of-n reaches it with n = 60,000
 LOST_DIVERSITY, COLLAPSED_DIVERSITY = 0.5, 0.1  # what is left, as a share of the pretrained model's
 SMALL_TREND = 0.02  # of what J gained in the whole run
+KEPT_BUDGET = 0.1  # distance from the target KL, as a share of it, that counts as kept
+FEW_EFFECTIVE = 0.05  # share of the samples that carry the weight, below which weighting is a lottery
 MIN_EFFECTIVE = 10  # effective samples below which the ceiling is not to be trusted
 
 
@@ -29,6 +31,8 @@ class Outcome:
         ceiling: What no policy's J exceeds; see `ceiling`.
         samples: How many samples of the tuned model were scored.
         dropped: Samples whose reward failed.
+        ess: Effective share of the samples behind each round's weights, in (0, 1].
+        warnings: What the run itself has to say, in sentences.
     """
 
     alpha: float | None = None
@@ -42,6 +46,8 @@ class Outcome:
     target_kl: float | None = None
     samples: int | None = None
     dropped: int = 0
+    ess: Sequence[float] = ()
+    warnings: Sequence[str] = ()
     finished: bool = True
 
 
@@ -160,8 +166,26 @@ def _kl(run: Outcome) -> Iterator[Finding]:
             f"A KL above {LARGE_KL:g} nats is large: the pretrained model would hardly ever take these paths."
             " A larger alpha keeps closer to them."
         )
-    if run.target_kl is not None and (run.kl - Number(run.target_kl, 0)).direction > 0:
-        yield _watch(f"The KL, {run.kl} nats, is above its target of {run.target_kl:g}.")
+
+
+def _budget(run: Outcome) -> Iterator[Finding]:
+    if run.kl is None or run.target_kl is None or run.alpha is None or not run.finished:
+        return
+    off = run.kl - Number(run.target_kl, 0)
+    if abs(off.value) <= KEPT_BUDGET * run.target_kl or not off.direction:
+        yield _achieved(
+            f"That is the KL asked for, {run.target_kl:g} nats, which alpha was moved to {run.alpha:.3g} for."
+        )
+    elif off.direction > 0:
+        yield _watch(
+            f"The KL, {run.kl} nats, is above its target of {run.target_kl:g}: take more rounds, a lower"
+            " learning rate, or a larger alpha to start from."
+        )
+    else:
+        yield _watch(
+            f"The KL, {run.kl} nats, is below its target of {run.target_kl:g}: take more rounds, or a smaller"
+            " alpha to start from."
+        )
 
 
 def _objective(run: Outcome) -> Iterator[Finding]:
@@ -243,6 +267,19 @@ def _samples(run: Outcome) -> Iterator[Finding]:
         )
 
 
+def _weights(run: Outcome) -> Iterator[Finding]:
+    share = float(np.median(run.ess)) if len(run.ess) else 1.0
+    if share < FEW_EFFECTIVE:
+        yield _watch(
+            f"In half of the rounds at most {share:.1%} of the samples carried the weight: first try a larger"
+            " alpha, then tempered weights (temperature), form value, or a larger batch."
+        )
+
+
+def _own_words(run: Outcome) -> Iterator[Finding]:
+    yield from map(_watch, run.warnings)
+
+
 def _unclear(change: Change) -> str:
     measured = math.isfinite(change.difference.se)
     return "shows no clear change" if measured else "has no error bar to judge its change by"
@@ -256,4 +293,7 @@ def _watch(text: str) -> Finding:
     return Finding("watch", text)
 
 
-RULES = [_unfinished, _reward, _gold, _kl, _objective, _ceiling, _diversity, _trend, _samples]
+RULES = [
+    _unfinished, _reward, _gold, _kl, _budget, _objective, _ceiling, _diversity, _trend, _samples, _weights,
+    _own_words,
+]  # fmt: skip

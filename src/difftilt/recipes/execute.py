@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from difftilt.evaluation.diagnostics import frozen_start_warning
 from difftilt.evaluation.evaluate import Evaluation, evaluate, write_table
 from difftilt.evaluation.report import write_report
 from difftilt.guard import Guard
@@ -47,6 +48,7 @@ def finetune(job: Job, folder: Path, accelerator: Accelerator) -> dict[str, Any]
         return {}
     load_policy(folder, job.policy)
     summary = judge(job, folder, "after") | _costs(job, totals) | {"before": before}
+    summary["warnings"] = before["warnings"]
     if job.target_kl is not None:
         summary["target_kl"] = job.target_kl
         write_json(folder / "run.json", read_json(folder / "run.json") | {"final_alpha": summary["alpha"]})
@@ -92,7 +94,9 @@ def plan(job: Job) -> dict[str, Any]:
         "decisions_per_sample": job.policy.steps + 1,
         "stored_states_mib": round((job.policy.steps + 1) * training.batch * state.nbytes / 2**20, 1),
         "gradient_steps": training.rounds * math.ceil(yields / training.accumulate),
-        "reward_calls": round(training.rounds * reward.calls * scale) + 2 * training.evaluate,
+        "reward_calls": round(training.rounds * reward.calls * scale)
+        + 2 * training.evaluate
+        + 16 * training.check_start,
         "network_calls": {
             "forward": round(training.rounds * counter.forward * scale),
             "backward": round(training.rounds * counter.backward * scale),
@@ -144,12 +148,22 @@ def _before(job: Job, folder: Path, accelerator: Accelerator) -> dict[str, Any]:
     """The pretrained model's numbers: measured once, before the first round."""
     path = folder / "before.json"
     if accelerator.is_main_process and not path.exists():
-        write_json(path, judge(job, folder, "before") | {"reward_calls": job.objective.reward.calls})
+        row = judge(job, folder, "before") | {"warnings": _warnings(job)}
+        write_json(path, row | {"reward_calls": job.objective.reward.calls})
     accelerator.wait_for_everyone()
     before = read_json(path)
     if accelerator.is_main_process:
         job.objective.reward.calls = before["reward_calls"]
     return before
+
+
+def _warnings(job: Job) -> list[str]:
+    """What is wrong with the problem itself, in sentences, as far as it was asked to be measured."""
+    starts = job.training.check_start
+    if not starts:
+        return []
+    warning = frozen_start_warning(job.policy, job.objective, job.cond(1), starts)
+    return [warning] if warning else []
 
 
 def _place(job: Job, accelerator: Accelerator) -> None:

@@ -31,6 +31,8 @@ class Training:
         ema_decay: Average the weights over steps with this decay, in [0, 1), for samples; 0 is off.
         save_every: Rounds between checkpoints, at least 1.
         evaluate: Samples to judge the model by, before and after, at least 2.
+        check_start: Starts x_T, at least 3, from which to measure before training what a frozen law of x_T
+            costs, by 16 samples each; 0 is off.
         mixed_precision: Precision of the network's passes; densities stay in float32 or better.
         on_error: What a sample without a valid reward does: `stop` the run, or be dropped and counted.
         cache: Answer a repeated sample's reward from memory; right for a deterministic black box only.
@@ -49,6 +51,7 @@ class Training:
     ema_decay: Annotated[float, at.Interval(ge=0, lt=1)] = 0.0
     save_every: Count = 1
     evaluate: Annotated[int, at.Ge(2)] = 512
+    check_start: Natural = 0
     mixed_precision: Literal["no", "bf16"] = "no"
     on_error: OnError = "stop"
     cache: bool = False
