@@ -171,19 +171,20 @@ TASKS = {
     "lqg16": Task(data()[2], 1.0, denoising, measure_affine),
     "lqg16-flow": Task(data()[2], 1.0, flow, measure_affine),
 }
+LQG: Any = {"batch": 2048, "rounds": 100, "learning_rate": 5e-3}
 ALGORITHMS = {
-    "ppo": Entry(PPO),
-    "ddpo-sf": Entry(lambda: make_algorithm("ddpo-sf")),
-    "ddpo-is": Entry(lambda: make_algorithm("ddpo-is")),
-    "dpok": Entry(lambda: make_algorithm("dpok")),
-    "rloo": Entry(lambda: make_algorithm("rloo")),
-    "grpo": Entry(lambda: GRPO(group_size=64)),
-    "backprop": Entry(Backprop),
-    "adjoint-matching": Entry(AdjointMatching),
-    "reward-weighted": Entry(RewardWeighted),
-    "path-consistency": Entry(PathConsistency),
-    "trajectory-balance": Entry(TrajectoryBalance),
-    "nft": Entry(NFT),
+    "ppo": Entry(PPO, on={"lqg": LQG}),
+    "ddpo-sf": Entry(lambda: make_algorithm("ddpo-sf"), learning_rate=3e-2),
+    "ddpo-is": Entry(lambda: make_algorithm("ddpo-is"), on={"lqg": LQG}),
+    "dpok": Entry(lambda: make_algorithm("dpok"), on={"lqg": LQG}),
+    "rloo": Entry(lambda: make_algorithm("rloo"), on={"lqg": LQG}),
+    "grpo": Entry(lambda: GRPO(group_size=64), on={"lqg": LQG}),
+    "backprop": Entry(lambda: Backprop(minibatches=1, recompute=False)),
+    "adjoint-matching": Entry(AdjointMatching, on={"lqg": LQG}),
+    "reward-weighted": Entry(RewardWeighted, on={"lqg": LQG}),
+    "path-consistency": Entry(PathConsistency, on={"lqg": LQG}),
+    "trajectory-balance": Entry(TrajectoryBalance, on={"lqg": LQG}),
+    "nft": Entry(NFT, on={"lqg": LQG}),
 }
 COLUMNS = ("excess_nats", "gap_nats", "objective", "optimum", "reward", "kl_nats", "seconds", "cpu_seconds")
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from difftilt.shapes import Cond, Index, PerSample, PerStep, Sample, State, States, Step
-from difftilt.transition import Joined, Transition
+from difftilt.transition import Transition, join
 
 
 class Policy(nn.Module, ABC):
@@ -178,7 +178,7 @@ def law(policy: Policy, x: State, t: Step, cond: Cond) -> Transition:
         return policy.initial(cond)
     start, later = first.nonzero()[:, 0], (~first).nonzero()[:, 0]
     step = policy(x[later], t[later], take(cond, later))
-    return Joined([(start, policy.initial(take(cond, start))), (later, step)])
+    return join([(start, policy.initial(take(cond, start))), (later, step)])
 
 
 def decide(policy: Policy, rows: Transitions) -> Transition:

@@ -136,6 +136,15 @@ class Joined(Transition):
         return torch.cat(values)[torch.cat([rows for rows, _ in self.parts]).argsort()]
 
 
+def join(parts: Sequence[tuple[Index, Transition]]) -> Transition:
+    """The law of rows whose laws came in parts, each with the rows that it covers."""
+    laws = [law for _, law in parts]
+    if all(isinstance(law, Gaussian) for law in laws):
+        order = torch.cat([rows for rows, _ in parts]).argsort()
+        return Gaussian(*(torch.cat([getattr(law, name) for law in laws])[order] for name in ("mean", "std")))
+    return Joined(parts)
+
+
 def event_sum(x: Real) -> PerSample:
     """Sums over the event in float64.
 

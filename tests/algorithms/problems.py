@@ -5,8 +5,11 @@ from dataclasses import dataclass
 import torch
 
 from difftilt.exact import gaussian, tabular
+from difftilt.grid import Grid, from_betas
+from difftilt.models.toy import AffineResidual, GaussianDenoiser
 from difftilt.objective import Objective
 from difftilt.policy import Policy
+from difftilt.processes.gaussian import GaussianPolicy
 from difftilt.transition import Categorical
 
 ALPHA = 0.5
@@ -15,7 +18,7 @@ F64 = torch.float64
 
 @dataclass
 class Problem:
-    """The reference's J, an off-optimum policy, and the optimum; all with a law of x_T that can be tuned."""
+    """The reference's J, an off-optimum policy, and the optimum of their family."""
 
     objective: Objective
     start: Policy
@@ -69,7 +72,41 @@ def affine(dimension=1, steps=3):
     return Problem(objective, policy(chain), policy(moved), best, solved.optimum.item())
 
 
-PROBLEMS = {"tabular": finite, "gaussian": affine}
+def reversal():
+    """A chain that reverses its noising process exactly, forgets x_T, and has its optimum in the family:
+    data N(0, 1), a linear reward, and a denoiser to tune for each step."""
+    torch.manual_seed(0)
+    grid = from_betas(torch.tensor([0.3, 0.5, 0.7, 0.999]))
+    grid = Grid(grid.time, grid.alpha.double(), grid.sigma.double())
+    reward = gaussian.linear(torch.ones(1, dtype=F64))
+
+    def policy(tuned=True):
+        network = GaussianDenoiser(grid, torch.zeros(1), torch.eye(1))
+        if tuned:
+            network = AffineResidual(network, grid.sigma**2, 1, terms=grid.steps).double()
+        chain = GaussianPolicy(network, grid, (1,), prediction_type="sample", variance_type="fixed_large")
+        return chain.requires_grad_(tuned)
+
+    objective, elsewhere, best = Objective(reward, policy(False), ALPHA), policy(), policy()
+    for p in elsewhere.network.linear.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    problem = Problem(objective, policy(), elsewhere, best, 0.0)
+    search = torch.optim.LBFGS(
+        best.network.linear.parameters(), max_iter=500, tolerance_grad=1e-9, tolerance_change=0
+    )
+
+    def loss():
+        search.zero_grad()
+        cost = -problem.exact(best)
+        cost.backward()
+        return cost
+
+    search.step(loss)
+    problem.optimum = problem.exact(best).item()
+    return problem
+
+
+PROBLEMS = {"tabular": finite, "gaussian": affine, "reversal": reversal}
 
 
 class EveryPath(tabular.TabularPolicy):
