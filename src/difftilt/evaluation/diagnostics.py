@@ -103,8 +103,8 @@ def _draw(objective: Objective, cond: Cond, repeats: int) -> tuple[Tensor, Tenso
         x = start
         for t in range(reference.steps, 0, -1):
             x = reference(x, torch.full((len(x),), t, device=x.device), cond).sample()
-        rewards.append(objective.reward(reference.decode(x), cond).double())
-        ends.append(x)
+        rewards.append(objective.reward(reference.decode(x), cond).cpu().double())
+        ends.append(x.cpu())
     return torch.stack(rewards, 1), torch.stack(ends, 1)
 
 
@@ -129,7 +129,7 @@ def _vectors(x: Tensor) -> Tensor:
 def _log_means(score: Tensor) -> tuple[Tensor, Tensor]:
     """log mean exp of each row, and the same without each of its entries."""
     count = score.shape[1]
-    hole = torch.eye(count, dtype=torch.bool, device=score.device)
+    hole = torch.eye(count, dtype=torch.bool)
     without = score[:, None].masked_fill(hole, -torch.inf).logsumexp(2)
     return score.logsumexp(1) - math.log(count), without - math.log(count - 1)
 
