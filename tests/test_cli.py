@@ -54,7 +54,7 @@ def wrong_line(rng: random.Random) -> list[str]:
     sound = [
         w for other in rng.sample(list(NUMBERS), 2) for w in (f"--{other}", NUMBERS[other]) if other != name
     ]
-    kind = rng.randrange(9)
+    kind = rng.randrange(10)
     if kind == 0:
         return [misspell(rng.choice(list(COMMANDS)), rng) + "q", "digits"]
     if kind == 1:
@@ -86,6 +86,9 @@ def wrong_line(rng: random.Random) -> list[str]:
         ]
     if kind == 7:
         return [*start, f"algorithm:{misspell('ppo', rng)}z", *sound]
+    if kind == 8:
+        fact = rng.choice(["calls", "hours", "memory-gib", "reward-seconds", "recipe", "differentiabel"])
+        return ["advise", f"--{fact}", rng.choice(["-2", "many", "1e400", "nan", ""])]
     command = rng.choice(["sample", "resume", "report"])
     return [command, "".join(rng.choices(string.ascii_letters + "/.", k=8))]
 
@@ -115,6 +118,8 @@ def test_two_thousand_wrong_command_lines_get_one_sentence_each(capsys, tmp_path
         (["finetune", "digits", "--alpha", "-1"], "alpha must be > 0, but -1.0 came"),
         (["finetune", "digits", "--alpha", "inf"], "finite"),
         (["finetune", "digits", "algorithm:ppo", "--algorithm.clip", "1.5"], "clip must be > 0 and < 1"),
+        (["advise", "--calls", "0"], "calls must be >= 1, but 0 came"),
+        (["advise", "--recipe", "digit"], "digits"),
         (["resume", "nowhere"], "nowhere/run.json does not exist"),
         (["sample", "nowhere", "--count", "0"], "count"),
     ],

@@ -18,6 +18,7 @@ from difftilt.evaluation.report import write_report
 from difftilt.guard import RewardError
 from difftilt.options import UsageError, check, choose, parse
 from difftilt.recipes import digits, pretrain_digits
+from difftilt.recipes.advise import Facts, advise
 from difftilt.recipes.execute import finetune, plan, sample
 from difftilt.recipes.job import Job
 from difftilt.recipes.record import describe, read_json, restore, to_json, write_json
@@ -146,6 +147,25 @@ def report_command(words: list[str]) -> None:
     print(f"report: {write_report(parse(run_option, words, 'difftilt report')['run'])}")
 
 
+def advise_command(words: list[str]) -> None:
+    """Names the algorithm to start with, the reason, the command and what was measured of it."""
+    settings = parse(Facts, words, "difftilt advise", AdviseOptions)
+    recipe = settings.pop("recipe")
+    choose("recipe", recipe, RECIPES)
+    print(advise(Facts(**settings), recipe))
+
+
+@dataclasses.dataclass(frozen=True)
+class AdviseOptions:
+    """What the command is to tune.
+
+    Args:
+        recipe: The recipe that the command names.
+    """
+
+    recipe: str = "digits"
+
+
 COMMANDS: Mapping[str, Callable[[list[str]], None]] = {
     "recipes": recipes_command,
     "pretrain": pretrain_command,
@@ -153,6 +173,7 @@ COMMANDS: Mapping[str, Callable[[list[str]], None]] = {
     "sample": sample_command,
     "resume": resume_command,
     "report": report_command,
+    "advise": advise_command,
 }
 
 
