@@ -93,10 +93,10 @@ def test_anyones_loop_reaches_the_target(alpha):
     objective = Objective(lambda x, cond: x[:, 0], copy.deepcopy(job.policy).requires_grad_(False), alpha)
     optimizer = torch.optim.Adam(job.policy.parameters(), 3e-3)
     conds = [unconditional(256)] * 60
-    rows = list(fit(job.policy, objective, PPO(), conds, optimizer, budget=Budget(objective, target, 8)))
+    rows = list(fit(job.policy, objective, PPO(), conds, optimizer, budget=Budget(objective, target)))
     last = [row["kl_nats"] for row in rows if row["round"] >= 45]
     assert sum(last) / len(last) == pytest.approx(target, rel=0.1)
-    assert max(row["kl_nats"] for row in rows) < 4 / 3 * target
+    assert max(row["kl_nats"] for row in rows) < 1.4 * target  # 1.5 and 2.2 without a look ahead
     for row in rows:
         assert row["objective"] == pytest.approx(row["reward"] - row["alpha"] * row["kl_nats"], abs=1e-5)
 

@@ -26,7 +26,7 @@ def main(folder: Path) -> None:
     torch.save(job.policy.state_dict(), folder / f"policy-{rank}.pt")
     (folder / f"totals-{rank}").write_text(f"{totals.reward_calls} {totals.network_calls}")
 
-    Job().train(folder / "whole", 6, accelerator=accelerator)
+    Job().train(folder / "whole", 6, accelerator=accelerator, target_kl=0.5)
     job = Job()
     reward = job.objective.reward.reward
 
@@ -37,10 +37,10 @@ def main(folder: Path) -> None:
 
     job.objective.reward.reward = last_words
     try:
-        job.train(folder / "broken", 6, accelerator=accelerator, save_every=100)
+        job.train(folder / "broken", 6, accelerator=accelerator, save_every=100, target_kl=0.5)
     except Preempted as stop:
         (folder / f"preempted-{rank}").write_text(f"{stop.rounds} {rounds_saved(folder / 'broken')}")
-    Job().train(folder / "broken", 6, accelerator=accelerator)
+    Job().train(folder / "broken", 6, accelerator=accelerator, target_kl=0.5)
     finish(accelerator)
 
 

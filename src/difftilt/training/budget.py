@@ -7,7 +7,7 @@ from typing import Any
 from difftilt.objective import Objective
 from difftilt.settings import Positive, check_value
 
-GAIN = 0.5  # change of log alpha per relative error
+GAIN = 0.3  # change of log alpha per relative error
 LARGEST_STEP = math.log(2)  # of log alpha, per round
 RANGE = 1000.0  # alpha stays within this factor of where it started
 
@@ -27,7 +27,7 @@ class Budget:
         horizon: Rounds that the KL takes to follow alpha, at least 0; too small a number overshoots.
     """
 
-    def __init__(self, objective: Objective, target_kl: float, horizon: float = 4.0):
+    def __init__(self, objective: Objective, target_kl: float, horizon: float = 6.0):
         check_value("target_kl", target_kl, Positive)
         self.objective, self.target_kl, self.horizon = objective, target_kl, horizon
         self._low, self._high = objective.alpha / RANGE, objective.alpha * RANGE
