@@ -26,13 +26,16 @@ class NFT(Algorithm):
     each square divided by its own mean error, so that all steps t count alike. At y' = y its gradient is that
     of -E (2 q - 1) <x_0 - y, y'>: y' moves by the covariance of A and x_0 given x_t, as a tilt by A asks.
 
-    Deviation from the paper, which keeps p_r the target: A is r - alpha sum_t log(p / p_pre), constant at the
-    optimum of a chain that reverses the noising process. The paper has the reward alone, and a `penalty`.
+    Deviations from the paper, which keep p_r the target: A is r - alpha sum_t log(p / p_pre), constant at
+    the optimum of a chain that reverses the noising process, where the paper has the reward alone and a
+    `penalty`; and `consistency` denoises the policy's own samples, because a constant A fixes the law of x_0,
+    but not the way there, which costs KL.
 
     Args:
         strength: b, above 0; the paper's beta. A smaller one takes longer steps.
         count_kl: Subtract the KL's cost from the reward; without it alpha has no part.
-        penalty: Weight of |y' - y_pre|^2, divided by its mean error too, at least 0.
+        consistency: Weight of |y' - x_0|^2, divided by its mean error too, at least 0.
+        penalty: The same for |y' - y_pre|^2.
         decay: Of the moving average that samples, in [0, 1); 0 samples from the policy itself.
         clip: Where advantages are clipped, in root mean squares, above 0.
         levels: Noise levels drawn for each sample in each pass, at least 1.
@@ -42,6 +45,7 @@ class NFT(Algorithm):
 
     strength: Positive = 1.0
     count_kl: bool = True
+    consistency: NonNegative = 0.3
     penalty: NonNegative = 0.0
     decay: Annotated[float, at.Interval(ge=0, lt=1)] = 0.0
     clip: Positive = 3.0
@@ -93,7 +97,7 @@ class NFT(Algorithm):
             before = old.clean(x, t, cond)
         shift = self.strength * (clean - before)
         loss = good * _error(before + shift, x_0) + (1 - good) * _error(before - shift, x_0)
-        loss = loss / self.strength
+        loss = loss / self.strength + self.consistency * _error(clean, x_0)
         if self.penalty:
             with torch.no_grad():
                 base = cast(Diffusion, reference).clean(x, t, cond)
