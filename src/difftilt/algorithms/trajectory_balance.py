@@ -25,7 +25,7 @@ from difftilt.policy import (
 )
 from difftilt.replay import Scored
 from difftilt.settings import Count
-from difftilt.shapes import Cond, PerSample, PerStep, State
+from difftilt.shapes import Cond, PerLevel, PerSample, PerStep, State
 from difftilt.values.network import ValueNetwork, ready
 
 
@@ -118,7 +118,7 @@ class TrajectoryBalance(Algorithm):
         seen = 0 if tuned or self.log_z == "scalar" else len(ratio)  # the row before or after x_T is drawn
         return ratio + self._flow(path.transitions(torch.arange(len(ratio), device=ratio.device) + seen))
 
-    def _steps(self, path: Trajectory, ratio: PerStep, end: PerSample, tuned: bool) -> PerStep:
+    def _steps(self, path: Trajectory, ratio: PerStep, end: PerSample, tuned: bool) -> PerLevel:
         """delta of every step."""
         flow = torch.cat([self._flow(path.transitions()).view_as(ratio), end[None]])
         delta = flow[:-1] + ratio - flow[1:]
