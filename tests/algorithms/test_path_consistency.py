@@ -170,11 +170,14 @@ def off(problem):
     return (laws[0] - laws[1]).abs().sum(1).max().item() / 2
 
 
-@pytest.mark.parametrize("settings", [{}, {"pairs": "one_step"}, {"target_decay": 0.5}], ids=str)
-def test_learns_the_optimum_from_chains_of_others(settings):
+LEARNS = [(30, {}), (30, {"pairs": "one_step"}), (60, {"target_decay": 0.5})]
+
+
+@pytest.mark.parametrize(("rounds", "settings"), LEARNS, ids=str)
+def test_learns_the_optimum_from_chains_of_others(rounds, settings):
     problem = remembering()
     assert off(problem) > 0.2
-    trained(problem, 30, explore=0.5, temperature=2.0, replay=512, **settings)
+    trained(problem, rounds, explore=0.5, temperature=2.0, replay=512, **settings)
     assert off(problem) < 0.02
 
 
