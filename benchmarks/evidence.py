@@ -33,7 +33,8 @@ def gather(results: Path) -> dict[str, Any]:
     ):
         groups = defaultdict(list)
         for row in rows(results / name):
-            groups[row["algorithm"], row["task"]].append(row)
+            if row["task"] != "frontier":  # of several alphas, which have no mean
+                groups[row["algorithm"], row["task"]].append(row)
         for (algorithm, task), group in sorted(groups.items()):
             means = {key: mean([row[key] for row in group]) for key in wanted if key in group[0]}
             algorithms[algorithm].setdefault(kind, {})[task] = means | {"seeds": len(group)}

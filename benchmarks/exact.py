@@ -80,6 +80,7 @@ class Entry:
         rounds: How many, while the learning rate falls to zero along a cosine.
         own_rate: Learning rate of the algorithm's own networks.
         ema: Decay of the averaged weights, which are what is evaluated.
+        max_norm: Length that gradients are clipped to.
         on: What differs on some tasks, by the beginning of their names.
     """
 
@@ -89,6 +90,7 @@ class Entry:
     learning_rate: float = 1e-2
     own_rate: float = 1e-2
     ema: float = 0.99
+    max_norm: float = 1.0
     on: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def for_task(self, task: str) -> "Entry":
@@ -171,19 +173,35 @@ TASKS = {
     "lqg16": Task(data()[2], 1.0, denoising, measure_affine),
     "lqg16-flow": Task(data()[2], 1.0, flow, measure_affine),
 }
-LQG: Any = {"batch": 2048, "rounds": 100, "learning_rate": 5e-3}
+LQG: Any = {"batch": 3072, "rounds": 100, "learning_rate": 5e-3}
 ALGORITHMS = {
     "ppo": Entry(PPO, on={"lqg": LQG}),
-    "ddpo-sf": Entry(lambda: make_algorithm("ddpo-sf"), learning_rate=3e-2),
+    "ddpo-sf": Entry(lambda: make_algorithm("ddpo-sf"), rounds=400, learning_rate=2e-2),
     "ddpo-is": Entry(lambda: make_algorithm("ddpo-is"), on={"lqg": LQG}),
     "dpok": Entry(lambda: make_algorithm("dpok"), on={"lqg": LQG}),
     "rloo": Entry(lambda: make_algorithm("rloo"), on={"lqg": LQG}),
     "grpo": Entry(lambda: GRPO(group_size=64), on={"lqg": LQG}),
-    "backprop": Entry(lambda: Backprop(minibatches=1, recompute=False)),
-    "adjoint-matching": Entry(AdjointMatching, on={"lqg": LQG}),
-    "reward-weighted": Entry(RewardWeighted, on={"lqg": LQG}),
-    "path-consistency": Entry(PathConsistency, on={"lqg": LQG}),
-    "trajectory-balance": Entry(TrajectoryBalance, on={"lqg": LQG}),
+    "backprop": Entry(
+        lambda: Backprop(minibatches=1, recompute=False),
+        batch=256,
+        rounds=500,
+        max_norm=1e3,
+        on={"gmm-sin": {"learning_rate": 3e-2}},
+    ),
+    "adjoint-matching": Entry(
+        lambda: AdjointMatching(epochs=2, minibatches=8),
+        rounds=180,
+        learning_rate=3e-2,
+        max_norm=1e3,
+        on={"lqg": LQG},
+    ),
+    "reward-weighted": Entry(
+        lambda: RewardWeighted(epochs=2, minibatches=8), learning_rate=2e-2, on={"lqg": LQG}
+    ),
+    "path-consistency": Entry(
+        lambda: PathConsistency(pairs="full", recompute=False), batch=512, on={"lqg": LQG}
+    ),
+    "trajectory-balance": Entry(lambda: TrajectoryBalance(recompute=False), batch=768, on={"lqg": LQG}),
     "nft": Entry(NFT, on={"lqg": LQG}),
 }
 COLUMNS = ("excess_nats", "gap_nats", "objective", "optimum", "reward", "kl_nats", "seconds", "cpu_seconds")
@@ -202,7 +220,7 @@ def main() -> None:
     rows = json.loads(options.out.read_text())["rows"] if options.out and options.out.exists() else []
     for task in options.only:
         for name in options.algorithms:
-            for seed in range(options.seeds):
+            for seed in range(options.first, options.first + options.seeds):
                 key = (task, name, seed)
                 rows = [row for row in rows if (row["task"], row["algorithm"], row["seed"]) != key]
                 rows.append(run(*key))
@@ -259,7 +277,7 @@ def train(policy: Policy, objective: Objective, algorithm: Algorithm, entry: Ent
     optimizer = torch.optim.Adam([group for group in groups if group["params"]])
     average = EMA(policy, entry.ema)
     conds = [unconditional(entry.batch)] * entry.rounds
-    for row in fit(policy, objective, algorithm, conds, optimizer, seed=seed):
+    for row in fit(policy, objective, algorithm, conds, optimizer, seed=seed, max_norm=entry.max_norm):
         share = (row["round"] + 1) / entry.rounds
         for group in optimizer.param_groups:
             group["lr"] = group["full"] * (1 + math.cos(math.pi * share)) / 2
@@ -276,6 +294,7 @@ def parse() -> argparse.Namespace:
         "--algorithms", nargs="+", choices=ALGORITHMS, default=list(ALGORITHMS), metavar="NAME"
     )
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first", type=int, default=0, help="number of the first seed")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path)
     return parser.parse_args()

@@ -24,6 +24,7 @@ from difftilt.processes.flow_sde import FlowSDE
 from difftilt.processes.gaussian import GaussianPolicy
 from difftilt.processes.guidance import Guided
 from difftilt.processes.micro_batch import MicroBatch
+from difftilt.processes.start import TunedStart
 from difftilt.training.fit import NonFiniteError, fit
 from difftilt.transition import Categorical, Gaussian, Transition
 
@@ -55,6 +56,7 @@ __all__ = [
     "TrajectoryBalance",
     "Transition",
     "Transitions",
+    "TunedStart",
     "fit",
     "path_log_prob",
     "rollout",

@@ -2,7 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import cast
 
@@ -11,7 +11,7 @@ import torch.nn as nn
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from difftilt.shapes import Cond, Index, PerSample, PerStep, Sample, State, States, Step
+from difftilt.shapes import Cond, Index, PerSample, PerStep, Sample, Some, State, States, Step
 from difftilt.transition import Transition, join
 
 
@@ -40,6 +40,10 @@ class Diffusion(Policy, ABC):
     @abstractmethod
     def corrupt(self, x_0: State, t: Step) -> State:
         """Draws x_t ~ q(x_t | x_0)."""
+
+    @abstractmethod
+    def signal(self, t: Step) -> PerSample:
+        """The share of x_0 that is left in x_t, in [0, 1]: the a of x_t = a x_0 + s z."""
 
     @abstractmethod
     def noising(self, x_next: State, t: Step) -> Transition:
@@ -193,22 +197,26 @@ def tunes_start(policy: Policy, cond: Cond) -> bool:
 
 
 def path_log_prob(policy: Policy, path: Trajectory, *, recompute: bool = False) -> PerStep:
-    """log p of every decision of given chains, with gradients.
+    """log p of every decision of given chains, with gradients; `recompute` as in `per_decision`."""
+    return per_decision(path, lambda rows: decide(policy, rows).log_prob(rows.x_next), recompute)
+
+
+def per_decision(path: Trajectory, f: Callable[[Transitions], PerSample], recompute: bool) -> PerStep:
+    """One number per decision of given chains, from their rows.
 
     Args:
         recompute: Hold the graph of one decision at a time; the backward pass computes each again.
     """
     decisions, batch = path.log_prob.shape
-
-    def part(index: Index) -> PerSample:
-        rows = path.transitions(index)
-        return decide(policy, rows).log_prob(rows.x_next)
-
     every = torch.arange(decisions * batch, device=path.log_prob.device)
+
+    def part(index: Index) -> Some:
+        return f(path.transitions(index))
+
     if not recompute:
         return part(every).view_as(path.log_prob)
     parts = [checkpoint(part, index, use_reentrant=False) for index in every.split(batch)]
-    return torch.stack(cast(list[PerSample], parts))
+    return torch.stack(cast(list[Some], parts))
 
 
 def path_kl(policy: Policy, reference: Policy, path: Trajectory) -> PerStep:

@@ -23,7 +23,8 @@ class NFT(Algorithm):
         q = 1 / 2 + clip(A / spread, -1, 1) / 2,     y = E_old[x_0 | x_t],     y' = E[x_0 | x_t],
         L = E q |y + b (y' - y) - x_0|^2 / b + E (1 - q) |y - b (y' - y) - x_0|^2 / b,
 
-    each square divided by its own mean error, so that all steps t count alike. At y' = y its gradient is that
+    each square divided by its own mean error and weighted by the signal left in x_t, so that all steps t
+    count alike, also for networks that predict the noise. At y' = y its gradient is that
     of -E (2 q - 1) <x_0 - y, y'>: y' moves by the covariance of A and x_0 given x_t, as a tilt by A asks.
 
     Deviations from the paper, which keep p_r the target: A is r - alpha sum_t log(p / p_pre), constant at
@@ -102,7 +103,7 @@ class NFT(Algorithm):
             with torch.no_grad():
                 base = cast(Diffusion, reference).clean(x, t, cond)
             loss = loss + self.penalty * _error(clean, base)
-        return loss.mean()
+        return (old.signal(t) * loss).mean()
 
     @torch.no_grad()
     def _follow(self, policy: Policy, old: Policy) -> None:

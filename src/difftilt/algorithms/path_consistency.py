@@ -7,6 +7,7 @@ https://arxiv.org/abs/2209.12782) relative to the pretrained chain.
 import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import annotated_types as at
@@ -14,10 +15,10 @@ import torch
 
 from difftilt import replay
 from difftilt.objective import Algorithm, Loss, Objective
-from difftilt.policy import Policy, path_log_prob, tunes_start
+from difftilt.policy import Policy, Transitions, path_log_prob, per_decision, tunes_start
 from difftilt.replay import Scored
 from difftilt.settings import Count, Natural, Share
-from difftilt.shapes import Cond, PerLevel, Scalar, Weights
+from difftilt.shapes import Cond, PerLevel, PerSample, Scalar, Weights
 from difftilt.values.network import ValueNetwork, ready
 
 
@@ -31,8 +32,8 @@ class PathConsistency(Algorithm):
     v_0 = r. If the law of x_T is tuned, its draw is one more decision, before which v is alpha log Z(c).
 
     Args:
-        pairs: `one_step`, s = t - 1; `fixed`, s = t - length; `full`, from x_T to x_0; `all`, weighted by
-            decay^(t - s), SubTB(lambda).
+        pairs: `full`, from x_T to x_0; `one_step`, s = t - 1; `fixed`, s = t - length; `all`, weighted by
+            decay^(t - s), SubTB(lambda). The shorter the parts, the more the value network must know.
         length: Of the `fixed` parts, at least 1; shorter chains are taken whole.
         decay: lambda, in (0, 1]: near 1, long parts count.
         target_decay: v(x_s) is that of a moving average of the value network with this decay, in [0, 1),
@@ -45,7 +46,7 @@ class PathConsistency(Algorithm):
         recompute: Hold the graph of one step at a time, and compute each again in the backward pass.
     """
 
-    pairs: Literal["one_step", "fixed", "full", "all"] = "all"
+    pairs: Literal["one_step", "fixed", "full", "all"] = "full"
     length: Count = 4
     decay: Share = 0.9
     target_decay: Annotated[float, at.Interval(ge=0, lt=1)] = 0.0
@@ -84,12 +85,11 @@ class PathConsistency(Algorithm):
 
     def _levels(self, policy: Policy, chains: Scored, alpha: float, tuned: bool) -> tuple[PerLevel, PerLevel]:
         """v(x_t) / alpha less the log-ratios up to x_t, for x_T to x_0: delta is a difference of two."""
-        rows, shape = chains.path.transitions(), chains.log_reference.shape
         ratio = path_log_prob(policy, chains.path, recompute=self.recompute) - chains.log_reference
         passed = torch.cat([torch.zeros_like(ratio[:1]), ratio.cumsum(0)])
         found = []
         for network in self._networks():
-            value = network(rows.x, rows.t, rows.cond).view(shape)
+            value = per_decision(chains.path, partial(_value, network), self.recompute)
             levels = torch.cat([value, chains.reward[None] / alpha]) - passed
             found.append(levels if tuned else levels[1:])  # the first is log Z, before x_T is drawn
         return found[0], found[1]
@@ -126,3 +126,7 @@ class PathConsistency(Algorithm):
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
         self.memory = None if state["memory"] is None else replay.from_state(state["memory"])
+
+
+def _value(network: ValueNetwork, rows: Transitions) -> PerSample:
+    return network(rows.x, rows.t, rows.cond)

@@ -21,6 +21,7 @@ from difftilt.policy import (
     Transitions,
     context,
     path_log_prob,
+    per_decision,
     tunes_start,
 )
 from difftilt.replay import Scored
@@ -120,7 +121,7 @@ class TrajectoryBalance(Algorithm):
 
     def _steps(self, path: Trajectory, ratio: PerStep, end: PerSample, tuned: bool) -> PerLevel:
         """delta of every step."""
-        flow = torch.cat([self._flow(path.transitions()).view_as(ratio), end[None]])
+        flow = torch.cat([per_decision(path, self._flow, self.recompute), end[None]])
         delta = flow[:-1] + ratio - flow[1:]
         return delta if tuned else delta[1:]  # a frozen law of x_T need not balance
 

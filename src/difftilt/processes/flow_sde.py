@@ -25,7 +25,7 @@ from torch import Tensor
 from difftilt.grid import Grid
 from difftilt.policy import Diffusion, batch_size
 from difftilt.settings import Positive, check_value
-from difftilt.shapes import Cond, Real, Sample, State, Step
+from difftilt.shapes import Cond, PerSample, Real, Sample, State, Step
 from difftilt.transition import Gaussian
 
 Integrator = Literal["exponential", "euler"]
@@ -101,6 +101,9 @@ class FlowSDE(Diffusion):
     def corrupt(self, x_0: State, t: Step) -> State:
         a, s = self._level(t)
         return a * x_0 + s * torch.randn_like(x_0)
+
+    def signal(self, t: Step) -> PerSample:
+        return self.alpha[t]
 
     def noising(self, x_next: State, t: Step) -> Gaussian:
         (a, s), (a_next, s_next) = self._level(t), self._level(t - 1)

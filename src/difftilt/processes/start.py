@@ -12,7 +12,7 @@ from torch import Tensor
 
 from difftilt.features import condition_features
 from difftilt.policy import Diffusion, batch_size, unconditional
-from difftilt.shapes import Cond, Sample, State, Step
+from difftilt.shapes import Cond, PerSample, Sample, State, Step
 from difftilt.transition import Gaussian, Transition
 
 
@@ -53,6 +53,9 @@ class TunedStart(Diffusion):
 
     def corrupt(self, x_0: State, t: Step) -> State:
         return self.chain.corrupt(x_0, t)
+
+    def signal(self, t: Step) -> PerSample:
+        return self.chain.signal(t)
 
     def noising(self, x_next: State, t: Step) -> Transition:
         return self.chain.noising(x_next, t)

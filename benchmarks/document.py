@@ -1,0 +1,130 @@
+"""Writes what was measured into docs/algorithms.md, between its markers, from the other benchmarks' JSON.
+
+python benchmarks/document.py
+"""
+
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+PAGE = HERE.parent / "docs" / "algorithms.md"
+START, END = "<!-- measured -->\n", "<!-- /measured -->"
+BARS = {"gmm-x": 0.005, "gmm-sin": 0.015, "lqg16": 0.01, "lqg16-flow": 0.01}
+
+
+def main() -> None:
+    text = PAGE.read_text()
+    before, after = text[: text.index(START) + len(START)], text[text.index(END) :]
+    PAGE.write_text(before + measured(HERE / "results") + after)
+
+
+def measured(results: Path) -> str:
+    """All tables, as Markdown."""
+    parts = [exact(rows(results / "exact.json")), equal_kl(rows(results / "digits_equal_kl.json"))]
+    parts.append(gmm25(rows(results / "gmm25.json")))
+    return "\n".join(part for part in parts if part)
+
+
+def exact(found: list[dict[str, Any]]) -> str:
+    """The gaps on chains whose optimum is known."""
+    head = ["algorithm", *(f"{task} (bar {bar})" for task, bar in BARS.items()), "slowest, s"]
+    lines = []
+    for name in order(found):
+        cells, seconds = [], []
+        for task in BARS:
+            group = [row for row in found if (row["algorithm"], row["task"]) == (name, task)]
+            seconds += [row["cpu_seconds"] for row in group]
+            excess, gap = ([row[key] for row in group] for key in ("excess_nats", "gap_nats"))
+            cells.append(f"{spread(excess)} ({statistics.mean(gap):.4f})" if group else "")
+        lines.append([f"`{name}`", *cells, f"{max(seconds):.0f}"])
+    return (
+        "Excess over the best policy with the reference's variances, in nats: lowest to highest of up to\n"
+        "three seeds, and in brackets the mean gap to J*, the best of all policies. Computed by quadrature or\n"
+        "linear algebra, not sampled; CPU seconds of one thread. `python benchmarks/exact.py`,\n"
+        "[`exact.json`](../benchmarks/results/exact.json).\n\n" + table(head, lines)
+    )
+
+
+def equal_kl(found: list[dict[str, Any]]) -> str:
+    """What each algorithm makes of four nats on the digits."""
+    found = [row for row in found if row["task"] == "equal-kl"]
+    columns = ("kl_nats", "reward", "gold", "diversity")
+    head = ["algorithm", "KL, nats", "reward", "gold accuracy", "diversity", "reward calls"]
+    head += ["network calls, forward / backward", "seconds"]
+    lines = []
+    for name in order(found):
+        group = [row for row in found if row["algorithm"] == name]
+        cells = [f"{mean(group, key)} ± {deviation(group, key)}" for key in columns]
+        calls = " / ".join(
+            f"{statistics.mean(row['network_calls'][way] for row in group) / 1e3:,.0f} k"
+            for way in ("forward", "backward")
+        )
+        spent = statistics.mean(row["seconds"] for row in group)
+        lines.append([f"`{name}`", *cells, f"{group[0]['reward_calls']:,}", calls, f"{spent:.0f}"])
+    if not lines:
+        return ""
+    return (
+        "\nDigits, reward log p(3 | x), a target of 4 nats: mean and standard deviation over three seeds. The\n"
+        "gold classifier is never trained on. `python benchmarks/digits_equal_kl.py`,\n"
+        "[`digits_equal_kl.json`](../benchmarks/results/digits_equal_kl.json).\n\n"
+        + table(head, lines)
+        + "\nThe same reward at five alphas, 0.03 to 3, 20 rounds each:\n\n"
+        "![Reward and gold accuracy against the KL in nats, one line per algorithm](frontier.png)\n"
+    )
+
+
+def gmm25(found: list[dict[str, Any]]) -> str:
+    """The published task of 25 Gaussians."""
+    head = ["algorithm", "seed", "total variation of the components' weights", "path KL (best 1.1546), nats"]
+    head += ["J (best 0)", "reward calls", "seconds"]
+    lines = [
+        [f"`{row['algorithm']}`", str(row["seed"]), f"{row['mode_tv']:.3f}",
+         f"{row['kl_nats']:.3f} ± {row['kl_nats_se']:.3f}", f"{row['objective']:.3f} ± {row['objective_se']:.3f}",
+         f"{row['reward_calls']:,}", f"{row['seconds']:.0f}"]
+        for row in found
+    ]  # fmt: skip
+    if not lines:
+        return ""
+    return (
+        "\n25 Gaussians, of which 9 shall remain (Venkatraman et al., 2024): 20,000 samples at the end.\n"
+        "`python benchmarks/gmm25.py`, [`gmm25.json`](../benchmarks/results/gmm25.json) with the curves.\n\n"
+        + table(head, lines)
+    )
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return json.loads(path.read_text())["rows"] if path.exists() else []
+
+
+def order(found: Iterable[dict[str, Any]]) -> list[str]:
+    """The algorithms, in the order of their first rows."""
+    seen: dict[str, None] = defaultdict()
+    for row in found:
+        seen[row["algorithm"]] = None
+    return list(seen)
+
+
+def spread(values: list[float]) -> str:
+    low, high = (f"{value:.4f}" for value in (min(values), max(values)))
+    return low if low == high else f"{low} to {high}"
+
+
+def mean(group: list[dict[str, Any]], key: str) -> str:
+    return f"{statistics.mean(row[key] for row in group):.3f}"
+
+
+def deviation(group: list[dict[str, Any]], key: str) -> str:
+    return f"{statistics.stdev([row[key] for row in group]):.3f}" if len(group) > 1 else "?"
+
+
+def table(head: list[str], lines: list[list[str]]) -> str:
+    every = [head, ["---"] * len(head), *lines]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in every)
+
+
+if __name__ == "__main__":
+    main()
