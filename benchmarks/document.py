@@ -26,6 +26,8 @@ def measured(results: Path) -> str:
     """All tables, as Markdown."""
     parts = [exact(rows(results / "exact.json")), equal_kl(rows(results / "digits_equal_kl.json"))]
     parts.append(gmm25(rows(results / "gmm25.json")))
+    parts.append(limits(rows(results / "limits.json")))
+    parts.append(memory(rows(results / "memory.json")))
     return "\n".join(part for part in parts if part)
 
 
@@ -43,7 +45,7 @@ def exact(found: list[dict[str, Any]]) -> str:
         lines.append([f"`{name}`", *cells, f"{max(seconds):.0f}"])
     return (
         "Excess over the best policy with the reference's variances, in nats: lowest to highest of up to\n"
-        "three seeds, and in brackets the mean gap to J*, the best of all policies. Computed by quadrature or\n"
+        "three seeds, and in brackets the mean gap to J*, the best of all policies; by quadrature or\n"
         "linear algebra, not sampled; CPU seconds of one thread. `python benchmarks/exact.py`,\n"
         "[`exact.json`](../benchmarks/results/exact.json).\n\n" + table(head, lines)
     )
@@ -68,7 +70,7 @@ def equal_kl(found: list[dict[str, Any]]) -> str:
     if not lines:
         return ""
     return (
-        "\nDigits, reward log p(3 | x), a target of 4 nats: mean and standard deviation over three seeds. The\n"
+        "\nDigits, reward log p(3 | x), a target of 4 nats: mean and deviation over three seeds; the\n"
         "gold classifier is never trained on. `python benchmarks/digits_equal_kl.py`,\n"
         "[`digits_equal_kl.json`](../benchmarks/results/digits_equal_kl.json).\n\n"
         + table(head, lines)
@@ -81,18 +83,57 @@ def gmm25(found: list[dict[str, Any]]) -> str:
     """The published task of 25 Gaussians."""
     head = ["algorithm", "seed", "total variation of the components' weights", "path KL (best 1.1546), nats"]
     head += ["J (best 0)", "reward calls", "seconds"]
-    lines = [
-        [f"`{row['algorithm']}`", str(row["seed"]), f"{row['mode_tv']:.3f}",
-         f"{row['kl_nats']:.3f} ± {row['kl_nats_se']:.3f}", f"{row['objective']:.3f} ± {row['objective_se']:.3f}",
-         f"{row['reward_calls']:,}", f"{row['seconds']:.0f}"]
-        for row in found
-    ]  # fmt: skip
+    lines = []
+    for row in found:
+        kl, gain = (f"{row[key]:.3f} ± {row[key + '_se']:.3f}" for key in ("kl_nats", "objective"))
+        calls, seconds = f"{row['reward_calls']:,}", f"{row['seconds']:.0f}"
+        cells = [f"`{row['algorithm']}`", str(row["seed"]), f"{row['mode_tv']:.3f}"]
+        lines.append([*cells, kl, gain, calls, seconds])
     if not lines:
         return ""
     return (
         "\n25 Gaussians, of which 9 shall remain (Venkatraman et al., 2024): 20,000 samples at the end.\n"
         "`python benchmarks/gmm25.py`, [`gmm25.json`](../benchmarks/results/gmm25.json) with the curves.\n\n"
         + table(head, lines)
+    )
+
+
+def limits(found: list[dict[str, Any]]) -> str:
+    """The excess of biased methods on the way to the limit in which they are right."""
+    cases = {"last": "K, of 20", "steps": "T"}
+    lines = []
+    for key, label in cases.items():
+        group = [row for row in found if key in row]
+        for name in order(group):
+            for at in sorted({row[key] for row in group}):
+                excess = [row["excess_nats"] for row in group if (row["algorithm"], row[key]) == (name, at)]
+                lines.append([f"`{name}`", label, str(at), spread(excess)])
+    if not lines:
+        return ""
+    return (
+        "\nMethods with a bias of their own, on the way to the limit in which it vanishes: excess in nats.\n"
+        "Backprop through the last K transitions; methods that noise samples again, on chains of T steps.\n"
+        "`python benchmarks/limits.py`, [`limits.json`](../benchmarks/results/limits.json).\n\n"
+        + table(["algorithm", "limit", "at", "excess"], lines)
+    )
+
+
+def memory(found: list[dict[str, Any]]) -> str:
+    """Peak bytes of a gradient step, and how they grow with T."""
+    lines = []
+    for name in order(found):
+        for recompute in (True, False):
+            group = [row for row in found if (row["algorithm"], row["recompute"]) == (name, recompute)]
+            small, large = sorted(group, key=lambda row: row["steps"])
+            beyond = [row["peak_bytes"] - row["state_bytes"] for row in (small, large)]
+            peaks = [f"{row['peak_bytes'] / 1e6:.2f}" for row in (small, large)]
+            lines.append([f"`{name}`", str(recompute), *peaks, f"{beyond[1] / beyond[0] - 1:+.1%}"])
+    if not lines:
+        return ""
+    head = ["algorithm", "recompute", "peak at T = 10, MB", "at T = 100", "growth beyond the stored states"]
+    return (
+        "\nPeak of live tensors during one gradient step: `python benchmarks/memory.py`,\n"
+        "[`memory.json`](../benchmarks/results/memory.json).\n\n" + table(head, lines)
     )
 
 
