@@ -186,7 +186,7 @@ ALGORITHMS = {
         batch=256,
         rounds=500,
         max_norm=1e3,
-        on={"gmm-sin": {"learning_rate": 3e-2}},
+        on={"gmm-x": {"rounds": 700}, "gmm-sin": {"rounds": 700, "learning_rate": 3e-2}},
     ),
     "adjoint-matching": Entry(
         lambda: AdjointMatching(epochs=2, minibatches=8),

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from difftilt import processes
-from difftilt.grid import linear
+from difftilt.grid import linear, shifted_flow
 from difftilt.policy import (
     Policy,
     Trajectory,
@@ -30,7 +30,10 @@ from difftilt.policy import (
     take,
     unconditional,
 )
+from difftilt.processes.flow_sde import FlowSDE
 from difftilt.processes.gaussian import GaussianPolicy
+from difftilt.processes.start import TunedStart
+from difftilt.processes.tempered import Tempered
 from difftilt.shapes import Cond
 from difftilt.transition import Categorical
 
@@ -68,7 +71,19 @@ def gaussian() -> GaussianPolicy:
     return GaussianPolicy(Network(2, 2), linear(STEPS), (2,), prediction_type="sample", tune_std=True)
 
 
-CASES: list[Callable[[], Policy]] = [gaussian, Tokens]
+def flow() -> FlowSDE:
+    return FlowSDE(Network(2, 2), shifted_flow(STEPS), (2,), tune_std=True)
+
+
+def tuned_start() -> TunedStart:
+    return TunedStart(gaussian())
+
+
+def tempered() -> Tempered:
+    return Tempered(gaussian(), 1.5)
+
+
+CASES: list[Callable[[], Policy]] = [gaussian, Tokens, flow, tuned_start, tempered]
 
 
 @pytest.fixture(params=CASES, ids=lambda make: make.__name__)

@@ -15,6 +15,9 @@ from difftilt.shapes import Cond, Index, PerSample, PerStep, Sample, Some, State
 from difftilt.transition import Transition, join
 
 
+RATIO_TOLERANCE = 1e-5  # of a log-density that is computed twice on the same rows
+
+
 class Policy(nn.Module, ABC):
     """p(x_T | c) prod_t p(x_{t-1} | x_t, c): T + 1 decisions, the first of which draws x_T."""
 
@@ -217,6 +220,22 @@ def per_decision(path: Trajectory, f: Callable[[Transitions], PerSample], recomp
         return part(every).view_as(path.log_prob)
     parts = [checkpoint(part, index, use_reentrant=False) for index in every.split(batch)]
     return torch.stack(cast(list[Some], parts))
+
+
+def check_ratio(policy: Policy, path: Trajectory) -> None:
+    """Makes sure that chains still have the density that they were sampled with.
+
+    The rows are those of one step as it was sampled: kernels may round other batches differently, by up
+    to 1e-3 in a sum over 10,000 dimensions. It is the last step, whose deviation is the least.
+    """
+    count = path.log_prob.numel()
+    rows = path.transitions(torch.arange(count - len(path.sample), count, device=path.log_prob.device))
+    worst = (decide(policy, rows).log_prob(rows.x_next) - path.log_prob[-1]).detach().abs().max().item()
+    if worst > RATIO_TOLERANCE:
+        raise ValueError(
+            "before the first update the ratio of new to old policy must be 1, but its logarithm reaches"
+            f" {worst:.1e}; switch off dropout and sample in the precision you train in"
+        )
 
 
 def path_kl(policy: Policy, reference: Policy, path: Trajectory) -> PerStep:

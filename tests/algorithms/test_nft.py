@@ -27,7 +27,7 @@ def experience(problem, size=32, seed=0):
 
 @pytest.mark.parametrize("strength", [0.3, 1.0, 2.0])
 def test_at_the_old_policy_the_gradient_is_that_of_the_weighted_regression(strength):
-    """-E (2 q - 1) <x_0 - y, y'> times 2 / (D mean |x_0 - y|), on the same noise."""
+    """-E a_t (2 q - 1) <x_0 - y, y'> times 2 / (D mean |x_0 - y|), on the same noise."""
     problem, algorithm = prepared(strength=strength)
     chains, policy = experience(problem).path, problem.elsewhere
     good = torch.rand(32, dtype=F64)
@@ -37,9 +37,9 @@ def test_at_the_old_policy_the_gradient_is_that_of_the_weighted_regression(stren
     x_0, t = chains.states[-1], torch.randint(1, 5, (32,))
     clean = policy.clean(algorithm.old.corrupt(x_0, t), t, chains.cond)
     error = (x_0 - clean).detach()
-    toward = (2 * good - 1) * (error * clean).sum(1) * 2 / error.abs().mean(1)
+    toward = policy.signal(t) * (2 * good - 1) * (error * clean).sum(1) * 2 / error.abs().mean(1)
     found, expected = flat(loss, policy), flat(-toward.mean(), policy)
-    assert expected.norm() > 0.1
+    assert expected.norm() > 0.05
     torch.testing.assert_close(found, expected)
 
 
@@ -67,7 +67,7 @@ def test_consistency_pulls_to_the_samples_however_good():
     x_0, t = chains.states[-1], torch.randint(1, 5, (32,))
     clean = policy.clean(algorithm.old.corrupt(x_0, t), t, chains.cond)
     error = clean - x_0
-    expected = 0.7 * ((error**2).mean(1) / error.detach().abs().mean(1)).mean()
+    expected = 0.7 * (policy.signal(t) * (error**2).mean(1) / error.detach().abs().mean(1)).mean()
     torch.testing.assert_close(flat(loss, policy), flat(expected, policy))
 
 
@@ -160,7 +160,7 @@ def test_the_penalty_pulls_to_the_reference():
         away.append(flat(loss, policy))
     assert away[0].norm() < 1e-12
     towards = torch.cat([-p.detach().flatten() for p in policy.parameters() if p.requires_grad])
-    assert cosine(-away[1], towards) > 0.5  # the reference's weights are zero
+    assert cosine(-away[1], towards) > 0.2  # the reference's weights are zero; levels weigh by their signal
 
 
 def test_a_chain_that_cannot_noise_is_refused():

@@ -12,7 +12,7 @@ import torch
 
 from difftilt import advantages
 from difftilt.objective import Algorithm, Loss, Objective, to_go
-from difftilt.policy import Policy, batch_size, context, decide, repeat, take
+from difftilt.policy import Policy, batch_size, check_ratio, context, decide, repeat, take
 from difftilt.settings import Count
 from difftilt.shapes import Cond
 
@@ -43,9 +43,16 @@ class GRPO(Algorithm):
     epochs: Count = 2
     minibatches: Count = 4
 
+    def __post_init__(self):
+        super().__post_init__()
+        self.checked = False
+
     def losses(self, policy: Policy, objective: Objective, cond: Cond) -> Iterator[Loss]:
         seen = objective.sample(policy, self._groups(cond))
         path, alpha = seen.path, objective.alpha
+        if not self.checked:
+            check_ratio(policy, path)
+            self.checked = True
         ids = context(path.cond)
         spread = advantages.spread(seen.reward, ids).expand_as(seen.kl)
         returns = seen.reward - alpha * (to_go(seen.kl) - seen.kl)

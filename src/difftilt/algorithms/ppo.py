@@ -16,14 +16,13 @@ import torch
 
 from difftilt import advantages
 from difftilt.objective import Algorithm, Experience, Loss, Objective, to_go
-from difftilt.policy import Policy, Trajectory, context, context_keys, decide
+from difftilt.policy import Policy, Trajectory, check_ratio, context, context_keys, decide
 from difftilt.settings import Count
 from difftilt.shapes import Cond, PerSample, PerStep, Scalar
 from difftilt.values.network import ValueNetwork
 
 Advantage = Literal["batch", "context", "group", "leave_one_out", "critic"]
 MIN_HISTORY, HISTORY = 16, 64  # rewards remembered per context, as in DDPO
-RATIO_TOLERANCE = 1e-5
 
 
 @dataclass(eq=False)
@@ -74,7 +73,9 @@ class PPO(Algorithm):
     def losses(self, policy: Policy, objective: Objective, cond: Cond) -> Iterator[Loss]:
         seen = objective.sample(policy, cond)
         path, alpha, critic = seen.path, objective.alpha, self.critic
-        self._check_ratio(policy, path)
+        if not self.checked:
+            check_ratio(policy, path)
+            self.checked = True
         returns = self._returns(seen)
         advantage = self._advantage(returns, seen)
         scale = advantage.square().mean().sqrt() + advantages.EPS if self.normalize else 1.0
@@ -127,25 +128,6 @@ class PPO(Algorithm):
         for key, reward in zip(keys, seen.reward.tolist(), strict=True):
             self.history[key].append(reward)
         return seen.reward.new_tensor(mean)
-
-    def _check_ratio(self, policy: Policy, path: Trajectory) -> None:
-        """Before the first update the ratio is 1, or what is trained is not what was sampled.
-
-        The rows are those of one step as it was sampled: kernels may round other batches differently, by up
-        to 1e-3 in a sum over 10,000 dimensions. It is the last step, whose deviation is the least.
-        """
-        if self.checked:
-            return
-        last = torch.arange(path.log_prob.numel(), device=path.log_prob.device)[-len(path.sample) :]
-        rows = path.transitions(last)
-        log_w = decide(policy, rows).log_prob(rows.x_next) - path.log_prob[-1]
-        worst = log_w.detach().abs().max().item()
-        if worst > RATIO_TOLERANCE:
-            raise ValueError(
-                "before the first update the ratio of new to old policy must be 1, but its logarithm reaches"
-                f" {worst:.1e}; switch off dropout and sample in the precision you train in"
-            )
-        self.checked = True
 
     def _stats(self, log_w: PerSample, path: Trajectory, dimensions: int) -> dict[str, Scalar]:
         clipped = (log_w.abs() > dimensions * math.log1p(self.clip)).double()
