@@ -248,3 +248,9 @@ def test_equal_conditions_make_one_context():
     assert context({"embed": half}).tolist() == [0, 1, 0]
     assert context({"a": ["xb=", "x"], "b": ["", "b="]}).tolist() == [0, 1]
     assert context(unconditional(3)).tolist() == [0, 0, 0]
+
+
+def test_too_few_rows_for_so_many_minibatches_are_refused(path):
+    assert sum(len(part) for part in path.minibatches(3, share=0.5)) == round(0.5 * path.log_prob.numel())
+    with pytest.raises(ValueError, match="16 rows cannot be dealt into 17 minibatches"):
+        list(path.minibatches(17))

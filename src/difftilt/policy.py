@@ -110,7 +110,12 @@ class Trajectory:
     def minibatches(self, count: int, share: float = 1.0) -> Iterator[Index]:
         """Shuffles the rows of the (decision, chain) table and deals a share of them into `count` parts."""
         order = torch.randperm(self.log_prob.numel(), device=self.log_prob.device)
-        yield from order[: round(share * len(order))].tensor_split(count)
+        taken = order[: round(share * len(order))]
+        if len(taken) < count:
+            raise ValueError(
+                f"{len(taken)} rows cannot be dealt into {count} minibatches; take fewer, or enlarge the batch"
+            )
+        yield from taken.tensor_split(count)
 
 
 def take(cond: Cond, index: Index) -> Cond:

@@ -18,7 +18,7 @@ CASES = [
     ({"differentiable": True, "trusted": False}, "adjoint-matching"),
     ({"differentiable": True, "memory_gib": 24.0, "model_gib": 16.0}, "adjoint-matching"),
     ({"differentiable": True, "memory_gib": 80.0, "model_gib": 16.0}, "backprop"),
-    ({"reward_seconds": 30.0, "hours": 10.0}, "path-consistency"),
+    ({"reward_seconds": 30.0, "hours": 10.0}, "ppo"),
     ({"trusted": False}, "ppo"),
     ({}, "ppo"),
 ]
@@ -54,12 +54,12 @@ def test_the_command_is_accepted_and_stays_within_the_budget(facts):
 
 def test_the_command_can_be_played(capsys):
     words = shlex.split(advise(Facts(calls=41), "digits").command)
-    main([*words[1:], "--dry-run", "--steps", "2"])
+    main([*words[1:], "--dry-run", "--steps", "4"])
     assert json.loads(capsys.readouterr().out)["plan"]["reward_calls"] <= 41
 
 
 def test_slow_rewards_are_told_by_the_network():
-    assert advise(Facts(reward_seconds=1.0, network_seconds=0.01), "digits").algorithm == "path-consistency"
+    assert "epochs 4" in advise(Facts(reward_seconds=1.0, network_seconds=0.01), "digits").command
     assert advise(Facts(reward_seconds=1.0, network_seconds=0.1), "digits").algorithm == "ppo"
 
 

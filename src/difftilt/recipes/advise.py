@@ -86,7 +86,8 @@ RULES = (
         lambda facts: facts.differentiable and facts.tight,
         "adjoint-matching",
         "The reward's gradient says where to go, and says more than a score does."
-        " The model leaves no room for the graph of a chain, and adjoint matching holds that of one step.",
+        " The model leaves little room: backprop holds a step of all chains of a part at once, adjoint matching"
+        " as few rows as its minibatches have.",
     ),
     Rule(
         lambda facts: facts.differentiable,
@@ -96,10 +97,10 @@ RULES = (
     ),
     Rule(
         lambda facts: facts.affordable < FEW_CALLS or facts.slow_reward,
-        "path-consistency",
-        "The reward calls are what is scarce."
-        " Path consistency learns from any chain, so scored samples are kept and used again in later rounds.",
-        "--algorithm.replay 4096",
+        "ppo",
+        "The reward calls are what is scarce, and of the algorithms that need no gradient PPO got furthest for"
+        " as many calls on the digits. Its critic and more passes per round make more of each call.",
+        "--algorithm.advantage critic --algorithm.epochs 4",
     ),
     Rule(
         lambda facts: not facts.trusted,
@@ -112,7 +113,7 @@ RULES = (
         lambda facts: True,
         "ppo",
         "PPO needs nothing but scores, and holds the graph of one step only."
-        " No limit on the reward calls was given that would ask for using a score twice.",
+        " No limit on the reward calls was given that would ask for more passes over each.",
     ),
 )
 
