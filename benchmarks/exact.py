@@ -52,6 +52,7 @@ from difftilt.recipes.algorithms import make_algorithm
 from difftilt.recipes.record import to_json
 from difftilt.training.counter import Counter
 from difftilt.training.ema import EMA
+from difftilt.training.run import denoisers
 
 DIMENSION, STEPS = 16, 20
 
@@ -238,7 +239,8 @@ def run(name: str, algorithm_name: str, seed: int) -> dict[str, Any]:
     objective = Objective(task.reward, reference.requires_grad_(False), task.alpha)
     algorithm, counter = entry.algorithm(), Counter()
     wall, cpu = time.perf_counter(), time.process_time()
-    with counter.watching([reference.network, policy.network]):
+    algorithm.setup(policy, unconditional(2))
+    with counter.watching(denoisers(policy, reference, algorithm)):
         train(policy, objective, algorithm, entry, seed)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     with torch.no_grad():
@@ -269,7 +271,6 @@ def run(name: str, algorithm_name: str, seed: int) -> dict[str, Any]:
 
 def train(policy: Policy, objective: Objective, algorithm: Algorithm, entry: Entry, seed: int) -> None:
     """`fit` with Adam, a falling learning rate and averaged weights, which the policy has afterwards."""
-    algorithm.setup(policy, unconditional(2))
     groups = [
         {"params": [p for p in module.parameters() if p.requires_grad], "lr": rate, "full": rate}
         for module, rate in ((policy, entry.learning_rate), (algorithm, entry.own_rate))

@@ -28,6 +28,7 @@ from difftilt import (
     GaussianPolicy,
     Objective,
     PathConsistency,
+    RewardWeighted,
     TrajectoryBalance,
     fit,
     unconditional,
@@ -43,8 +44,9 @@ MODES = torch.cartesian_prod(*[torch.tensor([-10.0, -5.0, 0.0, 5.0, 10.0])] * 2)
 KEPT = {(-10, -5): 4, (-5, -10): 10, (-5, 0): 4, (10, -5): 5, (0, 0): 10, (0, 5): 5, (5, -5): 4, (5, 0): 15,
         (5, 10): 4}  # fmt: skip
 WEIGHTS = torch.tensor([float(KEPT.get((int(a), int(b)), 0)) for a, b in MODES.tolist()]) / 61
-BATCH, RATE, OWN_RATE = 512, 5e-3, 1e-2
+BATCH, RATE, OWN_RATE = 512, 1e-2, 1e-2
 ALGORITHMS: dict[str, Callable[[], Algorithm]] = {
+    "reward-weighted": lambda: RewardWeighted(epochs=2, minibatches=8),
     "trajectory-balance": lambda: TrajectoryBalance(explore=0.2, temperature=1.2, recompute=False),
     "path-consistency": lambda: PathConsistency(
         pairs="full", explore=0.2, temperature=1.2, replay=2048, recompute=False
@@ -159,7 +161,7 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("--algorithms", nargs="+", choices=ALGORITHMS, default=["trajectory-balance"])
+    parser.add_argument("--algorithms", nargs="+", choices=ALGORITHMS, default=["reward-weighted"])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=15, help="of training, per run")
     parser.add_argument("--rounds", type=int, default=700, help="over which the learning rate falls")

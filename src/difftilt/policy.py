@@ -14,7 +14,6 @@ from torch.utils.checkpoint import checkpoint
 from difftilt.shapes import Cond, Index, PerSample, PerStep, Sample, Some, State, States, Step
 from difftilt.transition import Transition, join
 
-
 RATIO_TOLERANCE = 1e-5  # of a log-density that is computed twice on the same rows
 
 
@@ -113,7 +112,8 @@ class Trajectory:
         taken = order[: round(share * len(order))]
         if len(taken) < count:
             raise ValueError(
-                f"{len(taken)} rows cannot be dealt into {count} minibatches; take fewer, or enlarge the batch"
+                f"{len(taken)} rows cannot be dealt into {count} minibatches; take fewer, or enlarge the"
+                " batch"
             )
         yield from taken.tensor_split(count)
 

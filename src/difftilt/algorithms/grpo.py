@@ -45,14 +45,14 @@ class GRPO(Algorithm):
 
     def __post_init__(self):
         super().__post_init__()
-        self.checked = False
+        self.register_buffer("checked", torch.tensor(False))
 
     def losses(self, policy: Policy, objective: Objective, cond: Cond) -> Iterator[Loss]:
         seen = objective.sample(policy, self._groups(cond))
         path, alpha = seen.path, objective.alpha
         if not self.checked:
             check_ratio(policy, path)
-            self.checked = True
+            self.checked.fill_(True)
         ids = context(path.cond)
         spread = advantages.spread(seen.reward, ids).expand_as(seen.kl)
         returns = seen.reward - alpha * (to_go(seen.kl) - seen.kl)

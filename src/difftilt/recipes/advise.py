@@ -86,8 +86,8 @@ RULES = (
         lambda facts: facts.differentiable and facts.tight,
         "adjoint-matching",
         "The reward's gradient says where to go, and says more than a score does."
-        " The model leaves little room: backprop holds a step of all chains of a part at once, adjoint matching"
-        " as few rows as its minibatches have.",
+        " The model leaves little room: backprop holds a step of all chains of a part at once, adjoint"
+        " matching as few rows as its minibatches have.",
     ),
     Rule(
         lambda facts: facts.differentiable,
@@ -98,8 +98,8 @@ RULES = (
     Rule(
         lambda facts: facts.affordable < FEW_CALLS or facts.slow_reward,
         "ppo",
-        "The reward calls are what is scarce, and of the algorithms that need no gradient PPO got furthest for"
-        " as many calls on the digits. Its critic and more passes per round make more of each call.",
+        "The reward calls are what is scarce, and of the algorithms that need no gradient PPO got furthest"
+        " for as many calls on the digits. Its critic and more passes per round make more of each call.",
         "--algorithm.advantage critic --algorithm.epochs 4",
     ),
     Rule(

@@ -16,7 +16,7 @@ from difftilt.objective import Objective
 from difftilt.recipes.job import Job
 from difftilt.recipes.record import read_json, write_json
 from difftilt.training.counter import Counter
-from difftilt.training.run import Totals, load_alpha, load_policy, train
+from difftilt.training.run import Totals, denoisers, load_alpha, load_policy, train
 from difftilt.training.seeds import SETUP, seed_round
 
 PLAYED = 64  # samples in the round that a plan plays
@@ -78,7 +78,7 @@ def plan(job: Job) -> dict[str, Any]:
     reward = Guard(lambda sample, _: sample.flatten(1).sum(1).float(), "plan")
     objective = Objective(reward, job.objective.reference, job.objective.alpha)
     counter, yields = Counter(), 0
-    with counter.watching([job.policy.network, objective.reference.network]):
+    with counter.watching(denoisers(job.policy, objective.reference, algorithm)):
         for loss in algorithm.losses(job.policy, objective, job.cond(small)):
             loss.value.backward()
             yields += 1
@@ -109,7 +109,7 @@ def make_optimizer(job: Job) -> tuple[torch.optim.Optimizer, torch.optim.lr_sche
     training = job.training
     tuned = [p for p in job.policy.parameters() if p.requires_grad]
     groups = [{"params": tuned, "lr": training.learning_rate}]
-    own = list(job.algorithm.parameters())
+    own = [p for p in job.algorithm.parameters() if p.requires_grad]
     if own:
         groups.append({"params": own, "lr": training.own_learning_rate})
     optimizer = torch.optim.Adam(groups)

@@ -144,7 +144,7 @@ def _go(
     policy, accelerator = state.policy, state.accelerator
     with (
         _Keeper(folder, state, plan.keep) as keeper,
-        _watched([policy.network, objective.reference.network], state.counter, accelerator),
+        _watched(denoisers(policy, objective.reference, state.algorithm), state.counter, accelerator),
         watch_signals() as stop,
         progress_bar(plan.rounds, state.rounds, plan.progress and accelerator.is_main_process) as show,
     ):
@@ -172,6 +172,12 @@ def _go(
             if signal:
                 raise Preempted(signal, state.rounds)
     return keeper.totals()
+
+
+def denoisers(policy: Policy, reference: Policy, algorithm: Algorithm) -> list[nn.Module]:
+    """The networks of the chains that a run samples from, those among them that an algorithm keeps."""
+    own = [module for module in algorithm.modules() if isinstance(module, Policy)]
+    return [chain.network for chain in (policy, reference, *own)]
 
 
 @contextmanager
