@@ -16,10 +16,11 @@ from difftilt.guard import Guard, Reward
 from difftilt.models.digits import asked, digits_policy, load_classifier, load_split
 from difftilt.objective import Objective
 from difftilt.policy import rollout
+from difftilt.processes.start import TunedStart
 from difftilt.recipes.algorithms import Tuner
 from difftilt.recipes.job import Job, Training
 from difftilt.rewards import image
-from difftilt.settings import Count, Positive
+from difftilt.settings import Count, Positive, Share
 from difftilt.shapes import Cond, State
 
 Digit = Annotated[int, at.Interval(ge=0, le=9)]
@@ -35,6 +36,9 @@ def digits(
     alpha: Positive = 0.1,
     target_kl: Positive | None = None,
     steps: Count = 16,
+    eta: Share = 1.0,
+    tune_std: bool = False,
+    tune_start: bool = False,
     training: Training = TRAINING,
 ) -> Job:
     """Tunes the shipped 8 x 8 digit model towards a reward.
@@ -49,13 +53,16 @@ def digits(
         target_kl: KL to the pretrained model that tuning shall end with, above 0, in nats; alpha is then only
             where the search for the right one starts.
         steps: Denoising steps, at least 1.
+        eta: Share of the DDPM noise in a step, in (0, 1]; below 1 the image remembers its first noise.
+        tune_std: Tune one factor on the standard deviation of each step, too.
+        tune_start: Tune the law of the first noise, x_T, too; its KL counts.
         training: How long and how fast to train.
     """
-    policy = digits_policy(steps)
+    policy = digits_policy(steps, eta=eta, tune_std=tune_std)
     guard = Guard(proxy(reward, target), reward, training.on_error, training.cache)
     reference = copy.deepcopy(policy).requires_grad_(False)
     return Job(
-        policy,
+        TunedStart(policy) if tune_start else policy,
         Objective(guard, reference, alpha),
         copy.deepcopy(algorithm),
         training,
