@@ -194,7 +194,15 @@ ALGORITHMS = {
         rounds=180,
         learning_rate=3e-2,
         max_norm=1e3,
-        on={"lqg": LQG},
+        on={
+            "lqg": LQG,
+            "gmm-sin": {
+                "algorithm": lambda: AdjointMatching(share=0.25),
+                "batch": 2048,
+                "rounds": 390,
+                "max_norm": 0.1,
+            },
+        },
     ),
     "reward-weighted": Entry(
         lambda: RewardWeighted(epochs=2, minibatches=8), learning_rate=2e-2, on={"lqg": LQG}

@@ -152,7 +152,7 @@ def main() -> None:
     machine = {"machine": platform.machine(), "python": platform.python_version(), "torch": torch.__version__}
     rows = json.loads(options.out.read_text())["rows"] if options.out and options.out.exists() else []
     for name in options.algorithms:
-        for seed in range(options.seeds):
+        for seed in range(options.first, options.first + options.seeds):
             rows = [row for row in rows if (row["algorithm"], row["seed"]) != (name, seed)]
             rows.append(run(name, seed, options.minutes, options.rounds))
             if options.out:
@@ -163,8 +163,9 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--algorithms", nargs="+", choices=ALGORITHMS, default=["reward-weighted"])
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first", type=int, default=0, help="number of the first seed")
     parser.add_argument("--minutes", type=float, default=15, help="of training, per run")
-    parser.add_argument("--rounds", type=int, default=700, help="over which the learning rate falls")
+    parser.add_argument("--rounds", type=int, default=620, help="over which the learning rate falls")
     parser.add_argument("--out", type=Path)
     return parser.parse_args()
 

@@ -25,9 +25,14 @@ def experience(problem, size=32, seed=0):
     return problem.objective.sample(problem.elsewhere, unconditional(size))
 
 
+def of_level(error, t):
+    """The mean over the rows of the same t, by a loop."""
+    return torch.stack([error[t == level].mean() for level in t.tolist()])
+
+
 @pytest.mark.parametrize("strength", [0.3, 1.0, 2.0])
 def test_at_the_old_policy_the_gradient_is_that_of_the_weighted_regression(strength):
-    """-E a_t (2 q - 1) <x_0 - y, y'> times 2 / (D mean |x_0 - y|), on the same noise."""
+    """-E a_t (2 q - 1) <x_0 - y, y'> times 2 / (D mean |x_0 - y|), the mean over the level; same noise."""
     problem, algorithm = prepared(strength=strength)
     chains, policy = experience(problem).path, problem.elsewhere
     good = torch.rand(32, dtype=F64)
@@ -37,7 +42,9 @@ def test_at_the_old_policy_the_gradient_is_that_of_the_weighted_regression(stren
     x_0, t = chains.states[-1], torch.randint(1, 5, (32,))
     clean = policy.clean(algorithm.old.corrupt(x_0, t), t, chains.cond)
     error = (x_0 - clean).detach()
-    toward = policy.signal(t) * (2 * good - 1) * (error * clean).sum(1) * 2 / error.abs().mean(1)
+    toward = (
+        policy.signal(t) * (2 * good - 1) * (error * clean).mean(1) * 2 / of_level(error.abs().mean(1), t)
+    )
     found, expected = flat(loss, policy), flat(-toward.mean(), policy)
     assert expected.norm() > 0.05
     torch.testing.assert_close(found, expected)
@@ -57,7 +64,7 @@ def test_a_good_example_pulls_and_a_bad_one_pushes():
 
 
 def test_consistency_pulls_to_the_samples_however_good():
-    """It is the denoising loss of the policy's own samples, divided by their mean error."""
+    """It is the denoising loss of the policy's own samples, each level divided by its mean error."""
     problem, algorithm = prepared(consistency=0.7)
     chains, policy = experience(problem).path, problem.elsewhere
     torch.manual_seed(1)
@@ -67,7 +74,8 @@ def test_consistency_pulls_to_the_samples_however_good():
     x_0, t = chains.states[-1], torch.randint(1, 5, (32,))
     clean = policy.clean(algorithm.old.corrupt(x_0, t), t, chains.cond)
     error = clean - x_0
-    expected = 0.7 * (policy.signal(t) * (error**2).mean(1) / error.detach().abs().mean(1)).mean()
+    scale = of_level(error.detach().abs().mean(1), t)
+    expected = 0.7 * (policy.signal(t) * (error**2).mean(1) / scale).mean()
     torch.testing.assert_close(flat(loss, policy), flat(expected, policy))
 
 

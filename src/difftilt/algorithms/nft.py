@@ -12,7 +12,7 @@ from difftilt import advantages
 from difftilt.objective import Algorithm, Experience, Loss, Objective
 from difftilt.policy import Diffusion, Policy, Trajectory, context
 from difftilt.settings import Count, NonNegative, Positive
-from difftilt.shapes import Cond, PerSample, Real, Scalar
+from difftilt.shapes import Cond, PerSample, Real, Scalar, Step
 
 
 @dataclass(eq=False)
@@ -23,19 +23,20 @@ class NFT(Algorithm):
         q = 1 / 2 + clip(A / spread, -1, 1) / 2,     y = E_old[x_0 | x_t],     y' = E[x_0 | x_t],
         L = E q |y + b (y' - y) - x_0|^2 / b + E (1 - q) |y - b (y' - y) - x_0|^2 / b,
 
-    each square divided by its own mean error and weighted by the signal left in x_t, so that all steps t
-    count alike, also for networks that predict the noise. At y' = y its gradient is that
+    divided by the mean error of its step t and weighted by the signal left in x_t, so that all steps count
+    alike, also for networks that predict the noise. At y' = y its gradient is that
     of -E (2 q - 1) <x_0 - y, y'>: y' moves by the covariance of A and x_0 given x_t, as a tilt by A asks.
 
     Deviations from the paper, which keep p_r the target: A is r - alpha sum_t log(p / p_pre), constant at
     the optimum of a chain that reverses the noising process, where the paper has the reward alone and a
-    `penalty`; and `consistency` denoises the policy's own samples, because a constant A fixes the law of x_0,
-    but not the way there, which costs KL.
+    `penalty`; `consistency` denoises the policy's own samples, because a constant A fixes the law of x_0,
+    but not the way there, which costs KL; and the paper divides each sample by its own error, which draws y'
+    to a median of x_0 given x_t instead of its mean.
 
     Args:
         strength: b, above 0; the paper's beta. A smaller one takes longer steps.
         count_kl: Subtract the KL's cost from the reward; without it alpha has no part.
-        consistency: Weight of |y' - x_0|^2, divided by its mean error too, at least 0.
+        consistency: Weight of |y' - x_0|^2, at least 0.
         penalty: The same for |y' - y_pre|^2.
         decay: Of the moving average that samples, in [0, 1); 0 samples from the policy itself.
         clip: Where advantages are clipped, in root mean squares, above 0.
@@ -96,14 +97,15 @@ class NFT(Algorithm):
         clean = cast(Diffusion, policy).clean(x, t, cond)
         with torch.no_grad():
             before = old.clean(x, t, cond)
+        weight = old.signal(t) / _mean_of_level((before - x_0).abs().flatten(1).mean(1), t)
         shift = self.strength * (clean - before)
-        loss = good * _error(before + shift, x_0) + (1 - good) * _error(before - shift, x_0)
-        loss = loss / self.strength + self.consistency * _error(clean, x_0)
+        loss = good * _square(before + shift - x_0) + (1 - good) * _square(before - shift - x_0)
+        loss = loss / self.strength + self.consistency * _square(clean - x_0)
         if self.penalty:
             with torch.no_grad():
                 base = cast(Diffusion, reference).clean(x, t, cond)
-            loss = loss + self.penalty * _error(clean, base)
-        return (old.signal(t) * loss).mean()
+            loss = loss + self.penalty * _square(clean - base)
+        return (weight * loss).mean()
 
     @torch.no_grad()
     def _follow(self, policy: Policy, old: Policy) -> None:
@@ -111,7 +113,11 @@ class NFT(Algorithm):
             mean.lerp_(now, 1 - self.decay)
 
 
-def _error(guess: Real, x: Real) -> PerSample:
-    """The squared error of each sample, divided by its mean absolute error as it stands."""
-    error = (guess - x).double().flatten(1)
-    return error.square().mean(1) / error.detach().abs().mean(1).clamp(min=advantages.EPS)
+def _square(error: Real) -> PerSample:
+    return error.double().flatten(1).square().mean(1)
+
+
+def _mean_of_level(error: PerSample, t: Step) -> PerSample:
+    """The mean over the rows of the same step, given back to each of them."""
+    mean = torch.bincount(t, error.double()) / torch.bincount(t)
+    return mean[t].clamp(min=advantages.EPS)
