@@ -56,14 +56,14 @@ def cases() -> list[tuple[str, str, Named, exact.Entry, dict[str, int]]]:
     for k in LAST:
         entry = dataclasses.replace(exact.ALGORITHMS["backprop"], algorithm=truncated(k))
         found.append(("truncation", "backprop", Named("lqg16", exact.TASKS["lqg16"]), entry, {"last": k}))
-    makers: dict[str, Callable[[], Algorithm]] = {
-        "reward-weighted-denoising": lambda: RewardWeighted(form="denoising", epochs=2),
-        "nft": NFT,
+    makers: dict[str, tuple[Callable[[], Algorithm], int]] = {
+        "reward-weighted-denoising": (lambda: RewardWeighted(form="denoising", epochs=2), 100),
+        "nft": (NFT, 400),
     }
     for steps in STEPS:
         task = exact.Task(exact.data()[2], 1.0, chain(steps), exact.measure_affine)
-        for name, algorithm in makers.items():
-            entry = exact.Entry(algorithm, batch=1024, rounds=100, learning_rate=5e-3)
+        for name, (algorithm, rounds) in makers.items():
+            entry = exact.Entry(algorithm, batch=1024, rounds=rounds, learning_rate=5e-3)
             found.append(("reversal", name, Named(f"lqg16-{steps}", task), entry, {"steps": steps}))
     return found
 
