@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from difftilt.shapes import Index, PerSample, Probs, Real, State
+from difftilt.shapes import Counts, Index, PerPosition, PerSample, Probs, Real, State
 
 
 class Transition(ABC):
@@ -81,15 +81,12 @@ class Categorical(Transition):
     def __post_init__(self):
         _check_precision(self.probs)
 
-    @torch.no_grad()
     def sample(self) -> State:
-        flat = self.probs.flatten(0, -2)
-        return torch.multinomial(flat, 1).view(self.probs.shape[:-1])
+        return _multinomial(self.probs)
 
     def rsample(self) -> State:
         """Draws one-hot vectors that carry the gradient of the probabilities (straight-through)."""
-        hard = F.one_hot(self.sample(), self.probs.shape[-1]).to(self.probs.dtype)
-        return hard + (self.probs - self.probs.detach())  # in this order the value stays exactly one-hot
+        return _straight_through(self.sample(), self.probs)
 
     def log_prob(self, x: State) -> PerSample:
         return event_sum(self.probs.gather(-1, x[..., None]).log())
@@ -99,6 +96,64 @@ class Categorical(Transition):
 
     def tempered(self, temperature: float) -> "Categorical":
         return Categorical((self.probs.log() / temperature).softmax(-1))
+
+
+@dataclass(frozen=True)
+class Resampling(Transition):
+    """Draws new tokens at `count` of the eligible positions; every choice of positions is as likely.
+
+    A chosen position always changes, so `probs` is 0 at its present token. The law of the positions is the
+    same for all parameters: it cancels in ratios, and one position at a time can reach any target.
+
+    Args:
+        x: The state: tokens, or one-hot vectors of `rsample`, which may carry gradients.
+        eligible: Which positions may change, as 0 and 1; it weighs their KL, so it may carry gradients too.
+        probs: Of the new token at each position.
+        count: How many positions change, at most as many as are eligible.
+    """
+
+    x: State
+    eligible: PerPosition
+    probs: Probs
+    count: Counts
+
+    def __post_init__(self):
+        _check_precision(self.probs)
+
+    @torch.no_grad()
+    def sample(self) -> State:
+        chosen, token = self._draw()
+        return torch.where(chosen, token, tokens(self.x))
+
+    def rsample(self) -> State:
+        """Draws one-hot vectors that carry the gradient of the probabilities (straight-through)."""
+        chosen, token = self._draw()
+        x = one_hot(self.x, self.probs.shape[-1]).to(self.probs.dtype)
+        return torch.where(chosen[..., None], _straight_through(token, self.probs), x)
+
+    def log_prob(self, x: State) -> PerSample:
+        changed = x != tokens(self.x)
+        allowed = self.eligible.detach() > 0.5
+        p = self.probs.gather(-1, x[..., None])[..., 0]
+        impossible = (changed & ~allowed).any(1) | (changed.sum(1) != self.count)
+        total = event_sum(torch.where(changed, p, 1).log()) - _log_choose(allowed.sum(1), self.count)
+        return torch.where(impossible, -torch.inf, total)
+
+    def kl(self, other: "Resampling") -> PerSample:
+        each = (_xlog(self.probs, self.probs) - _xlog(self.probs, other.probs)).sum(-1)
+        share = self.count / self.eligible.detach().sum(1).clamp(min=1)
+        return event_sum(torch.where(self.eligible > 0, each, 0) * self.eligible) * share
+
+    def tempered(self, temperature: float) -> "Resampling":
+        """That of the tokens; the positions are drawn as before."""
+        probs = (self.probs.log() / temperature).softmax(-1)
+        return Resampling(self.x, self.eligible, probs, self.count)
+
+    def _draw(self) -> tuple[Tensor, Tensor]:
+        """Which positions change, and a token for every position."""
+        noise = torch.rand_like(self.probs[..., 0]).where(self.eligible > 0.5, 2.0)
+        chosen = noise.argsort(1).argsort(1) < self.count[:, None]
+        return chosen, _multinomial(self.probs)
 
 
 @dataclass(frozen=True)
@@ -152,6 +207,31 @@ def event_sum(x: Real) -> PerSample:
     """
     dtype = x.dtype if x.device.type == "mps" else torch.float64  # Apple GPUs have no float64
     return x.flatten(1).sum(1, dtype=dtype)
+
+
+def tokens(x: State) -> State:
+    """States as integers, if they came as one-hot vectors."""
+    return x.argmax(-1) if x.is_floating_point() else x
+
+
+def one_hot(x: State, categories: int) -> State:
+    """States as one-hot vectors, if they came as integers."""
+    return x if x.is_floating_point() else F.one_hot(x, categories)
+
+
+@torch.no_grad()
+def _multinomial(probs: Tensor) -> Tensor:
+    return torch.multinomial(probs.flatten(0, -2), 1).view(probs.shape[:-1])
+
+
+def _straight_through(token: Tensor, probs: Tensor) -> Tensor:
+    hard = F.one_hot(token, probs.shape[-1]).to(probs.dtype)
+    return hard + (probs - probs.detach())  # in this order the value stays exactly one-hot
+
+
+def _log_choose(n: Tensor, k: Tensor) -> Tensor:
+    n, k = n.double(), k.double()
+    return torch.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma(n - k + 1)
 
 
 def _check_precision(*parameters: Tensor) -> None:
