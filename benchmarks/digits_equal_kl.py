@@ -56,6 +56,7 @@ class Entry:
 
     algorithm: Callable[[], Algorithm]
     learning_rate: float = TRAINING.learning_rate
+    ema_decay: float = 0.0
     tilts: float = 1.0
 
 
@@ -69,7 +70,7 @@ ALGORITHMS = {
     ),
     "path-consistency": Entry(lambda: PathConsistency(minibatches=8, recompute=False)),
     "trajectory-balance": Entry(lambda: TrajectoryBalance(minibatches=8, recompute=False)),
-    "nft": Entry(lambda: NFT(minibatches=8), 3e-5),
+    "nft": Entry(lambda: NFT(minibatches=8, decay=0.8), 5e-5, ema_decay=0.95),
 }
 
 
@@ -96,7 +97,12 @@ def key(row: dict[str, Any]) -> tuple[Any, ...]:
 def run(task: str, name: str, seed: int, alpha: float) -> dict[str, Any]:
     """Tunes once. The time includes both evaluations."""
     entry, equal = ALGORITHMS[name], task == "equal-kl"
-    training = dataclasses.replace(TRAINING if equal else SHORT, learning_rate=entry.learning_rate, seed=seed)
+    training = dataclasses.replace(
+        TRAINING if equal else SHORT,
+        learning_rate=entry.learning_rate,
+        ema_decay=entry.ema_decay,
+        seed=seed,
+    )
     settings: dict[str, Any] = {"algorithm": entry.algorithm(), "alpha": alpha * entry.tilts, "steps": STEPS}
     settings |= {"target_kl": TARGET_KL if equal else None, "training": training}
     with tempfile.TemporaryDirectory() as folder:

@@ -214,14 +214,14 @@ ALGORITHMS = {
     "path-consistency": Entry(
         lambda: PathConsistency(pairs="full", recompute=False),
         batch=512,
-        on={"gmm-sin": {"rounds": 360}, "lqg": LQG},
+        on={"gmm-sin": {"rounds": 300}, "lqg": LQG},
     ),
     "trajectory-balance": Entry(
         lambda: TrajectoryBalance(recompute=False),
         batch=768,
         on={"gmm-sin": {"rounds": 450}, "lqg": LQG},
     ),
-    "nft": Entry(NFT, rounds=600, on={"lqg": LQG | {"rounds": 400}}),
+    "nft": Entry(lambda: NFT(consistency=0.3, decay=0.0), rounds=600, on={"lqg": LQG | {"rounds": 400}}),
 }
 COLUMNS = ("excess_nats", "gap_nats", "objective", "optimum", "reward", "kl_nats", "seconds", "cpu_seconds")
 

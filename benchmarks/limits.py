@@ -58,7 +58,7 @@ def cases() -> list[tuple[str, str, Named, exact.Entry, dict[str, int]]]:
         found.append(("truncation", "backprop", Named("lqg16", exact.TASKS["lqg16"]), entry, {"last": k}))
     makers: dict[str, tuple[Callable[[], Algorithm], int]] = {
         "reward-weighted-denoising": (lambda: RewardWeighted(form="denoising", epochs=2), 100),
-        "nft": (NFT, 400),
+        "nft": (lambda: NFT(consistency=0.3, decay=0.0), 400),
     }
     for steps in STEPS:
         task = exact.Task(exact.data()[2], 1.0, chain(steps), exact.measure_affine)

@@ -29,14 +29,15 @@ class NFT(Algorithm):
 
     Deviations from the paper, which keep p_r the target: A is r - alpha sum_t log(p / p_pre), constant at
     the optimum of a chain that reverses the noising process, where the paper has the reward alone and a
-    `penalty`; `consistency` denoises the policy's own samples, because a constant A fixes the law of x_0,
+    `penalty`; `consistency` can denoise the policy's own samples, because a constant A fixes the law of x_0,
     but not the way there, which costs KL; and the paper divides each sample by its own error, which draws y'
     to a median of x_0 given x_t instead of its mean.
 
     Args:
         strength: b, above 0; the paper's beta. A smaller one takes longer steps.
         count_kl: Subtract the KL's cost from the reward; without it alpha has no part.
-        consistency: Weight of |y' - x_0|^2, at least 0.
+        consistency: Weight of |y' - x_0|^2, at least 0; 0.3 ends nearest to p* with a thousand samples per
+            round or more. On fewer its own noise costs more KL than it saves.
         penalty: The same for |y' - y_pre|^2.
         decay: Of the moving average that samples, in [0, 1); 0 samples from the policy itself.
         clip: Where advantages are clipped, in root mean squares, above 0.
@@ -47,9 +48,9 @@ class NFT(Algorithm):
 
     strength: Positive = 1.0
     count_kl: bool = True
-    consistency: NonNegative = 0.3
+    consistency: NonNegative = 0.0
     penalty: NonNegative = 0.0
-    decay: Annotated[float, at.Interval(ge=0, lt=1)] = 0.0
+    decay: Annotated[float, at.Interval(ge=0, lt=1)] = 0.5
     clip: Positive = 3.0
     levels: Count = 8
     epochs: Count = 1
