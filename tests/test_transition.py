@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from difftilt import transition
-from difftilt.transition import Categorical, Gaussian, Joined, Transition, event_sum
+from difftilt.transition import Categorical, Gaussian, Joined, Resampling, Transition, event_sum
 
 DRAWS = 20_000
 
@@ -43,6 +43,15 @@ def categorical_case() -> Case:
     return Case(law, other, states, torch.ones(9, dtype=torch.float64))
 
 
+def resampling_case() -> Case:
+    """Two masks, 2, of which one is replaced by 0 or 1."""
+    x, eligible, count = torch.tensor([[2, 2]]), torch.ones(1, 2), torch.ones(1, dtype=torch.long)
+    law = Resampling(x, eligible, double([[[0.2, 0.8, 0.0], [0.9, 0.1, 0.0]]]), count)
+    other = Resampling(x, eligible, double([[[0.6, 0.4, 0.0], [0.5, 0.5, 0.0]]]), count)
+    states = torch.cartesian_prod(torch.arange(3), torch.arange(3))
+    return Case(law, other, states, torch.ones(9, dtype=torch.float64))
+
+
 def joined_case() -> Case:
     """One row of one part: the orders of several are tested below."""
     case = categorical_case()
@@ -50,7 +59,12 @@ def joined_case() -> Case:
     return Case(Joined([(row, case.law)]), Joined([(row, case.other)]), case.states, case.weights)
 
 
-CASES = {Gaussian: gaussian_case, Categorical: categorical_case, Joined: joined_case}
+CASES = {
+    Gaussian: gaussian_case,
+    Categorical: categorical_case,
+    Resampling: resampling_case,
+    Joined: joined_case,
+}
 
 
 def kinds(base: type = Transition) -> list[type]:
@@ -115,8 +129,9 @@ def test_a_tempered_law_is_the_power_of_the_density(case):
     tempered = spread(case.law.tempered(2.0), count).log_prob(case.states)
     assert tempered.exp() @ case.weights == pytest.approx(1, abs=1e-9)
     possible = log_p > -math.inf
-    difference = (tempered - log_p / 2)[possible]
-    assert difference.max() - difference.min() < 1e-9
+    for chosen in (case.states[:, 0] == 2, case.states[:, 0] != 2):  # positions are drawn as before
+        difference = (tempered - log_p / 2)[possible & (chosen if isinstance(case.law, Resampling) else True)]
+        assert difference.max() - difference.min() < 1e-9
     assert case.law.tempered(1.0).kl(case.law).item() == pytest.approx(0, abs=1e-12)
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from difftilt.shapes import Counts, Index, PerPosition, PerSample, Probs, Real, State
+from difftilt.shapes import Counts, Index, OneHot, PerPosition, PerSample, Probs, Real, State, Tokens
 
 
 class Transition(ABC):
@@ -209,12 +209,12 @@ def event_sum(x: Real) -> PerSample:
     return x.flatten(1).sum(1, dtype=dtype)
 
 
-def tokens(x: State) -> State:
+def tokens(x: State) -> Tokens:
     """States as integers, if they came as one-hot vectors."""
     return x.argmax(-1) if x.is_floating_point() else x
 
 
-def one_hot(x: State, categories: int) -> State:
+def one_hot(x: State, categories: int) -> OneHot:
     """States as one-hot vectors, if they came as integers."""
     return x if x.is_floating_point() else F.one_hot(x, categories)
 

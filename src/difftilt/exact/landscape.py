@@ -109,7 +109,9 @@ def solve(objective: Objective, scores: Points | None = None, cond: Cond | None 
 def score(objective: Objective, policy: Policy, cond: Cond | None = None) -> Points:
     """The reward of every sequence, without adding to the count of reward calls."""
     chain = _masked(policy)
-    every = torch.cartesian_prod(*[torch.arange(chain.categories)] * len(chain.start)).view(-1, len(chain.start))
+    every = torch.cartesian_prod(*[torch.arange(chain.categories)] * len(chain.start)).view(
+        -1, len(chain.start)
+    )
     guard = Guard(objective.reward.reward, objective.reward.name)
     return guard(chain.decode(every), _cond(cond, len(every))).double()
 

@@ -79,7 +79,9 @@ class MaskedPolicy(Diffusion):
             return Resampling(x, hidden, probs, self.left[t] - self.left[t - 1])
         stay = F.one_hot(self.start.new_tensor(self.categories), self.categories + 1)
         drawn = torch.lerp(stay.to(probs), probs, (1 / t)[:, None, None].to(probs))
-        return Categorical(torch.where(hidden[..., None] > 0, drawn, one_hot(x, self.categories + 1).to(probs)))
+        return Categorical(
+            torch.where(hidden[..., None] > 0, drawn, one_hot(x, self.categories + 1).to(probs))
+        )
 
     def clean(self, x: State, t: Step, cond: Cond) -> Probs:
         """Probabilities of each position's token, given what is unmasked; unmasked ones are themselves."""
