@@ -23,6 +23,7 @@ from difftilt.policy import (
 from difftilt.processes.flow_sde import FlowSDE
 from difftilt.processes.gaussian import GaussianPolicy
 from difftilt.processes.guidance import Guided
+from difftilt.processes.masked import MaskedPolicy
 from difftilt.processes.micro_batch import MicroBatch
 from difftilt.processes.start import TunedStart
 from difftilt.training.fit import NonFiniteError, fit
@@ -45,6 +46,7 @@ __all__ = [
     "Guard",
     "Guided",
     "Loss",
+    "MaskedPolicy",
     "MicroBatch",
     "NonFiniteError",
     "Objective",

@@ -6,6 +6,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 State = Shaped[Tensor, "batch *event"]  # x_t: floats, integer tokens, or one-hot relaxed tokens
+Next = Shaped[Tensor, "batch *next"]  # x_{t-1} drawn with gradients: one-hot where x_t may be tokens
 States = Shaped[Tensor, "state batch *event"]  # x_T, ..., x_0
 Step = Int[Tensor, " batch"]  # t: transitions left, T, ..., 1
 PerSample = Float[Tensor, " batch"]  # one number per sample or row
@@ -32,6 +33,7 @@ Weights = Float[Tensor, "from to"]  # one number per pair of states of a chain
 Kernel = Float[Tensor, "batch point"]  # a law on the points per row
 Kernels = Float[Tensor, "step point point"]
 Values = Float[Tensor, "level point"]  # one function on the points per level
+StateValues = Float[Tensor, "level state"]  # the same on states that are more than the points
 Vector = Float[Tensor, " dimension"]
 Matrix = Float[Tensor, "dimension dimension"]
 Vectors = Float[Tensor, "step dimension"]

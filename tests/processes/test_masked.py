@@ -52,7 +52,7 @@ def test_positions_take_a_fixed_number_each_step():
     assert (uneven.states == CATEGORIES).sum(2)[:, 0].tolist() == [4, 3, 1, 0]
 
 
-def test_bernoulli_leaves_each_position_masked_with_probability_t_over_T():
+def test_bernoulli_leaves_each_position_masked_as_long_as_the_schedule_says():
     policy = chain(steps=3, unmasking="bernoulli")
     states = rollout(policy, unconditional(4000)).states
     for t in range(4):
@@ -95,7 +95,7 @@ def test_the_posterior_is_bayes_rule(settings):
 
 
 def test_the_kl_of_a_bernoulli_step_is_its_share_of_the_tokens():
-    """KL = (1 - s / t) sum over masked positions of KL(p_i || q_i): the factor that one public code forgets."""
+    """KL = (1 - s / t) sum over masked positions of KL(p_i || q_i): one public code forgets the factor."""
     policy, other = chain(steps=5, unmasking="bernoulli"), chain(steps=5, unmasking="bernoulli")
     nn.init.normal_(other.network.get_parameter("rows.weight"))
     x, t = torch.tensor([[3, 1, 3, 3]]), torch.tensor([4])

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from difftilt.objective import Algorithm, Loss, Objective, outcome
 from difftilt.policy import Diffusion, Policy, deal, law, take
 from difftilt.settings import Count
-from difftilt.shapes import Cond, Index, PerSample, Some, State
+from difftilt.shapes import Cond, Index, Next, PerSample, Some, State
 
 
 @dataclass(eq=False)
@@ -59,18 +59,19 @@ class Backprop(Algorithm):
     def _chains(self, policy: Policy, reference: Policy, cond: Cond) -> tuple[State, PerSample]:
         """x_0 and the KL of its path, in nats."""
 
-        def step(x: State, t: int) -> tuple[State, PerSample]:
+        def step(x: State, t: int) -> tuple[Next, PerSample]:
             time = torch.full((len(x),), t, device=x.device)
             drawn = law(policy, x, time, cond)
             return drawn.rsample(), drawn.kl(law(reference, x, time, cond))
 
         x = torch.zeros_like(policy.initial(cond).sample())
-        passed = self._passed(policy.steps, x)[(...,) + (None,) * (x.ndim - 1)]
+        passed = self._passed(policy.steps, x)
         kl = torch.zeros((), device=x.device)
         for t in range(policy.steps + 1, 0, -1):
             drawn = checkpoint(step, x, t, use_reentrant=False) if self.recompute else step(x, t)
             x, cost = cast(tuple[Tensor, Tensor], drawn)
-            x, kl = torch.where(t <= passed, x, x.detach()), kl + cost
+            keep = (t <= passed)[(...,) + (None,) * (x.ndim - 1)]
+            x, kl = torch.where(keep, x, x.detach()), kl + cost
         return x, kl
 
     def _passed(self, steps: int, x: State) -> Index:

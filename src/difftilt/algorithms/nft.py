@@ -65,6 +65,11 @@ class NFT(Algorithm):
             raise ValueError(
                 f"nft noises samples again, which a {type(policy).__name__} cannot; use ppo for such a chain"
             )
+        if not policy.initial(cond).sample().is_floating_point():
+            raise ValueError(
+                f"nft regresses on real numbers, but the states of a {type(policy).__name__} are tokens; use"
+                " ppo or reward-weighted for such a chain"
+            )
         self.old = copy.deepcopy(policy).requires_grad_(False)
 
     def losses(self, policy: Policy, objective: Objective, cond: Cond) -> Iterator[Loss]:

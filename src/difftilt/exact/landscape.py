@@ -6,7 +6,7 @@ for each set, the states that are masked there are multiplied by the probabiliti
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,7 @@ from difftilt.guard import Guard
 from difftilt.objective import Objective
 from difftilt.policy import Policy, repeat, unconditional
 from difftilt.processes.masked import MaskedPolicy
-from difftilt.shapes import Cond, PerSample, Points, Scalar, State, Step, Values
+from difftilt.shapes import Cond, PerSample, Points, Scalar, State, StateValues, Step
 from difftilt.transition import tokens
 
 ROWS = 2**15  # states that the network sees at a time
@@ -52,7 +52,7 @@ class Solution:
         categories: K.
     """
 
-    values: Values
+    values: StateValues
     optimum: Scalar
     reward: Scalar
     kl: Scalar
@@ -77,8 +77,7 @@ def evaluate(
     policy, reference = _masked(policy), _masked(objective.reference)
     scores = score(objective, policy, cond) if scores is None else scores
     law, kl = _start(policy), torch.zeros((), dtype=torch.float64)
-    for t in range(policy.steps, 0, -1):
-        guess, cost = _step(policy, reference, t, cond)
+    for t, guess, cost in _steps(policy, reference, cond, range(policy.steps, 0, -1)):
         kl = kl + law.flatten() @ cost
         law = _forward(policy, law, guess, t)
     law = _complete(policy, law)
@@ -88,7 +87,7 @@ def evaluate(
 
 @torch.no_grad()
 def solve(objective: Objective, scores: Points | None = None, cond: Cond | None = None) -> Solution:
-    """The optimum, and soft values v_t = alpha log E_pre[exp(r / alpha) | x_t], backwards through the chain."""
+    """The optimum, and the soft values v_t = alpha log E_pre[exp(r / alpha) | x_t], backwards in t."""
     reference, alpha = _masked(objective.reference), objective.alpha
     scores = score(objective, reference, cond) if scores is None else scores
     top = scores.max()
@@ -96,8 +95,8 @@ def solve(objective: Objective, scores: Points | None = None, cond: Cond | None 
     mean = _start(reference) * 0
     _complete_view(reference, mean).copy_(tilt.view(_sizes(reference)))
     means = [mean]
-    for t in range(1, reference.steps + 1):
-        means.append(_backward(reference, means[-1], _step(reference, reference, t, cond)[0], t))
+    for t, guess, _ in _steps(reference, reference, cond, range(1, reference.steps + 1)):
+        means.append(_backward(reference, means[-1], guess, t))
     law = evaluate(objective, reference, scores, cond).law * tilt
     law = law / law.sum()
     optimum = top + alpha * (means[-1] * _start(reference)).sum().log()
@@ -121,28 +120,42 @@ def kl(law: Points, other: Points) -> Scalar:
     return torch.where(law > 0, law * (law.clamp(min=1e-300) / other).log(), 0).sum()
 
 
-def _step(policy: MaskedPolicy, reference: MaskedPolicy, t: int, cond: Cond | None) -> tuple[Tensor, Points]:
-    """Of every state of x_t: probabilities of each position's token, and the KL of the step, in nats."""
-    length, count = len(policy.start), policy.categories
-    every = torch.cartesian_prod(*[torch.arange(count + 1)] * length).view(-1, length)
-    guess = torch.zeros(len(every), length, count, dtype=torch.float64)
-    cost = torch.zeros(len(every), dtype=torch.float64)
-    for rows in _possible(policy, every, t).split(ROWS):
-        x, time, given = every[rows], torch.full((len(rows),), t), _cond(cond, len(rows))
-        clean, base = (_normal(chain.clean(x, time, given)) for chain in (policy, reference))
-        guess[rows], cost[rows] = clean, policy.reveal(clean, x, time).kl(reference.reveal(base, x, time))
-    return guess.view(*(count + 1,) * length, length, count), cost
-
-
-def _possible(policy: MaskedPolicy, every: State, t: int) -> Tensor:
-    """The states that x_t can be and that have masks."""
-    masked = every == policy.categories
+def _steps(
+    policy: MaskedPolicy, reference: MaskedPolicy, cond: Cond | None, order: Iterable[int]
+) -> Iterator[tuple[int, Tensor, Points]]:
+    """Of every state, at each t: probabilities of each position's token, and the KL of the step, in nats."""
+    every = torch.cartesian_prod(*[torch.arange(policy.categories + 1)] * len(policy.start))
+    every = every.view(-1, len(policy.start))
     fixed = policy.start != policy.categories
     kept = (every == policy.start)[:, fixed].all(1)
-    count = masked.sum(1)
-    if policy.unmasking == "positions":
-        return (kept & (count == policy.left[t])).nonzero()[:, 0]
-    return (kept & (count > 0)).nonzero()[:, 0]
+    masks = (every == policy.categories).sum(1)
+    found = None
+    for t in order:
+        if policy.unmasking == "bernoulli":
+            time = torch.where(kept & (masks > 0), t, 0)
+            found = _tables(policy, reference, every, time, cond)
+        elif found is None:  # the number of masks tells t, so one pass will do for all
+            step = torch.zeros(len(policy.start) + 1, dtype=torch.long)
+            step[policy.left[1:]] = torch.arange(1, policy.steps + 1)
+            found = _tables(policy, reference, every, torch.where(kept, step[masks], 0), cond)
+        yield t, *found
+
+
+def _tables(
+    policy: MaskedPolicy, reference: MaskedPolicy, every: State, time: Step, cond: Cond | None
+) -> tuple[Tensor, Points]:
+    """Those of the states whose t is not 0."""
+    length, count = every.shape[1], policy.categories
+    guess = torch.zeros(len(every), length, count, dtype=torch.float64)
+    cost = torch.zeros(len(every), dtype=torch.float64)
+    for rows in time.nonzero()[:, 0].split(ROWS):
+        x, t, given = every[rows], time[rows], _cond(cond, len(rows))
+        clean = _normal(policy.clean(x, t, given))
+        guess[rows] = clean
+        if policy is not reference:
+            base = _normal(reference.clean(x, t, given))
+            cost[rows] = policy.reveal(clean, x, t).kl(reference.reveal(base, x, t))
+    return guess.view(*(count + 1,) * length, length, count), cost
 
 
 def _forward(policy: MaskedPolicy, law: Tensor, guess: Tensor, t: int) -> Tensor:
@@ -158,25 +171,28 @@ def _forward(policy: MaskedPolicy, law: Tensor, guess: Tensor, t: int) -> Tensor
 
 def _backward(policy: MaskedPolicy, mean: Tensor, guess: Tensor, t: int) -> Tensor:
     """E[f(x_{t-1}) | x_t] of every x_t: the transpose of `_forward`."""
-    before_all = torch.zeros_like(mean)
+    every = torch.zeros_like(mean)
     for before, drawn, chance, factors in _moves(policy, guess, t):
         part = mean[drawn]
         for factor in factors:
             part = part * factor
         summed = [axis for axis, cut in enumerate(before) if cut != slice(None)]
-        before_all[before] += chance * (part.sum(summed, keepdim=True) if summed else part)
-    return before_all
+        every[before] += chance * (part.sum(summed, keepdim=True) if summed else part)
+    return every
 
 
 def _moves(
     policy: MaskedPolicy, guess: Tensor, t: int
 ) -> Iterator[tuple[tuple[slice, ...], tuple[slice, ...], Tensor | float, list[Tensor]]]:
     """Every set of positions that a step may unmask: where they are masked, where they hold tokens, the
-    set's probability, and the probabilities of the tokens."""
+    set's probability, and the probabilities of the tokens.
+    """
     length, count = len(policy.start), policy.categories
     free = [i for i in range(length) if policy.start[i] == count]
     drawn_now = int(policy.left[t] - policy.left[t - 1])
     sizes = [drawn_now] if policy.unmasking == "positions" else range(len(free) + 1)
+    stay = (1 - 1 / t) ** torch.arange(length + 1, dtype=torch.float64)
+    masks = torch.stack(torch.meshgrid(*[torch.arange(count + 1) == count] * length, indexing="ij")).sum(0)
     for size in sizes:
         for positions in itertools.combinations(free, size):
             before = tuple(slice(count, None) if i in positions else slice(None) for i in range(length))
@@ -185,17 +201,8 @@ def _moves(
             if policy.unmasking == "positions":
                 chance = 1 / math.comb(int(policy.left[t]), size)
             else:
-                chance = _bernoulli(policy, t, size)[before]
+                chance = (1 / t) ** size * stay[masks[before] - size]
             yield before, drawn, chance, factors
-
-
-def _bernoulli(policy: MaskedPolicy, t: int, size: int) -> Tensor:
-    """Probability that of a state's masks exactly `size` given ones are unmasked."""
-    length, count = len(policy.start), policy.categories
-    masks = torch.zeros((count + 1,) * length, dtype=torch.float64)
-    for i in range(length):
-        masks.select(i, count).add_(1)
-    return (1 / t) ** size * (1 - 1 / t) ** (masks - size).clamp(min=0)
 
 
 def _start(policy: MaskedPolicy) -> Tensor:

@@ -93,6 +93,7 @@ class MaskedPolicy(Diffusion):
         return self._decode(x[..., : self.categories] if x.is_floating_point() else x)
 
     def corrupt(self, x_0: State, t: Step) -> State:
+        x_0 = tokens(x_0)
         free = (self.start == self.categories).expand(x_0.shape)
         noise = torch.rand(x_0.shape, device=x_0.device)
         if self.unmasking == "positions":
