@@ -101,10 +101,10 @@ def gmm25(found: list[dict[str, Any]]) -> str:
 
 def limits(found: list[dict[str, Any]]) -> str:
     """The excess of biased methods on the way to the limit in which they are right."""
-    cases = {"last": "K, of 20", "steps": "T"}
+    cases = {"truncation": ("last", "K, of 20"), "reversal": ("steps", "T"), "blindness": ("alpha", "alpha")}
     lines = []
-    for key, label in cases.items():
-        group = [row for row in found if key in row]
+    for bias, (key, label) in cases.items():
+        group = [row for row in found if row["bias"] == bias]
         for name in order(group):
             for at in sorted({row[key] for row in group}):
                 excess = [row["excess_nats"] for row in group if (row["algorithm"], row[key]) == (name, at)]
@@ -113,7 +113,8 @@ def limits(found: list[dict[str, Any]]) -> str:
         return ""
     return (
         "\nMethods with a bias of their own, on the way to where it should vanish: excess, nats.\n"
-        "Backprop through the last K transitions; methods that noise samples again, on chains of T steps.\n"
+        "Backprop through the last K transitions; methods that noise samples again, on chains of T steps;\n"
+        "DPOK, blind to the KL that a decision causes later, on `gmm-x` at larger alphas.\n"
         "`python benchmarks/limits.py`, [`limits.json`](../benchmarks/results/limits.json).\n\n"
         + table(["algorithm", "limit", "at", "excess"], lines)
     )

@@ -165,7 +165,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first", type=int, default=0, help="number of the first seed")
     parser.add_argument("--minutes", type=float, default=15, help="of training, per run")
-    parser.add_argument("--rounds", type=int, default=620, help="over which the learning rate falls")
+    parser.add_argument("--rounds", type=int, default=850, help="over which the learning rate falls")
     parser.add_argument("--out", type=Path)
     return parser.parse_args()
 

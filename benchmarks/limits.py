@@ -3,6 +3,8 @@
 truncation   backprop through the last K of 20 steps, and the `lqg16` task of exact.py
 reversal     methods that noise samples again, on chains of T steps: they are right as far as the chain
              reverses the noising process, which it does the better the more steps it has
+blindness    DPOK, whose decisions do not see the KL that they cause later, on gmm-x of exact.py: the larger
+             alpha, the smaller all KLs, and the less there is to see
 
     python benchmarks/limits.py [--only NAME ...] [--seeds N] [--out FILE.json]
 """
@@ -22,7 +24,8 @@ from difftilt.grid import linear
 from difftilt.models.toy import AffineResidual, GaussianDenoiser
 from difftilt.recipes.record import write_json
 
-LAST, STEPS = (1, 5, 10, 20), (5, 10, 20, 40, 80)
+LAST, STEPS, ALPHAS = (1, 5, 10, 20), (5, 10, 20, 40, 80), (1, 2, 4)
+BIASES = ["truncation", "reversal", "blindness"]
 
 
 def main() -> None:
@@ -65,6 +68,10 @@ def cases() -> list[tuple[str, str, Named, exact.Entry, dict[str, int]]]:
         for name, (algorithm, rounds) in makers.items():
             entry = exact.Entry(algorithm, batch=1024, rounds=rounds, learning_rate=5e-3)
             found.append(("reversal", name, Named(f"lqg16-{steps}", task), entry, {"steps": steps}))
+    for alpha in ALPHAS:
+        task = dataclasses.replace(exact.TASKS["gmm-x"], alpha=float(alpha))
+        named = Named(f"gmm-x-{alpha}", task)
+        found.append(("blindness", "dpok", named, exact.ALGORITHMS["dpok"], {"alpha": alpha}))
     return found
 
 
@@ -88,9 +95,7 @@ def chain(steps: int) -> Callable[[bool], GaussianPolicy]:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument(
-        "--only", nargs="+", choices=["truncation", "reversal"], default=["truncation", "reversal"]
-    )
+    parser.add_argument("--only", nargs="+", choices=BIASES, default=BIASES)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path)
     return parser.parse_args()
