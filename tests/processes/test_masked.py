@@ -106,7 +106,7 @@ def test_the_kl_of_a_bernoulli_step_is_its_share_of_the_tokens():
 
 
 def test_a_position_law_counts_the_choice_of_positions():
-    law = chain(steps=2)(torch.full((1, 4), 3), torch.tensor([2]), unconditional(1))
+    law = chain(steps=2).requires_grad_(False)(torch.full((1, 4), 3), torch.tensor([2]), unconditional(1))
     assert isinstance(law, Resampling)
     x = torch.tensor([[3, 1, 3, 0]])
     token = law.probs[0, 1, 1] * law.probs[0, 3, 0]

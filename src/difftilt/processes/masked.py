@@ -86,7 +86,8 @@ class MaskedPolicy(Diffusion):
     def clean(self, x: State, t: Step, cond: Cond) -> Probs:
         """Probabilities of each position's token, given what is unmasked; unmasked ones are themselves."""
         seen = one_hot(x, self.categories + 1).float()
-        guess = self.network(seen, t, cond).float().softmax(-1)
+        logits = self.network(seen, t, cond)
+        guess = logits.to(torch.promote_types(logits.dtype, seen.dtype)).softmax(-1)
         return torch.where(self._hidden(x)[..., None] > 0, guess, seen[..., : self.categories])
 
     def decode(self, x: State) -> Sample:
