@@ -16,7 +16,7 @@ FLOORS = [
     ["guard"],
     ["objective"],
     ["processes.*", "rewards.*", "values.*"],
-    ["replay"],
+    ["replay", "exact.result"],
     ["algorithms.*", "samplers.*", "models.*", "exact.*"],
     [
         f"training.{name}"

@@ -10,7 +10,8 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from difftilt.policy import Policy, batch_size, repeat, unconditional
+from difftilt.exact import result
+from difftilt.policy import Policy, batch_size
 from difftilt.shapes import Cond, Matrices, Matrix, PerSample, Real, Scalar, State, Step, Vector, Vectors
 from difftilt.transition import Gaussian
 
@@ -107,20 +108,14 @@ class AffinePolicy(Policy):
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(result.Evaluation):
     """What a policy earns and costs, exactly.
 
     Args:
-        reward: E[r(x_0)].
-        kl: KL(policy || reference) of whole chains, in nats.
-        objective: J = reward - alpha kl.
         mean: Of x_0.
         cov: Of x_0.
     """
 
-    reward: Scalar
-    kl: Scalar
-    objective: Scalar
     mean: Vector
     cov: Matrix
 
@@ -180,7 +175,7 @@ def evaluate(policy: AffineChain, reference: AffineChain, reward: Quadratic, alp
         mean = policy.weight[t] @ mean + policy.bias[t]
         cov = policy.weight[t] @ cov @ policy.weight[t].T + policy.noise[t]
     earned = reward.mean(mean, cov)
-    return Evaluation(earned, kl, earned - alpha * kl, mean, cov)
+    return Evaluation(earned, kl, alpha, mean, cov)
 
 
 def affine(policy: Policy, cond: Cond | None = None) -> AffineChain:
@@ -192,14 +187,13 @@ def affine(policy: Policy, cond: Cond | None = None) -> AffineChain:
     Raises:
         ValueError: If a step's mean is not affine in x_t, or its standard deviation depends on it.
     """
-    one = cond or unconditional(1)
-    start = _gaussian(policy.initial(one))
+    start = _gaussian(policy.initial(result.given(cond, 1)))
     size, shape = start.mean[0].numel(), start.mean.shape[1:]
     probes = torch.cat([torch.zeros(1, size), torch.eye(size), 2 + torch.arange(size)[None]])
     steps = []
     for t in range(1, policy.steps + 1):
         x = probes.to(start.mean).view(-1, *shape)
-        step = _gaussian(policy(x, torch.full((len(x),), t), repeat(one, len(x))))
+        step = _gaussian(policy(x, torch.full((len(x),), t), result.given(cond, len(x))))
         mean, var = step.mean.double().flatten(1), step.std.double().flatten(1) ** 2
         weight, bias = (mean[1:-1] - mean[0]).T, mean[0]
         guess = weight @ probes[-1].double() + bias

@@ -8,11 +8,10 @@ digits, and is differentiable in the policy's parameters.
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from difftilt.guard import Guard
+from difftilt.exact import result
 from difftilt.objective import Objective
-from difftilt.policy import Policy, repeat, unconditional
+from difftilt.policy import Policy
 from difftilt.shapes import Cond, Kernel, PerSample, Points, Scalar, State, Step, Values
 from difftilt.transition import Gaussian
 
@@ -53,42 +52,28 @@ class Axis:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(result.Evaluation):
     """What a policy earns and costs, exactly.
 
     Args:
-        reward: E[r(x_0)].
-        kl: KL(policy || reference) of whole chains, in nats.
-        objective: J = reward - alpha kl.
         law: Probability of every point of the axis under x_0.
     """
 
-    reward: Scalar
-    kl: Scalar
-    objective: Scalar
     law: Points
 
 
 @dataclass(frozen=True)
-class Solution:
+class Solution(result.Tilted):
     """The optimum over all policies.
 
     Args:
         values: v_t at every point, for t = 0, ..., T.
-        optimum: max J = alpha log Z.
         frozen: max J where the law of x_T stays the reference's: E[v_T].
-        reward: E[r] under `law`.
-        kl: KL of the optimum from the reference, in nats.
-        law: p_r(x_0) = p_pre exp(r / alpha) / Z, as probabilities of the points.
     """
 
     axis: Axis
     values: Values
-    optimum: Scalar
     frozen: Scalar
-    reward: Scalar
-    kl: Scalar
-    law: Points
 
     def value(self, x: State, t: Step, cond: Cond) -> PerSample:
         """v_t(x), linear between the points: a soft value that samplers and algorithms can be given."""
@@ -114,7 +99,7 @@ def evaluate(
             f" {law[[0, -1]].max().item():.1e}; widen the axis"
         )
     reward = law @ _score(objective, policy, axis, cond)
-    return Evaluation(reward, kl, reward - objective.alpha * kl, law)
+    return Evaluation(reward, kl, objective.alpha, law)
 
 
 @torch.no_grad()
@@ -133,7 +118,7 @@ def solve(objective: Objective, axis: Axis | None = None, cond: Cond | None = No
     optimum = alpha * (start.log() + v[-1] / alpha).logsumexp(0)
     law = evaluate(objective, reference, axis, cond).law * ((v[0] - optimum) / alpha).exp()
     reward = law @ v[0]
-    return Solution(axis, torch.stack(v), optimum, start @ v[-1], reward, (reward - optimum) / alpha, law)
+    return Solution(optimum, reward, (reward - optimum) / alpha, law, axis, torch.stack(v), start @ v[-1])
 
 
 @torch.no_grad()
@@ -169,17 +154,16 @@ def solve_fixed_std(
 
 def _start(policy: Policy, reference: Policy, axis: Axis, cond: Cond | None) -> tuple[Points, Scalar]:
     """The law of x_T at the points, and its KL."""
-    one = cond or unconditional(1)
+    one = result.given(cond, 1)
     start, base = _double(policy.initial(one)), _double(reference.initial(one))
     return axis.log_kernel(start.mean[:, 0], start.std[:, 0]).exp()[0], start.kl(base)[0]
 
 
 def _step(policy: Policy, t: int, axis: Axis, cond: Cond | None) -> Gaussian:
     """The laws of x_{t-1} given x_t at every point."""
-    many = repeat(cond or unconditional(1), axis.count)
-    dtype = policy.initial(cond or unconditional(1)).sample().dtype  # what the policy computes in
+    dtype = policy.initial(result.given(cond, 1)).sample().dtype  # what the policy computes in
     x = axis.x[:, None].to(dtype)
-    return _double(policy(x, torch.full((axis.count,), t), many))
+    return _double(policy(x, torch.full((axis.count,), t), result.given(cond, axis.count)))
 
 
 def _double(step: object) -> Gaussian:
@@ -188,8 +172,6 @@ def _double(step: object) -> Gaussian:
     return Gaussian(step.mean.double(), step.std.double())
 
 
-def _score(objective: Objective, policy: Policy, axis: Axis, cond: Cond | None) -> Tensor:
-    """The reward at every point, without adding to the count of reward calls."""
-    guard = Guard(objective.reward.reward, objective.reward.name)
-    sample = policy.decode(axis.x[:, None])
-    return guard(sample, repeat(cond or unconditional(1), axis.count)).double()
+def _score(objective: Objective, policy: Policy, axis: Axis, cond: Cond | None) -> Points:
+    """The reward at every point."""
+    return result.score(objective, policy.decode(axis.x[:, None]), cond)

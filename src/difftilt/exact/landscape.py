@@ -4,59 +4,47 @@ A law of x_t is a table with one axis per position. A step splits by the set of 
 for each set, the states that are masked there are multiplied by the probabilities of their tokens.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from difftilt.guard import Guard
+from difftilt.exact import result
 from difftilt.objective import Objective
-from difftilt.policy import Policy, repeat, unconditional
+from difftilt.policy import Policy
 from difftilt.processes.masked import MaskedPolicy
 from difftilt.shapes import Cond, PerSample, Points, Scalar, State, StateValues, Step
-from difftilt.transition import tokens
+from difftilt.transition import Categorical, tokens
 
 ROWS = 2**15  # states that the network sees at a time
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(result.Evaluation):
     """What a policy earns and costs, exactly.
 
     Args:
-        reward: E[r(x_0)].
-        kl: KL(policy || reference) of whole chains, in nats.
-        objective: J = reward - alpha kl.
         law: Probability of every sequence under x_0, the last position varying fastest.
     """
 
-    reward: Scalar
-    kl: Scalar
-    objective: Scalar
     law: Points
 
 
 @dataclass(frozen=True)
-class Solution:
+class Solution(result.Tilted):
     """The optimum over all policies.
 
     Args:
         values: v_t of every state with its masks, for t = 0, ..., T; -inf where x_t never is.
-        optimum: max J = alpha log Z.
-        reward: E[r] under `law`.
-        kl: KL of the optimum from the reference, in nats.
-        law: p_r(x_0) = p_pre exp(r / alpha) / Z, of every sequence.
         categories: K.
     """
 
     values: StateValues
-    optimum: Scalar
-    reward: Scalar
-    kl: Scalar
-    law: Points
     categories: int
 
     def value(self, x: State, t: Step, cond: Cond) -> PerSample:
@@ -80,9 +68,8 @@ def evaluate(
     for t, guess, cost in _steps(policy, reference, cond, range(policy.steps, 0, -1)):
         kl = kl + law.flatten() @ cost
         law = _forward(policy, law, guess, t)
-    law = _complete(policy, law)
-    reward = law @ scores
-    return Evaluation(reward, kl, reward - objective.alpha * kl, law)
+    law = law[(slice(policy.categories),) * law.ndim].flatten()  # of the states without a mask
+    return Evaluation(law @ scores, kl, objective.alpha, law)
 
 
 @torch.no_grad()
@@ -92,9 +79,8 @@ def solve(objective: Objective, scores: Points | None = None, cond: Cond | None 
     scores = score(objective, reference, cond) if scores is None else scores
     top = scores.max()
     tilt = ((scores - top) / alpha).exp()
-    mean = _start(reference) * 0
-    _complete_view(reference, mean).copy_(tilt.view(_sizes(reference)))
-    means = [mean]
+    length = len(reference.start)
+    means = [F.pad(tilt.view((reference.categories,) * length), (0, 1) * length)]  # 0 where x_0 has a mask
     for t, guess, _ in _steps(reference, reference, cond, range(1, reference.steps + 1)):
         means.append(_backward(reference, means[-1], guess, t))
     law = evaluate(objective, reference, scores, cond).law * tilt
@@ -102,30 +88,25 @@ def solve(objective: Objective, scores: Points | None = None, cond: Cond | None 
     optimum = top + alpha * (means[-1] * _start(reference)).sum().log()
     values = top + alpha * torch.stack([mean.flatten() for mean in means]).log()
     reward = law @ scores
-    return Solution(values, optimum, reward, (reward - optimum) / alpha, law, reference.categories)
+    return Solution(optimum, reward, (reward - optimum) / alpha, law, values, reference.categories)
 
 
 def score(objective: Objective, policy: Policy, cond: Cond | None = None) -> Points:
     """The reward of every sequence, without adding to the count of reward calls."""
     chain = _masked(policy)
-    every = torch.cartesian_prod(*[torch.arange(chain.categories)] * len(chain.start)).view(
-        -1, len(chain.start)
-    )
-    guard = Guard(objective.reward.reward, objective.reward.name)
-    return guard(chain.decode(every), _cond(cond, len(every))).double()
+    return result.score(objective, chain.decode(_sequences(chain.categories, len(chain.start))), cond)
 
 
 def kl(law: Points, other: Points) -> Scalar:
     """KL(law || other) in nats, of two laws on one set."""
-    return torch.where(law > 0, law * (law.clamp(min=1e-300) / other).log(), 0).sum()
+    return Categorical(law[None]).kl(Categorical(other[None]))[0]
 
 
 def _steps(
     policy: MaskedPolicy, reference: MaskedPolicy, cond: Cond | None, order: Iterable[int]
 ) -> Iterator[tuple[int, Tensor, Points]]:
     """Of every state, at each t: probabilities of each position's token, and the KL of the step, in nats."""
-    every = torch.cartesian_prod(*[torch.arange(policy.categories + 1)] * len(policy.start))
-    every = every.view(-1, len(policy.start))
+    every = _sequences(policy.categories + 1, len(policy.start))
     fixed = policy.start != policy.categories
     kept = (every == policy.start)[:, fixed].all(1)
     masks = (every == policy.categories).sum(1)
@@ -149,11 +130,11 @@ def _tables(
     guess = torch.zeros(len(every), length, count, dtype=torch.float64)
     cost = torch.zeros(len(every), dtype=torch.float64)
     for rows in time.nonzero()[:, 0].split(ROWS):
-        x, t, given = every[rows], time[rows], _cond(cond, len(rows))
-        clean = _normal(policy.clean(x, t, given))
+        x, t, c = every[rows], time[rows], result.given(cond, len(rows))
+        clean = _normal(policy.clean(x, t, c))
         guess[rows] = clean
         if policy is not reference:
-            base = _normal(reference.clean(x, t, given))
+            base = _normal(reference.clean(x, t, c))
             cost[rows] = policy.reveal(clean, x, t).kl(reference.reveal(base, x, t))
     return guess.view(*(count + 1,) * length, length, count), cost
 
@@ -190,19 +171,26 @@ def _moves(
     length, count = len(policy.start), policy.categories
     free = [i for i in range(length) if policy.start[i] == count]
     drawn_now = int(policy.left[t] - policy.left[t - 1])
-    sizes = [drawn_now] if policy.unmasking == "positions" else range(len(free) + 1)
-    stay = (1 - 1 / t) ** torch.arange(length + 1, dtype=torch.float64)
-    masks = torch.stack(torch.meshgrid(*[torch.arange(count + 1) == count] * length, indexing="ij")).sum(0)
+    stay = None if policy.unmasking == "positions" else _stay(policy, t)
+    sizes = [drawn_now] if stay is None else range(len(free) + 1)
     for size in sizes:
         for positions in itertools.combinations(free, size):
             before = tuple(slice(count, None) if i in positions else slice(None) for i in range(length))
             drawn = tuple(slice(count) if i in positions else slice(None) for i in range(length))
             factors = [guess[(*before, i)].movedim(-1, i).squeeze(i + 1) for i in positions]
-            if policy.unmasking == "positions":
+            if stay is None:
                 chance = 1 / math.comb(int(policy.left[t]), size)
             else:
-                chance = (1 / t) ** size * stay[masks[before] - size]
+                others = tuple(slice(1) if i in positions else slice(None) for i in range(length))
+                chance = (1 / t) ** size * stay[others]
             yield before, drawn, chance, factors
+
+
+def _stay(policy: MaskedPolicy, t: int) -> Tensor:
+    """Of every state, the probability that a Bernoulli step leaves all of its masks."""
+    each = torch.ones(policy.categories + 1, dtype=torch.float64)
+    each[policy.categories] = 1 - 1 / t
+    return functools.reduce(lambda table, axis: table[..., None] * axis, [each] * len(policy.start))
 
 
 def _start(policy: MaskedPolicy) -> Tensor:
@@ -211,25 +199,13 @@ def _start(policy: MaskedPolicy) -> Tensor:
     return law
 
 
-def _complete(policy: MaskedPolicy, table: Tensor) -> Points:
-    return _complete_view(policy, table).flatten()
-
-
-def _complete_view(policy: MaskedPolicy, table: Tensor) -> Tensor:
-    """The part of a table whose states have no mask."""
-    return table[(slice(policy.categories),) * len(policy.start)]
-
-
-def _sizes(policy: MaskedPolicy) -> tuple[int, ...]:
-    return (policy.categories,) * len(policy.start)
+def _sequences(categories: int, length: int) -> State:
+    """All of them, the last position varying fastest."""
+    return torch.cartesian_prod(*[torch.arange(categories)] * length).view(-1, length)
 
 
 def _normal(probs: Tensor) -> Tensor:
     return probs.double() / probs.double().sum(-1, keepdim=True)
-
-
-def _cond(cond: Cond | None, count: int) -> Cond:
-    return repeat(unconditional(1) if cond is None else cond, count)
 
 
 def _masked(policy: Policy) -> MaskedPolicy:

@@ -6,7 +6,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from difftilt.guard import Guard
+from difftilt.exact import result
 from difftilt.objective import Objective
 from difftilt.policy import Policy, batch_size, unconditional
 from difftilt.shapes import Cond, Kernels, Points, Scalar, State, Step, Values
@@ -51,19 +51,13 @@ class TabularPolicy(Policy):
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(result.Evaluation):
     """What a policy earns and costs, exactly.
 
     Args:
-        reward: E[r(x_0)].
-        kl: KL(policy || reference) of whole chains, in nats.
-        objective: J = reward - alpha kl.
         laws: Probability of every state under x_t, for t = 0, ..., T.
     """
 
-    reward: Scalar
-    kl: Scalar
-    objective: Scalar
     laws: Values
 
 
@@ -98,7 +92,7 @@ def evaluate(objective: Objective, policy: TabularPolicy) -> Evaluation:
         kl = kl + laws[-1] @ step.kl(reference(x, time, cond))
         laws.append(laws[-1] @ step.probs[:, 0])
     reward = laws[-1] @ _score(objective)
-    return Evaluation(reward, kl, reward - objective.alpha * kl, torch.stack(laws[::-1]))
+    return Evaluation(reward, kl, objective.alpha, torch.stack(laws[::-1]))
 
 
 @torch.no_grad()
@@ -147,7 +141,5 @@ def _reference(objective: Objective) -> TabularPolicy:
 
 
 def _score(objective: Objective) -> Points:
-    """The reward of every state, without adding to the count of reward calls."""
-    states = _reference(objective).states
-    guard = Guard(objective.reward.reward, objective.reward.name)
-    return guard(torch.arange(states)[:, None], unconditional(states)).double()
+    """The reward of every state."""
+    return result.score(objective, torch.arange(_reference(objective).states)[:, None])
