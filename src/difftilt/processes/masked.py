@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from difftilt.policy import Diffusion, batch_size
-from difftilt.shapes import Cond, Index, PerPosition, PerSample, Probs, Sample, State, Step
+from difftilt.shapes import Cond, Counts, Index, PerPosition, PerSample, Probs, Sample, State, Step
 from difftilt.transition import Categorical, Resampling, Transition, one_hot, tokens
 
 Unmasking = Literal["positions", "bernoulli"]
@@ -94,24 +94,23 @@ class MaskedPolicy(Diffusion):
         return self._decode(x[..., : self.categories] if x.is_floating_point() else x)
 
     def corrupt(self, x_0: State, t: Step) -> State:
-        x_0 = tokens(x_0)
-        free = (self.start == self.categories).expand(x_0.shape)
-        noise = torch.rand(x_0.shape, device=x_0.device)
-        if self.unmasking == "positions":
-            rank = noise.where(free, 2.0).argsort(1).argsort(1)
-            return torch.where(free & (rank < self.left[t][:, None]), self.categories, x_0)
-        return torch.where(free & (noise < (t / self.steps)[:, None]), self.categories, x_0)
+        return self._hide(x_0, self.left[t], t / self.steps).sample()
 
     def signal(self, t: Step) -> PerSample:
         return 1 - t / self.steps
 
     def noising(self, x_next: State, t: Step) -> Transition:
-        masks = F.one_hot(torch.full_like(x_next, self.categories), self.categories + 1).float()
-        shown = (tokens(x_next) != self.categories) & (self.start == self.categories)
+        return self._hide(x_next, self.left[t] - self.left[t - 1], 1 / (self.steps - t + 1))
+
+    def _hide(self, x: State, count: Counts, share: PerSample) -> Transition:
+        """Masks `count` of the tokens that can be, or each with probability `share`, as `unmasking` says."""
+        x = tokens(x)
+        shown = ((x != self.categories) & (self.start == self.categories)).float()
+        masks = F.one_hot(torch.full_like(x, self.categories), self.categories + 1).float()
         if self.unmasking == "positions":
-            return Resampling(x_next, shown.float(), masks, self.left[t] - self.left[t - 1])
-        hide = shown / (self.steps - t + 1)[:, None]
-        return Categorical(torch.lerp(one_hot(x_next, self.categories + 1).float(), masks, hide[..., None]))
+            return Resampling(x, shown, masks, count)
+        seen, weight = one_hot(x, self.categories + 1).float(), shown * share[:, None]
+        return Categorical(torch.lerp(seen, masks, weight[..., None]))
 
     def _hidden(self, x: State) -> PerPosition:
         """1 where x is masked; of one-hot vectors, with their gradient."""
