@@ -92,10 +92,10 @@ class Categorical(Transition):
         return event_sum(self.probs.gather(-1, x[..., None]).log())
 
     def kl(self, other: "Categorical") -> PerSample:
-        return event_sum(_xlog(self.probs, self.probs) - _xlog(self.probs, other.probs))
+        return event_sum(_relative_entropy(self.probs, other.probs))
 
     def tempered(self, temperature: float) -> "Categorical":
-        return Categorical((self.probs.log() / temperature).softmax(-1))
+        return Categorical(_tempered(self.probs, temperature))
 
 
 @dataclass(frozen=True)
@@ -140,14 +140,13 @@ class Resampling(Transition):
         return torch.where(impossible, -torch.inf, total)
 
     def kl(self, other: "Resampling") -> PerSample:
-        each = (_xlog(self.probs, self.probs) - _xlog(self.probs, other.probs)).sum(-1)
+        each = _relative_entropy(self.probs, other.probs).sum(-1)
         share = self.count / self.eligible.detach().sum(1).clamp(min=1)
         return event_sum(torch.where(self.eligible > 0, each, 0) * self.eligible) * share
 
     def tempered(self, temperature: float) -> "Resampling":
         """That of the tokens; the positions are drawn as before."""
-        probs = (self.probs.log() / temperature).softmax(-1)
-        return Resampling(self.x, self.eligible, probs, self.count)
+        return Resampling(self.x, self.eligible, _tempered(self.probs, temperature), self.count)
 
     def _draw(self) -> tuple[Tensor, Tensor]:
         """Which positions change, and a token for every position."""
@@ -227,6 +226,15 @@ def _multinomial(probs: Tensor) -> Tensor:
 def _straight_through(token: Tensor, probs: Tensor) -> Tensor:
     hard = F.one_hot(token, probs.shape[-1]).to(probs.dtype)
     return hard + (probs - probs.detach())  # in this order the value stays exactly one-hot
+
+
+def _tempered(probs: Tensor, temperature: float) -> Tensor:
+    return (probs.log() / temperature).softmax(-1)
+
+
+def _relative_entropy(p: Tensor, q: Tensor) -> Tensor:
+    """The share of each category in KL(p || q)."""
+    return _xlog(p, p) - _xlog(p, q)
 
 
 def _log_choose(n: Tensor, k: Tensor) -> Tensor:
