@@ -19,7 +19,7 @@ from typing import Any
 import exact
 import torch
 
-from difftilt import NFT, Algorithm, Backprop, GaussianPolicy, RewardWeighted
+from difftilt import Algorithm, Backprop, GaussianPolicy, RewardWeighted
 from difftilt.grid import linear
 from difftilt.models.toy import AffineResidual, GaussianDenoiser
 from difftilt.recipes.record import write_json
@@ -61,7 +61,7 @@ def cases() -> list[tuple[str, str, Named, exact.Entry, dict[str, int]]]:
         found.append(("truncation", "backprop", Named("lqg16", exact.TASKS["lqg16"]), entry, {"last": k}))
     makers: dict[str, tuple[Callable[[], Algorithm], int]] = {
         "reward-weighted-denoising": (lambda: RewardWeighted(form="denoising", epochs=2), 100),
-        "nft": (lambda: NFT(consistency=0.3, decay=0.0), 400),
+        "nft": (exact.ALGORITHMS["nft"].algorithm, 400),
     }
     for steps in STEPS:
         task = exact.Task(exact.data()[2], 1.0, chain(steps), exact.measure_affine)

@@ -19,16 +19,19 @@ def group(returns: PerStep, ids: Index) -> PerStep:
     Args:
         ids: Group of each sample.
     """
-    members = _members(ids, returns)
-    return returns - (returns @ members.T / members.sum(1))[:, ids]
+    return returns - group_mean(returns, ids)
+
+
+def group_mean(x: Statistic, ids: Index) -> Statistic:
+    """The mean of each sample's group."""
+    members = _members(ids, x)
+    return (x @ members.T / members.sum(1))[..., ids]
 
 
 def spread(returns: Statistic, ids: Index) -> Statistic:
     """The standard deviation within each sample's group, kept above zero."""
-    members = _members(ids, returns)
-    count = members.sum(1)
-    deviation = returns - (returns @ members.T / count)[..., ids]  # first, or large means cost all digits
-    return (deviation.square() @ members.T / count).sqrt()[..., ids] + EPS
+    deviation = returns - group_mean(returns, ids)  # first, or large means cost all digits
+    return group_mean(deviation.square(), ids).sqrt() + EPS
 
 
 def leave_one_out(returns: PerStep, ids: Index) -> PerStep:

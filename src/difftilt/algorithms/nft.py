@@ -12,7 +12,7 @@ from difftilt import advantages
 from difftilt.objective import Algorithm, Experience, Loss, Objective
 from difftilt.policy import Diffusion, Policy, Trajectory, context
 from difftilt.settings import Count, NonNegative, Positive
-from difftilt.shapes import Cond, PerSample, Real, Scalar, Step
+from difftilt.shapes import Cond, PerSample, Real, Scalar
 
 
 @dataclass(eq=False)
@@ -103,7 +103,8 @@ class NFT(Algorithm):
         clean = cast(Diffusion, policy).clean(x, t, cond)
         with torch.no_grad():
             before = old.clean(x, t, cond)
-        weight = old.signal(t) / _mean_of_level((before - x_0).abs().flatten(1).mean(1), t)
+        error = advantages.group_mean((before - x_0).abs().flatten(1).mean(1).double(), t)
+        weight = old.signal(t) / error.clamp(min=advantages.EPS)
         shift = self.strength * (clean - before)
         loss = good * _square(before + shift - x_0) + (1 - good) * _square(before - shift - x_0)
         loss = loss / self.strength + self.consistency * _square(clean - x_0)
@@ -121,9 +122,3 @@ class NFT(Algorithm):
 
 def _square(error: Real) -> PerSample:
     return error.double().flatten(1).square().mean(1)
-
-
-def _mean_of_level(error: PerSample, t: Step) -> PerSample:
-    """The mean over the rows of the same step, given back to each of them."""
-    mean = torch.bincount(t, error.double()) / torch.bincount(t)
-    return mean[t].clamp(min=advantages.EPS)
