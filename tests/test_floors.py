@@ -11,19 +11,20 @@ SOURCE = Path(__file__).parents[1] / "src" / "difftilt"
 FLOORS = [
     ["shapes", "settings"],
     ["options"],
-    ["transition", "grid", "advantages", "features"],
+    ["transition", "grid", "advantages", "features", "data.alphabet", "data.store"],
     ["policy"],
-    ["guard"],
+    ["guard", "processes.masked"],
     ["objective"],
-    ["processes.*", "rewards.*", "values.*"],
+    ["processes.*", "rewards.*", "values.*", "data.landscape", "data.libraries"],
+    ["data.catalog"],
     ["replay", "exact.result"],
     ["algorithms.*", "samplers.*", "models.*", "exact.*"],
     [
         f"training.{name}"
         for name in ("seeds", "signals", "log", "ema", "counter", "tree", "distributed", "budget")
     ],
-    ["training.checkpoint", "training.fit", "training.pretrain", "evaluation.number"],
-    ["evaluation.metrics", "evaluation.plots", "evaluation.folder", "evaluation.verdict"],
+    ["training.checkpoint", "training.fit", "training.pretrain", "evaluation.number", "evaluation.draft"],
+    [f"evaluation.{name}" for name in ("metrics", "plots", "folder", "verdict", "evaluate")],
     ["training.state", "evaluation.*"],
     ["training.run"],
     ["recipes.job", "recipes.record", "recipes.algorithms"],

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 State = Shaped[Tensor, "batch *event"]  # x_t: floats, integer tokens, or one-hot relaxed tokens
@@ -29,6 +29,7 @@ Times = Shaped[Tensor, " level"]  # what a network is told at each level
 Statistic = Float[Tensor, "*step batch"]  # PerSample or PerStep
 Cond = Mapping[str, Tensor | list[str]]  # every value has length batch
 Points = Float[Tensor, " point"]  # one number per point of a grid, or per state of a finite chain
+Mask = Bool[Tensor, " point"]  # whether something holds, per point
 Weights = Float[Tensor, "from to"]  # one number per pair of states of a chain
 Kernel = Float[Tensor, "batch point"]  # a law on the points per row
 Kernels = Float[Tensor, "step point point"]

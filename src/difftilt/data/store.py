@@ -1,0 +1,93 @@
+"""Where data sets lie on this machine, and how their files are read."""
+
+import csv
+import gzip
+import io
+import math
+import os
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+VARIABLE = "DIFFTILT_DATA"
+
+
+def root() -> Path:
+    """The folder of all data sets: $DIFFTILT_DATA, or ~/.cache/difftilt/data."""
+    return Path(os.environ.get(VARIABLE) or Path.home() / ".cache" / "difftilt" / "data")
+
+
+def locate(name: str, file: str) -> Path:
+    """A file of a data set.
+
+    Raises:
+        ValueError: If it is not on this machine, with how to get it.
+    """
+    path = root() / name / file
+    if not path.is_file():
+        raise ValueError(
+            f"the data set {name} is not on this machine ({path} is missing): get it with difftilt data fetch"
+            f" {name}, or with difftilt data import {name} PATH from files you have"
+        )
+    return path
+
+
+def contents(path: Path) -> bytes:
+    """A file's bytes, unpacked if gzip packed them."""
+    found = path.read_bytes()
+    if found[:2] != b"\x1f\x8b":
+        return found
+    try:
+        return gzip.decompress(found)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} is damaged ({error}): get it anew") from None
+
+
+def read_table(path: Path, wanted: Sequence[str], delimiter: str = ",") -> list[list[str]]:
+    """The wanted columns of a table with a header, one list of cells each.
+
+    Args:
+        wanted: Names of columns; one that stands twice is found twice.
+
+    Raises:
+        ValueError: If a column is missing, or for the first row that is too short.
+    """
+    try:
+        lines = csv.reader(io.StringIO(contents(path).decode(), newline=""), delimiter=delimiter)
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} holds no text, but a table is expected") from None
+    header = next(lines, [])
+    places: list[int] = []
+    for name in wanted:
+        start = 1 + max((place for place in places if header[place] == name), default=-1)
+        if name not in header[start:]:
+            raise ValueError(f"{path} has no column {name}: its header is {', '.join(header)[:80]!r}")
+        places.append(header.index(name, start))
+    columns: list[list[str]] = [[] for _ in wanted]
+    for row, cells in enumerate(lines, 2):
+        if len(cells) < len(header):
+            raise ValueError(f"row {row} of {path} has {len(cells)} cells, but the header has {len(header)}")
+        for column, place in zip(columns, places, strict=True):
+            column.append(cells[place])
+    return columns
+
+
+def numbers(cells: Sequence[str], path: Path, name: str, least: float = -math.inf) -> list[float]:
+    """A column of a table as numbers.
+
+    Raises:
+        ValueError: For the first row below the header that holds no finite number, or one that is too low.
+    """
+    found = []
+    for row, cell in enumerate(cells, 2):
+        try:
+            value = float(cell)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value) or value < least:
+            bound = f" of at least {least:g}" if least > -math.inf else ""
+            raise ValueError(
+                f"row {row} of {path} has {name} {cell!r}, but a finite number{bound} is expected"
+            )
+        found.append(value)
+    return found
