@@ -40,8 +40,12 @@ class Diffusion(Policy, ABC):
     """A chain that reverses a known noising process q."""
 
     @abstractmethod
+    def noised(self, x_0: State, t: Step) -> Transition:
+        """q(x_t | x_0), the law of the noise at once."""
+
     def corrupt(self, x_0: State, t: Step) -> State:
         """Draws x_t ~ q(x_t | x_0)."""
+        return self.noised(x_0, t).sample()
 
     @abstractmethod
     def signal(self, t: Step) -> PerSample:

@@ -98,9 +98,9 @@ class FlowSDE(Diffusion):
     def decode(self, x: State) -> Sample:
         return self._decode(x)
 
-    def corrupt(self, x_0: State, t: Step) -> State:
+    def noised(self, x_0: State, t: Step) -> Gaussian:
         a, s = self._level(t)
-        return a * x_0 + s * torch.randn_like(x_0)
+        return Gaussian(a * x_0, s.expand_as(x_0))
 
     def signal(self, t: Step) -> PerSample:
         return self.alpha[t]

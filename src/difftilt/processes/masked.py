@@ -93,8 +93,8 @@ class MaskedPolicy(Diffusion):
     def decode(self, x: State) -> Sample:
         return self._decode(x[..., : self.categories] if x.is_floating_point() else x)
 
-    def corrupt(self, x_0: State, t: Step) -> State:
-        return self._hide(x_0, self.left[t], t / self.steps).sample()
+    def noised(self, x_0: State, t: Step) -> Transition:
+        return self._hide(x_0, self.left[t], t / self.steps)
 
     def signal(self, t: Step) -> PerSample:
         return 1 - t / self.steps

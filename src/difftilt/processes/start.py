@@ -51,8 +51,8 @@ class TunedStart(Diffusion):
     def decode(self, x: State) -> Sample:
         return self.chain.decode(x)
 
-    def corrupt(self, x_0: State, t: Step) -> State:
-        return self.chain.corrupt(x_0, t)
+    def noised(self, x_0: State, t: Step) -> Transition:
+        return self.chain.noised(x_0, t)
 
     def signal(self, t: Step) -> PerSample:
         return self.chain.signal(t)
