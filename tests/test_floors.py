@@ -11,10 +11,10 @@ SOURCE = Path(__file__).parents[1] / "src" / "difftilt"
 FLOORS = [
     ["shapes", "settings"],
     ["options"],
-    ["transition", "grid", "advantages", "features", "data.alphabet", "data.store"],
+    ["transition", "grid", "advantages", "features", "automaton", "data.alphabet", "data.store"],
     ["policy", "data.landscape", "data.libraries"],
     ["guard", "data.catalog", "processes.masked"],
-    ["objective"],
+    ["objective", "evidence"],
     ["processes.*", "rewards.*", "values.*"],
     ["replay", "exact.result"],
     ["algorithms.*", "samplers.*", "models.*", "exact.*"],

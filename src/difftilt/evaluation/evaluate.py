@@ -1,13 +1,14 @@
 """What a policy earns and what it costs, measured on fresh samples."""
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from difftilt.evaluation.draft import draft
 from difftilt.guard import Reward
 from difftilt.objective import Experience, Objective, outcome
 from difftilt.policy import Policy, batch_size, on_device_of, take
@@ -29,6 +30,10 @@ class Evaluation:
     kl: PerSample
     gold: Mapping[str, PerSample]
     alpha: float
+
+    def scores(self) -> dict[str, PerSample]:
+        """Reward, KL in nats and gold rewards of every sample."""
+        return {"reward": self.reward, "kl_nats": self.kl, **self.gold}
 
     def summary(self) -> dict[str, Any]:
         """Reward, KL in nats, J and gold rewards, each with its standard error."""
@@ -73,11 +78,13 @@ def evaluate(
     )
 
 
-def write_table(path: Path, evaluation: Evaluation) -> None:
-    """Writes one CSV row per sample: reward, KL in nats and gold rewards."""
-    columns = {"reward": evaluation.reward, "kl_nats": evaluation.kl, **evaluation.gold}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
+def write_table(path: Path, evaluation: Evaluation, text: Sequence[str] | None = None) -> None:
+    """Writes one CSV row per sample: the sample as text, if given, and its scores."""
+    scores = evaluation.scores()
+    columns = {name: x.tolist() for name, x in scores.items()}
+    if text is not None:
+        columns = {"sample": list(text), **columns}
+    with draft(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
-        writer.writerows(zip(*(x.tolist() for x in columns.values()), strict=True))
+        writer.writerows(zip(*columns.values(), strict=True))

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import re
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
@@ -12,8 +11,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from difftilt.evaluation.draft import draft
 from difftilt.evaluation.folder import Run, Samples, as_float, read_pictures, read_run
-from difftilt.evaluation.number import Change, Number
+from difftilt.evaluation.number import MINUS, Change, Number
 from difftilt.evaluation.plots import curve, histogram
 from difftilt.evaluation.verdict import Outcome, ceiling, findings, headline
 
@@ -23,6 +23,7 @@ CURVES = {
     "objective": "J = reward less alpha KL",
     "alpha": "alpha, moved to meet the target KL",
 }
+RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def write_report(folder: Path) -> Path:
@@ -32,12 +33,9 @@ def write_report(folder: Path) -> Path:
         ValueError: If the folder is not that of a run.
     """
     page = render(read_run(Path(folder)))
-    path, draft = Path(folder) / "report.html", Path(folder) / f".report.{os.getpid()}.html"
-    try:
-        draft.write_text(page, encoding="utf-8")
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    path = Path(folder) / "report.html"
+    with draft(path) as file:
+        file.write_text(page, encoding="utf-8")
     return path
 
 
@@ -96,6 +94,7 @@ def render(run: Run) -> str:
     """The page. Everything that a user or a run wrote is escaped by the template."""
     result = outcome(run)
     said = findings(result)
+    laws, exact = _exact(run)
     environment = Environment(
         loader=PackageLoader("difftilt.evaluation"),
         autoescape=True,
@@ -123,9 +122,30 @@ def render(run: Run) -> str:
             name: Number(*map(as_float, pair)) for name, pair in run.summary.get("distances", {}).items()
         },
         note=run.summary.get("distances_note"),
+        laws=laws,
+        exact=exact,
+        exact_note=(run.before | run.summary).get("exact_note"),
         settings=dict(_flat(run.settings)),
         machine=dict(_machine(run.info)),
     )
+
+
+def _exact(run: Run) -> tuple[list[str], dict[str, list[str]]]:
+    """The laws whose numbers are known exactly, and each number, one per law."""
+    best = (run.before | run.summary).get("optimum")
+    laws = {"pretrained": run.before.get("exact"), "tuned": run.summary.get("exact"), "best possible": best}
+    known = {title: law for title, law in laws.items() if law}
+    names = dict.fromkeys(name for law in known.values() for name in law)
+    return list(known), {name: [_plain(law.get(name)) for law in known.values()] for name in names}
+
+
+def _plain(value: Any) -> str:
+    """Four figures, with a power of ten as people write it; empty if there is no number."""
+    if value is None:
+        return ""
+    mean, _, power = Number(as_float(value)).mean.partition("e")
+    raised = str(int(power.replace(MINUS, "-"))).translate(RAISED) if power else ""
+    return f"{mean} \N{MULTIPLICATION SIGN} 10{raised}" if power else mean
 
 
 def _curves(run: Run, result: Outcome) -> list[tuple[str, Markup]]:

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 from difftilt.algorithms.ppo import PPO
+from difftilt.evaluation.draft import draft
+from difftilt.evaluation.evaluate import Evaluation
 from difftilt.evaluation.metrics import diversity, two_sample
 from difftilt.guard import Guard, Reward
 from difftilt.models.digits import asked, digits_policy, load_classifier, load_split
@@ -120,15 +122,14 @@ def real_images(digit: int) -> State:
     return torch.cat([part.image[part.label == digit] for part in parts])
 
 
-def draw(sample: State, path: Path, columns: int = 12, rows: int = 5, scale: int = 4) -> None:
+def draw(seen: Evaluation, path: Path, columns: int = 12, rows: int = 5, scale: int = 4) -> None:
     """Writes the first samples as one PNG, dark ink on white."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = ((1 - sample[: columns * rows, 0].clamp(-1, 1)) * 127.5).round().to(torch.uint8)
+    pixels = ((1 - seen.sample[: columns * rows, 0].clamp(-1, 1)) * 127.5).round().to(torch.uint8)
     missing = columns * rows - len(pixels)
     pixels = F.pad(F.pad(pixels, (1, 1, 1, 1), value=255), (0, 0, 0, 0, 0, missing), value=255)
     side = pixels.shape[-1]
     sheet = pixels.view(rows, columns, side, side).transpose(1, 2).reshape(rows * side, columns * side)
     picture = Image.fromarray(sheet.cpu().numpy())
-    picture.resize((columns * side * scale, rows * side * scale), Image.Resampling.NEAREST).save(
-        path.with_suffix(".png")
-    )
+    large = picture.resize((columns * side * scale, rows * side * scale), Image.Resampling.NEAREST)
+    with draft(path.with_suffix(".png")) as file:
+        large.save(file)

@@ -133,14 +133,18 @@ def judge(job: Job, folder: Path, name: str) -> dict[str, Any]:
         row["diversity"] = job.diversity(seen.sample)
     if job.distances is not None:
         row |= {"distances": job.distances(seen.sample), "distances_note": job.distances_note}
+    if job.exact is not None:
+        row |= {"exact": dict(job.exact(job.policy)), "exact_note": job.exact_note}
+    if job.optimum is not None:
+        row["optimum"] = dict(job.optimum())
     return row
 
 
 def _look(job: Job, folder: Path, name: str, count: int, seed: int) -> Evaluation:
     """Evaluates the policy, and leaves pictures and numbers of its samples in the folder under a name."""
     seen = evaluate(job.policy, job.objective, job.cond(count), job.gold, seed=seed)
-    job.draw(seen.sample, folder / "samples" / name)
-    write_table(folder / "samples" / f"{name}.csv", seen)
+    job.draw(seen, folder / "samples" / name)
+    write_table(folder / "samples" / f"{name}.csv", seen, job.spell(seen.sample) if job.spell else None)
     return seen
 
 

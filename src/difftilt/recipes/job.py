@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import annotated_types as at
 
+from difftilt.evaluation.evaluate import Evaluation
 from difftilt.guard import OnError, Reward
 from difftilt.objective import Algorithm, Objective
 from difftilt.policy import Policy, unconditional
@@ -72,8 +73,11 @@ class Job:
         cond: Maps a number of samples to their conditions.
         gold: Rewards that training never sees, by name.
         draw: Writes samples to files that begin with a path, in the domain's own format.
+        spell: Each sample as text, for the table of samples.
         diversity: A number that falls when samples become alike.
         distances: Two-sample distances of interest, by name, each with its error; and what they mean.
+        exact: Numbers of a policy that need no samples, by name; and what they mean.
+        optimum: The same numbers of the best possible law.
     """
 
     policy: Policy
@@ -83,7 +87,11 @@ class Job:
     target_kl: float | None = None
     cond: Callable[[int], Cond] = unconditional
     gold: Mapping[str, Reward] = field(default_factory=dict)
-    draw: Callable[[State, Path], None] = lambda sample, path: None
+    draw: Callable[[Evaluation, Path], None] = lambda seen, path: None
+    spell: Callable[[State], list[str]] | None = None
     diversity: Callable[[State], float] | None = None
     distances: Callable[[State], dict[str, tuple[float, float]]] | None = None
     distances_note: str = ""
+    exact: Callable[[Policy], Mapping[str, float]] | None = None
+    optimum: Callable[[], Mapping[str, float]] | None = None
+    exact_note: str = ""

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from difftilt.evaluation.draft import draft
 from difftilt.options import kebab
 from difftilt.training.checkpoint import versions
 
@@ -90,9 +91,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Writes JSON so that a reader sees the old file or the new one, never half of it."""
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(content, indent=1) + "\n")
-    part.replace(path)
+    with draft(path) as file:
+        file.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def _git_revision() -> str | None:
