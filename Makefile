@@ -25,7 +25,7 @@ $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(PIP) --editable '.[diffusers,dev]'
+	$(PIP) --editable '.[diffusers,rna,dev]'
 	touch $@
 
 clean:
