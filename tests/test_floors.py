@@ -14,8 +14,8 @@ FLOORS = [
     ["transition", "grid", "advantages", "features", "automaton", "data.alphabet", "data.store"],
     ["policy", "data.landscape", "data.libraries"],
     ["guard", "data.catalog", "processes.masked"],
-    ["objective", "evidence"],
-    ["processes.*", "rewards.*", "values.*"],
+    ["objective", "data.fetch", "evidence"],
+    ["processes.*", "data.command", "rewards.*", "values.*"],
     ["replay", "exact.result"],
     ["algorithms.*", "samplers.*", "models.*", "exact.*"],
     [

