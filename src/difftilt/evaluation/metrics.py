@@ -27,21 +27,21 @@ def two_sample(x: Samples, y: Samples) -> Estimate:
     Source:
         Szekely and Rizzo (2013); Sejdinovic et al. (2013). https://arxiv.org/abs/1207.6076
     """
-    _at_least(3, x, y)
+    at_least(3, x, y)
     between, within_x, within_y = _distances(x, y), _distances(x, x), _distances(y, y)
     n, m = between.shape
     cross, mean_x, mean_y = between.sum() / (n * m), _mean_pair(within_x), _mean_pair(within_y)
     value = 2 * cross - mean_x - mean_y
     without_x = 2 * _cross_without(between) - _pairs_without(within_x) - mean_y
     without_y = 2 * _cross_without(between.T) - mean_x - _pairs_without(within_y)
-    return Estimate(value.item(), (_jackknife(without_x) + _jackknife(without_y)).sqrt().item())
+    return Estimate(value.item(), (jackknife(without_x) + jackknife(without_y)).sqrt().item())
 
 
 def diversity(x: Samples) -> Estimate:
     """The mean distance of two samples, with its jackknife error. Collapse drives it to 0."""
-    _at_least(3, x)
+    at_least(3, x)
     within = _distances(x, x)
-    return Estimate(_mean_pair(within).item(), _jackknife(_pairs_without(within)).sqrt().item())
+    return Estimate(_mean_pair(within).item(), jackknife(_pairs_without(within)).sqrt().item())
 
 
 def frechet(x: Samples, y: Samples, resamples: int = 100) -> Estimate:
@@ -59,7 +59,7 @@ def frechet(x: Samples, y: Samples, resamples: int = 100) -> Estimate:
         Heusel et al. (2017). https://arxiv.org/abs/1706.08500
     """
     x, y = x.flatten(1).double(), y.flatten(1).double()
-    _at_least(x.shape[1] + 1, x, y)
+    at_least(x.shape[1] + 1, x, y)
     values = [_frechet(_resampled(x), _resampled(y)) for _ in range(resamples)]
     return Estimate(_frechet(x, y).item(), torch.stack(values).std().item())
 
@@ -105,12 +105,13 @@ def _cross_without(between: Tensor) -> Tensor:
     return (between.sum() - between.sum(1)) / ((n - 1) * m)
 
 
-def _jackknife(without: Tensor) -> Tensor:
+def jackknife(without: Tensor) -> Tensor:
     """Squared standard error from the estimates that leave one sample out."""
     return without.var(correction=0) * (len(without) - 1)
 
 
-def _at_least(count: int, *sets: Tensor) -> None:
+def at_least(count: int, *sets: Tensor) -> None:
+    """Refuses sets of fewer samples."""
     for samples in sets:
         if len(samples) < count:
             raise ValueError(f"{count} or more samples are needed here, but {len(samples)} came; draw more")

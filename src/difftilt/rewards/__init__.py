@@ -1,1 +1,1 @@
-"""Rewards for images and, later, molecules and sequences."""
+"""Rewards of images and of RNA; any callable that scores samples is one, too."""
