@@ -35,6 +35,7 @@ from difftilt.processes.gaussian import GaussianPolicy
 from difftilt.processes.masked import MaskedPolicy
 from difftilt.processes.start import TunedStart
 from difftilt.processes.tempered import Tempered
+from difftilt.processes.uniform import UniformPolicy
 from difftilt.shapes import Cond
 from difftilt.transition import Categorical
 
@@ -87,8 +88,8 @@ def tempered() -> Tempered:
 class Guess(Network):
     """Logits of three positions from their one-hot vectors."""
 
-    def __init__(self):
-        super().__init__(9, 6)
+    def __init__(self, categories: int = 3):
+        super().__init__(3 * categories, 6)
 
     def forward(self, x: Tensor, time: Tensor, cond: Cond) -> Tensor:
         return super().forward(x.flatten(1), time, cond).view(-1, 3, 2)
@@ -102,7 +103,20 @@ def bernoulli() -> MaskedPolicy:
     return MaskedPolicy(Guess(), 2, 3, steps=STEPS, unmasking="bernoulli", decode=lambda x: x.double())
 
 
-CASES: list[Callable[[], Policy]] = [gaussian, Tokens, flow, tuned_start, tempered, masked, bernoulli]
+def uniform() -> UniformPolicy:
+    return UniformPolicy(Guess(2), 2, 3, steps=STEPS, decode=lambda x: x.double())
+
+
+CASES: list[Callable[[], Policy]] = [
+    gaussian,
+    Tokens,
+    flow,
+    tuned_start,
+    tempered,
+    masked,
+    bernoulli,
+    uniform,
+]
 
 
 @pytest.fixture(params=CASES, ids=lambda make: make.__name__)

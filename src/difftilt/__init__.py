@@ -26,6 +26,7 @@ from difftilt.processes.guidance import Guided
 from difftilt.processes.masked import MaskedPolicy
 from difftilt.processes.micro_batch import MicroBatch
 from difftilt.processes.start import TunedStart
+from difftilt.processes.uniform import UniformPolicy
 from difftilt.training.fit import NonFiniteError, fit
 from difftilt.transition import Categorical, Gaussian, Transition
 
@@ -59,6 +60,7 @@ __all__ = [
     "Transition",
     "Transitions",
     "TunedStart",
+    "UniformPolicy",
     "fit",
     "path_log_prob",
     "rollout",
