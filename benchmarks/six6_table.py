@@ -21,7 +21,7 @@ def main(source: Path, out: Path) -> None:
     words, _, cells = read_table(source, ("8-mer", "8-mer", "E-score"), "\t")
     if words != sorted(words):
         raise ValueError(f"the rows of {source} are not in alphabetical order")
-    scores = torch.tensor(numbers(cells, source, "E-score"), dtype=torch.float64)
+    scores = torch.tensor(numbers(cells, "E-score"), dtype=torch.float64)
     whole = (scores * 1e5).round().int()
     if not torch.equal(whole.double() / 1e5, scores):
         raise ValueError(f"the E-scores of {source} have more than five digits")

@@ -34,10 +34,12 @@ def encode(
             raise ValueError(f"row {row} is empty: remove it, or write its sequence")
         if len(line) != length:
             raise ValueError(f"row {row} ({line[:60]}) has {len(line)} letters, but {length} are expected")
-    points = np.frombuffer("".join(lines).encode("utf-32-le"), np.uint32).reshape(len(lines), length)
-    table = np.full(129, -1)
-    table[[ord(letter) for letter in alphabet]] = range(len(alphabet))
-    tokens = table[points.clip(max=128)]
+    text = "".join(lines).encode("utf-32-le", "surrogatepass")
+    points = np.frombuffer(text, np.uint32).reshape(len(lines), length)
+    letters = [ord(letter) for letter in alphabet]
+    table = np.full(max(letters) + 2, -1)
+    table[letters] = range(len(letters))
+    tokens = table[points.clip(max=max(letters) + 1)]
     wrong = np.argwhere(tokens < 0)
     if len(wrong):
         row, position = wrong[0].tolist()

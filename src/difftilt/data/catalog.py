@@ -59,7 +59,7 @@ class Dataset:
     sha256: str = ""
 
 
-DATASETS: Mapping[str, Dataset] = {
+DATASETS: dict[str, Dataset] = {
     "tfbind8": Dataset(
         what="Binding of SIX6 (also in the package), PAX6 and EGR2 to every DNA 8-mer (Barrera et al., 2016)",
         rows="3 x 65,536",
@@ -157,7 +157,7 @@ def adopt(name: str, path: Path) -> list[str]:
                         f"{file} is well-formed, but differs from the copy that difftilt was tested with"
                     )
                 draft.replace(target)
-            except ValueError as error:
+            except ValueError as error:  # the user knows the source, not the draft
                 raise ValueError(str(error).replace(str(draft), str(source))) from None
             finally:
                 draft.unlink(missing_ok=True)

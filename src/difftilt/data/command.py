@@ -3,16 +3,19 @@
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Annotated
 
+import tyro
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
-from tyro.conf import Positional
 
 from difftilt.data.catalog import DATASETS, adopt, present
 from difftilt.data.fetch import fetch
 from difftilt.data.store import VARIABLE, root
 from difftilt.options import UsageError, choose, parse
+
+Name = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")]
 
 
 def data_command(words: list[str]) -> None:
@@ -44,7 +47,7 @@ def list_datasets() -> None:
     console.print(f"They lie in {root()}; the variable {VARIABLE} names another folder.", soft_wrap=True)
 
 
-def fetch_dataset(name: Positional[str]) -> None:
+def fetch_dataset(name: Name) -> None:
     """Downloads a data set from its publisher and checks it.
 
     Args:
@@ -60,12 +63,12 @@ def fetch_dataset(name: Positional[str]) -> None:
     conclude(name, remarks)
 
 
-def import_dataset(name: Positional[str], path: Positional[Path]) -> None:
+def import_dataset(name: Name, path: tyro.conf.Positional[Path]) -> None:
     """Copies a data set from files you have and checks it.
 
     Args:
         name: Of the data set; difftilt data list tells them.
-        path: A folder that holds its files, the archive that they come in, or one of them.
+        path: A folder that holds its files, the archive that they come in, or one file.
     """
     conclude(name, adopt(name, path))
 

@@ -6,6 +6,7 @@ import tempfile
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from urllib.error import URLError
 
 from difftilt.data.catalog import DATASETS, adopt
 
@@ -30,8 +31,9 @@ def fetch(name: str, report: Callable[[int, int], None]) -> list[str]:
                 raise ValueError(f"its sha256 is {digest}, but {dataset.sha256} is expected")
             return adopt(name, came)
         except (OSError, http.client.HTTPException, ValueError) as error:
+            reason = error.reason if isinstance(error, URLError) else error
             raise ValueError(
-                f"{name} could not be fetched from {dataset.url} ({error}); by hand: {dataset.manual}"
+                f"{name} could not be fetched from {dataset.url} ({reason}); by hand: {dataset.manual}"
             ) from None
 
 

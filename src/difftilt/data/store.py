@@ -6,7 +6,8 @@ import io
 import math
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 VARIABLE = "DIFFTILT_DATA"
@@ -32,6 +33,15 @@ def locate(name: str, file: str) -> Path:
     return path
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Errors about a file's contents begin with its path."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
 def contents(path: Path) -> bytes:
     """A file's bytes, unpacked if gzip packed them."""
     found = path.read_bytes()
@@ -40,7 +50,7 @@ def contents(path: Path) -> bytes:
     try:
         return gzip.decompress(found)
     except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} is damaged ({error}): get it anew") from None
+        raise ValueError(f"the file is damaged ({error}): get it anew") from None
 
 
 def read_table(path: Path, wanted: Sequence[str], delimiter: str = ",") -> list[list[str]]:
@@ -50,29 +60,31 @@ def read_table(path: Path, wanted: Sequence[str], delimiter: str = ",") -> list[
         wanted: Names of columns; one that stands twice is found twice.
 
     Raises:
-        ValueError: If a column is missing, or for the first row that is too short.
+        ValueError: If a column or all rows are missing, or for the first row with too few or many cells.
     """
     try:
-        lines = csv.reader(io.StringIO(contents(path).decode(), newline=""), delimiter=delimiter)
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} holds no text, but a table is expected") from None
-    header = next(lines, [])
+        lines = list(csv.reader(io.StringIO(contents(path).decode(), newline=""), delimiter=delimiter))
+    except (UnicodeDecodeError, csv.Error):
+        raise ValueError("the file holds no text, but a table is expected") from None
+    header = lines[0] if lines else []
     places: list[int] = []
     for name in wanted:
         start = 1 + max((place for place in places if header[place] == name), default=-1)
         if name not in header[start:]:
-            raise ValueError(f"{path} has no column {name}: its header is {', '.join(header)[:80]!r}")
+            raise ValueError(f"there is no column {name}: the header is {delimiter.join(header)[:80]!r}")
         places.append(header.index(name, start))
     columns: list[list[str]] = [[] for _ in wanted]
-    for row, cells in enumerate(lines, 2):
-        if len(cells) < len(header):
-            raise ValueError(f"row {row} of {path} has {len(cells)} cells, but the header has {len(header)}")
+    for row, cells in enumerate(lines[1:], 2):
+        if len(cells) != len(header):
+            raise ValueError(f"row {row} has {len(cells)} cells, but the header has {len(header)}")
         for column, place in zip(columns, places, strict=True):
             column.append(cells[place])
+    if not columns[0]:
+        raise ValueError("there are no rows below the header")
     return columns
 
 
-def numbers(cells: Sequence[str], path: Path, name: str, least: float = -math.inf) -> list[float]:
+def numbers(cells: Sequence[str], name: str, least: float = -math.inf) -> list[float]:
     """A column of a table as numbers.
 
     Raises:
@@ -86,8 +98,6 @@ def numbers(cells: Sequence[str], path: Path, name: str, least: float = -math.in
             value = math.nan
         if not math.isfinite(value) or value < least:
             bound = f" of at least {least:g}" if least > -math.inf else ""
-            raise ValueError(
-                f"row {row} of {path} has {name} {cell!r}, but a finite number{bound} is expected"
-            )
+            raise ValueError(f"row {row} has the {name} {cell!r}, but a finite number{bound} is expected")
         found.append(value)
     return found

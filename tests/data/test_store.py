@@ -1,0 +1,66 @@
+"""Files as they lie on a disk: packed or not, damaged, or no table at all."""
+
+import gzip
+from pathlib import Path
+
+import pytest
+
+from difftilt.data.store import contents, locate, naming, numbers, read_table, root
+
+
+def written(folder: Path, content: bytes) -> Path:
+    path = folder / "table"
+    path.write_bytes(content)
+    return path
+
+
+def test_packed_and_plain_files_read_alike(tmp_path: Path):
+    text = b"a,b\n1,2\n"
+    assert contents(written(tmp_path, text)) == contents(written(tmp_path, gzip.compress(text))) == text
+
+
+def test_columns_are_found_by_name_and_a_name_that_stands_twice_twice(tmp_path: Path):
+    path = written(tmp_path, b"8-mer\tz\t8-mer\nA\t0\tT\nC\t1\tG\n")
+    assert read_table(path, ("8-mer", "8-mer", "z"), "\t") == [["A", "C"], ["T", "G"], ["0", "1"]]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (gzip.compress(b"a,b\n1,2\n" * 99)[:-9], "the file is damaged"),
+        (b"\x1f\x8bnothing", "the file is damaged"),
+        (b"\xff\xfe\x00", "the file holds no text"),
+        (b'a,b\n"' + b"x" * 200_000, "the file holds no text, but a table is expected"),
+        (b"", "there is no column a: the header is ''"),
+        (b"a,c\n1,2\n", "there is no column b: the header is 'a,c'"),
+        (b"a,b\n", "there are no rows below the header"),
+        (b"a,b\n1,2\n\n3,4\n", "row 3 has 0 cells, but the header has 2"),
+        (b"a,b\n1,2\n3\n", "row 3 has 1 cells, but the header has 2"),
+        (b"a,b\n1,2,3\n", "row 2 has 3 cells, but the header has 2"),
+    ],
+    ids=["truncated", "garbage", "binary", "endless", "empty", "column", "rows", "blank", "few", "many"],
+)
+def test_what_is_no_table_is_refused_in_one_sentence(tmp_path: Path, content: bytes, message: str):
+    path = written(tmp_path, content)
+    with pytest.raises(ValueError) as error, naming(path):
+        read_table(path, ("a", "b"))
+    assert str(error.value).startswith(f"{path}: {message}")
+
+
+def test_a_number_out_of_range_is_named():
+    assert numbers(["1", "-2e3"], "load") == [1, -2000]
+    with pytest.raises(ValueError, match="row 3 has the load '-1', but a finite number of at least 0 is"):
+        numbers(["1", "-1"], "load", least=0)
+
+
+def test_the_variable_names_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("DIFFTILT_DATA", raising=False)
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert root() == Path("/home/someone/.cache/difftilt/data")
+    monkeypatch.setenv("DIFFTILT_DATA", str(tmp_path))
+    assert root() == tmp_path
+    with pytest.raises(ValueError, match="difftilt data fetch gb1"):
+        locate("gb1", "table")
+    (tmp_path / "gb1").mkdir()
+    path = written(tmp_path / "gb1", b"")
+    assert locate("gb1", "table") == path
