@@ -8,6 +8,7 @@ from difftilt.algorithms.path_consistency import PathConsistency
 from difftilt.algorithms.ppo import PPO
 from difftilt.algorithms.reward_weighted import RewardWeighted
 from difftilt.algorithms.trajectory_balance import TrajectoryBalance
+from difftilt.evidence import elbo
 from difftilt.grid import Grid
 from difftilt.guard import Guard, RewardError
 from difftilt.objective import Algorithm, Experience, Loss, Objective
@@ -61,6 +62,7 @@ __all__ = [
     "Transitions",
     "TunedStart",
     "UniformPolicy",
+    "elbo",
     "fit",
     "path_log_prob",
     "rollout",

@@ -58,6 +58,7 @@ class UniformPolicy(Diffusion):
         super().__init__()
         _check(categories, length, steps)
         self.network, self.categories, self.length, self.steps = network, categories, length, steps
+        self.symbols = categories
         self._decode = decode
         self.register_buffer("noise", _levels(schedule, steps))
 
