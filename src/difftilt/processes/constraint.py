@@ -43,7 +43,7 @@ class Constrained(nn.Module):
         self.register_buffer("accepting", torch.tensor(automaton.accepting), persistent=False)
 
     def forward(self, x: OneHot, t: Step, cond: Cond) -> Output:
-        logits, x = self.network(x, t, cond), tokens(x.detach())
+        logits, x = self.network(x, t, cond), tokens(x)
         possible = self.possible(x)
         hopeless = ~possible.any(2, keepdim=True)  # never reached, but exact laws ask about every state
         shown = (x != len(self.moves))[..., None]
