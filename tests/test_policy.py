@@ -57,7 +57,7 @@ class Tokens(Policy):
 
     def __init__(self):
         super().__init__()
-        self.network, self.steps = Network(2, 6), STEPS
+        self.network, self.steps, self.symbols = Network(2, 6), STEPS, 3
 
     def initial(self, cond: Cond) -> Categorical:
         return Categorical(torch.full((batch_size(cond), 2, 3), 1 / 3).double())

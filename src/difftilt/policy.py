@@ -22,6 +22,7 @@ class Policy(nn.Module, ABC):
 
     network: nn.Module
     steps: int  # T, the number of transitions
+    symbols: int = 0  # kinds of token in a state, masks included; 0 if states are real numbers
 
     @abstractmethod
     def initial(self, cond: Cond) -> Transition:

@@ -64,7 +64,7 @@ class PathConsistency(Algorithm):
         self.target: ValueNetwork | None = None
 
     def setup(self, policy: Policy, cond: Cond) -> None:
-        self.value = ValueNetwork(policy.initial(cond).sample(), cond, policy.steps)
+        self.value = ValueNetwork(policy, cond)
         if self.target_decay:
             self.target = copy.deepcopy(self.value).requires_grad_(False)
 

@@ -68,7 +68,7 @@ class PPO(Algorithm):
 
     def setup(self, policy: Policy, cond: Cond) -> None:
         if self.advantage == "critic":
-            self.critic = ValueNetwork(policy.initial(cond).sample(), cond, policy.steps)
+            self.critic = ValueNetwork(policy, cond)
 
     def losses(self, policy: Policy, objective: Objective, cond: Cond) -> Iterator[Loss]:
         seen = objective.sample(policy, cond)

@@ -72,7 +72,7 @@ class TrajectoryBalance(Algorithm):
 
     def setup(self, policy: Policy, cond: Cond) -> None:
         if self.log_z != "batch" or self.balance == "detailed":
-            self.flow = ValueNetwork(policy.initial(cond).sample(), self._asked(cond), policy.steps)
+            self.flow = ValueNetwork(policy, cond, self._asked(cond))
 
     def losses(self, policy: Policy, objective: Objective, cond: Cond) -> Iterator[Loss]:
         seen, pool = replay.draw(objective, policy, cond, self.explore, self.temperature)

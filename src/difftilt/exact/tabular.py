@@ -26,7 +26,7 @@ class TabularPolicy(Policy):
 
     def __init__(self, initial: Points, kernels: Kernels, *, tune_initial: bool = True):
         super().__init__()
-        self.steps, self.states, _ = kernels.shape
+        self.steps, self.symbols, _ = kernels.shape
         self.network = nn.Embedding.from_pretrained(kernels.log().flatten(0, 1), freeze=False)
         log_initial = initial.log().clone()
         if tune_initial:
@@ -38,7 +38,7 @@ class TabularPolicy(Policy):
         return Categorical(self.log_initial.softmax(0).expand(batch_size(cond), 1, -1))
 
     def forward(self, x: State, t: Step, cond: Cond) -> Categorical:
-        row = (t - 1)[:, None] * self.states + x
+        row = (t - 1)[:, None] * self.symbols + x
         return Categorical(self.network(row).softmax(-1))
 
     def decode(self, x: State) -> State:
@@ -46,7 +46,7 @@ class TabularPolicy(Policy):
 
     def tables(self) -> tuple[Points, Kernels]:
         """The probabilities, with gradients: of x_T, and of every step as in the constructor."""
-        kernels = self.get_parameter("network.weight").view(self.steps, self.states, self.states)
+        kernels = self.get_parameter("network.weight").view(self.steps, self.symbols, self.symbols)
         return self.log_initial.softmax(0), kernels.softmax(-1)
 
 
@@ -83,11 +83,11 @@ class Solution:
 def evaluate(objective: Objective, policy: TabularPolicy) -> Evaluation:
     """Exact reward, KL and laws of all x_t, differentiable in the policy's tables."""
     reference = _reference(objective)
-    x, cond = torch.arange(policy.states)[:, None], unconditional(policy.states)
+    x, cond = torch.arange(policy.symbols)[:, None], unconditional(policy.symbols)
     start = policy.initial(unconditional(1))
     kl, laws = start.kl(reference.initial(unconditional(1)))[0], [start.probs[0, 0]]
     for t in range(policy.steps, 0, -1):
-        time = torch.full((policy.states,), t)
+        time = torch.full((policy.symbols,), t)
         step = policy(x, time, cond)
         kl = kl + laws[-1] @ step.kl(reference(x, time, cond))
         laws.append(laws[-1] @ step.probs[:, 0])
@@ -142,4 +142,4 @@ def _reference(objective: Objective) -> TabularPolicy:
 
 def _score(objective: Objective) -> Points:
     """The reward of every state."""
-    return result.score(objective, torch.arange(_reference(objective).states)[:, None])
+    return result.score(objective, torch.arange(_reference(objective).symbols)[:, None])

@@ -56,6 +56,7 @@ class MaskedPolicy(Diffusion):
         masked = int((start == categories).sum())
         _check(categories, length, masked, steps, unmasking, start)
         self.network, self.categories, self.unmasking = network, categories, unmasking
+        self.symbols = categories + 1
         self.steps = steps or masked
         self._decode = decode
         self.register_buffer("start", start)

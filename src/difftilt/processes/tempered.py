@@ -15,7 +15,7 @@ class Tempered(Policy):
 
     def __init__(self, policy: Policy, temperature: float):
         super().__init__()
-        self.network, self.steps = policy.network, policy.steps
+        self.network, self.steps, self.symbols = policy.network, policy.steps, policy.symbols
         self._policy = (policy,)  # in a tuple: its weights are not this module's
         self.temperature = temperature
 

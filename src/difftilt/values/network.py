@@ -5,16 +5,18 @@ import torch.nn as nn
 from torch import Tensor
 
 from difftilt.features import condition_features, waves
+from difftilt.policy import Policy
 from difftilt.shapes import Cond, PerSample, Some, State, Step
+from difftilt.transition import one_hot
 
 
 class ValueNetwork(nn.Module):
     """A small MLP from (x_t, t, c) to one number per row, zero at first.
 
     Args:
-        x: An example of states, for their shape.
-        cond: An example of conditions. Its tensors are seen; text is not.
-        steps: T, to put t on a scale of 1.
+        policy: The chain whose states it values; tokens are seen as one-hot vectors.
+        cond: An example of conditions.
+        seen: Those of its entries that the network sees; all by default. Text it never sees.
         width: Units in each of two hidden layers.
     """
 
@@ -22,10 +24,12 @@ class ValueNetwork(nn.Module):
     scale: Tensor
     calibrated: Tensor
 
-    def __init__(self, x: State, cond: Cond, steps: int, width: int = 128):
+    def __init__(self, policy: Policy, cond: Cond, seen: Cond | None = None, width: int = 128):
         super().__init__()
-        self.steps = steps
-        features = self._features(x, torch.zeros(len(x), device=x.device), cond).shape[1]
+        self.steps, self.symbols = policy.steps, policy.symbols
+        x = policy.initial(cond).sample()
+        t = torch.zeros(len(x), device=x.device)
+        features = self._features(x, t, cond if seen is None else seen).shape[1]
         last = nn.Linear(width, 1)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
@@ -51,6 +55,7 @@ class ValueNetwork(nn.Module):
 
     def _features(self, x: State, t: Tensor, cond: Cond) -> Tensor:
         time = t.float()[:, None] / self.steps
+        x = one_hot(x, self.symbols) if self.symbols else x
         return torch.cat([x.float().flatten(1), time, waves(time), *condition_features(cond)], 1)
 
 
