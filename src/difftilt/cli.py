@@ -18,7 +18,7 @@ from difftilt.data.command import data_command
 from difftilt.evaluation.report import write_report
 from difftilt.guard import RewardError
 from difftilt.options import UsageError, check, choose, parse
-from difftilt.recipes import digits, pretrain_digits
+from difftilt.recipes import digits, pretrain_digits, pretrain_utr, utr
 from difftilt.recipes.advise import Facts, advise
 from difftilt.recipes.execute import finetune, plan, sample
 from difftilt.recipes.job import Job
@@ -29,8 +29,11 @@ from difftilt.training.distributed import finish, make_accelerator
 from difftilt.training.fit import NonFiniteError
 from difftilt.training.signals import Preempted
 
-RECIPES: Mapping[str, Callable[..., Job]] = {"digits": digits.digits}
-PRETRAIN: Mapping[str, Callable[..., None]] = {"digits": pretrain_digits.pretrain_digits}
+RECIPES: Mapping[str, Callable[..., Job]] = {"digits": digits.digits, "utr": utr.utr}
+PRETRAIN: Mapping[str, Callable[..., None]] = {
+    "digits": pretrain_digits.pretrain_digits,
+    "utr": pretrain_utr.pretrain_utr,
+}
 FAILURES = (
     ValueError,
     RewardError,

@@ -1,4 +1,4 @@
-"""Pretraining of Gaussian chains and of classifiers. Loops are generators, as in `fit`."""
+"""Pretraining of chains, of classifiers and of regressions. Loops are generators, as in `fit`."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from difftilt.policy import take
+from difftilt.evidence import elbo
+from difftilt.policy import Diffusion, take
 from difftilt.processes.gaussian import GaussianPolicy, target_for
-from difftilt.shapes import Cond, Index, Real
+from difftilt.shapes import Cond, Index, PerSample, Real, State
 from difftilt.training.seeds import seed_round
 
 
@@ -50,6 +51,52 @@ def denoise(
         output = policy.network(a * x_0 + s * z, policy.time[t], given)
         loss = F.mse_loss(output, target_for(policy.prediction_type, x_0, z, a, s))
         yield _step(loss, optimizer, number)
+
+
+def explain(
+    policy: Diffusion,
+    data: State,
+    cond: Cond,
+    optimizer: torch.optim.Optimizer,
+    *,
+    steps: int,
+    batch: int = 256,
+    seed: int = 0,
+) -> Iterator[dict[str, float]]:
+    """Descends minus the evidence lower bound of log p(x_0) in nats, and yields after every gradient step.
+
+    Args:
+        policy: Any chain that reverses a known noising process.
+        data: Clean samples; tokens where the chain draws tokens.
+        cond: The condition of each.
+        seed: Step k draws from generators seeded by (seed, k).
+    """
+    for number in range(steps):
+        seed_round(seed, number)
+        rows = torch.randint(len(data), (batch,))
+        yield _step(-elbo(policy, data[rows], take(cond, rows)).mean(), optimizer, number)
+
+
+def regress(
+    network: nn.Module,
+    data: State,
+    value: PerSample,
+    optimizer: torch.optim.Optimizer,
+    *,
+    steps: int,
+    batch: int = 256,
+    seed: int = 0,
+) -> Iterator[dict[str, float]]:
+    """Descends Huber's loss of predicted numbers, and yields after every gradient step.
+
+    Args:
+        network: Maps samples to one number each.
+        seed: Step k draws from generators seeded by (seed, k).
+    """
+    for number in range(steps):
+        seed_round(seed, number)
+        rows = torch.randint(len(data), (batch,))
+        yield _step(F.huber_loss(network(data[rows]), value[rows]), optimizer, number)
 
 
 def classify(
