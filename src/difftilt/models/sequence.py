@@ -1,10 +1,7 @@
 """Networks for sequences of tokens: one-hot states in, logits of every position's clean token out.
 
-Both fit any vocabulary and length, and read straight-through states, whose gradients pass on to earlier steps.
+All fit any vocabulary, and read straight-through states, whose gradients pass on to earlier steps.
 """
-
-import math
-from collections.abc import Sequence
 
 import torch
 import torch.nn as nn
@@ -12,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from difftilt.features import waves
-from difftilt.shapes import Cond, OneHot, Output, Step
+from difftilt.shapes import Cond, Mask, OneHot, Output, Step, Tokens
 
 
 class MLP(nn.Module):
@@ -33,15 +30,13 @@ class MLP(nn.Module):
 
     def __init__(self, categories: int, length: int, width: int = 128, depth: int = 2, window: int = 0):
         super().__init__()
-        _check_window(window, length)
+        if not 0 <= window <= length:
+            raise ValueError(f"window must lie between 0 and the length, {length}, but {window} came")
         self.categories, self.length, self.window = categories, length, window
         self.letters = nn.Linear(length * (categories + 1), width)
-        rows = (categories + 1) ** window
-        self.words = nn.ModuleList(
-            nn.Embedding(rows, width) for _ in range(length - window + 1 if window else 0)
-        )
-        for table in self.words:
-            nn.init.normal_(table.weight, std=0.3 / math.sqrt(len(self.words)))
+        words = length - window + 1 if window else 0
+        tables = torch.randn(words, (categories + 1) ** window, width) * 0.3 / max(words, 1) ** 0.5
+        self.words = nn.Parameter(tables)
         self.layers = nn.ModuleList(
             nn.Sequential(nn.LayerNorm(width), nn.SiLU(), nn.Linear(width, width)) for _ in range(depth)
         )
@@ -49,8 +44,116 @@ class MLP(nn.Module):
 
     def forward(self, x: OneHot, t: Step, cond: Cond) -> Output:
         h = self.letters(x.flatten(1))
-        for start, table in enumerate(self.words):
-            h = h + _look_up(table.weight, x[:, start : start + self.window])
+        for start, table in enumerate(self.words.unbind()):
+            h = h + _look_up(table, x[:, start : start + self.window])
         for layer in self.layers:
             h = h + layer(h)
         return self.logits(F.silu(h)).view(-1, self.length, self.categories)
+
+
+class Transformer(nn.Module):
+    """A pre-norm encoder with rotary positions, for sequences of any length.
+
+    Args:
+        categories: Letters, K; the state has one more, the mask, unless `symbols` says otherwise.
+        length: Tokens per sequence.
+        width: Units per position, a multiple of `2 * heads`.
+        depth: Layers.
+        heads: Of the attention.
+        symbols: Kinds of token in a state; K + 1 by default.
+        steps: T, if the network is to be told t; a masked chain's number of masks tells it anyway.
+    """
+
+    turns: Tensor
+
+    def __init__(
+        self,
+        categories: int,
+        length: int,
+        width: int = 64,
+        depth: int = 2,
+        heads: int = 4,
+        symbols: int | None = None,
+        steps: int | None = None,
+    ):
+        super().__init__()
+        if width % (2 * heads):
+            raise ValueError(f"width must be a multiple of 2 x {heads} heads, but {width} came")
+        self.steps = steps
+        self.letters = nn.Linear(symbols or categories + 1, width)
+        self.time = None if steps is None else nn.Linear(waves(torch.zeros(1, 1)).shape[1], width)
+        self.layers = nn.ModuleList(_Layer(width, heads) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+        self.logits = nn.Linear(width, categories)
+        half = width // heads // 2
+        rates = 1e4 ** -(torch.arange(half) / half)
+        self.register_buffer("turns", torch.arange(length)[:, None] * rates, persistent=False)
+
+    def forward(self, x: OneHot, t: Step, cond: Cond) -> Output:
+        h = self.letters(x)
+        if self.time is not None and self.steps is not None:
+            h = h + self.time(waves(t.to(h)[:, None] / self.steps))[:, None]
+        for layer in self.layers:
+            h = layer(h, self.turns)
+        return self.logits(self.norm(h))
+
+
+class _Layer(nn.Module):
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
+        self.mix, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, h: Tensor, turns: Tensor) -> Tensor:
+        parts = self.mix(self.norms[0](h)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        query, key, value = parts
+        seen = F.scaled_dot_product_attention(_turned(query, turns), _turned(key, turns), value)
+        h = h + self.out(seen.transpose(1, 2).flatten(2))
+        return h + self.mlp(self.norms[1](h))
+
+
+def _turned(x: Tensor, turns: Tensor) -> Tensor:
+    """Rotates pairs of units by their position, so that attention depends on distances."""
+    a, b = x.chunk(2, -1)
+    cos, sin = turns.cos(), turns.sin()
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
+
+
+class BothStrands(nn.Module):
+    """Reads double-stranded DNA in one direction: a sequence and its reverse complement share one answer.
+
+    Of the two the network sees the one that sorts first, so the symmetry is exact and costs no second pass.
+
+    Args:
+        network: On the letters A, C, G, T in this order, so that 3 - k pairs with k.
+    """
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: OneHot, t: Step, cond: Cond) -> Output:
+        mirror = torch.cat([x[..., :4].flip(1, 2), x[..., 4:].flip(1)], -1)
+        turn = _sorts_before(mirror.argmax(-1), x.argmax(-1))[:, None, None]
+        logits = self.network(torch.where(turn, mirror, x), t, cond)
+        return torch.where(turn, logits.flip(1, 2), logits)
+
+
+def _sorts_before(a: Tokens, b: Tokens) -> Mask:
+    """By the first token that differs; equal rows do not."""
+    differs = (a != b).long()
+    first = differs.argmax(1, keepdim=True)
+    return (a.gather(1, first) < b.gather(1, first))[:, 0]
+
+
+def _look_up(table: Tensor, word: Tensor) -> Tensor:
+    """The row of each word; of relaxed letters, the mean over words, which carries their gradients."""
+    if not word.requires_grad:
+        place = word.shape[2] ** torch.arange(word.shape[1], device=word.device).flip(0)
+        return F.embedding((word.argmax(-1) * place).sum(1), table)
+    weight = word[:, 0]
+    for letter in word.unbind(1)[1:]:
+        weight = (weight[:, :, None] * letter[:, None]).flatten(1)
+    return weight @ table

@@ -1,0 +1,114 @@
+"""Networks for tokens: what they see, and which symmetries they keep."""
+
+from typing import Any, cast
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from difftilt.models.sequence import MLP, BothStrands, Transformer, _look_up, _turned
+
+LENGTH, LETTERS = 6, 4
+MAKERS = {
+    "mlp": lambda: MLP(LETTERS, LENGTH, width=16),
+    "words": lambda: MLP(LETTERS, LENGTH, width=16, window=3),
+    "transformer": lambda: Transformer(LETTERS, LENGTH, width=16, heads=2),
+    "strands": lambda: BothStrands(MLP(LETTERS, LENGTH, width=16, window=3)),
+}
+
+
+def states(count: int = 64) -> torch.Tensor:
+    torch.manual_seed(0)
+    return F.one_hot(torch.randint(LETTERS + 1, (count, LENGTH)), LETTERS + 1).float()
+
+
+def ask(network, x):
+    return network(x, torch.ones(len(x), dtype=torch.long), {})
+
+
+@pytest.fixture(params=MAKERS)
+def network(request):
+    torch.manual_seed(1)
+    return MAKERS[request.param]()
+
+
+def test_every_position_sees_every_other(network):
+    x = states(1).repeat(1 + LENGTH, 1, 1)
+    for i in range(LENGTH):  # row 1 + i differs from row 0 at position i
+        x[1 + i, i] = x[0, i].roll(1)
+    logits = ask(network, x).detach()
+    assert logits.shape == (1 + LENGTH, LENGTH, LETTERS)
+    moved = (logits[1:] - logits[0]).abs().amax(2)
+    assert (moved > 1e-6).all()
+
+
+def test_relaxed_letters_give_the_same_numbers_and_a_gradient_everywhere(network):
+    x = states()
+    relaxed = x.clone().requires_grad_()
+    torch.testing.assert_close(ask(network, relaxed), ask(network, x))
+    ask(network, relaxed).square().sum().backward()
+    assert relaxed.grad is not None
+    assert (relaxed.grad.abs().amax(2) > 0).all()
+
+
+def test_relaxed_words_are_the_mean_over_words():
+    network = MLP(LETTERS, LENGTH, width=8, depth=0, window=2)
+    network.logits = torch.nn.Identity()
+    mixed = states(1)
+    mixed[0, 2] = torch.tensor([0.25, 0.75, 0, 0, 0])
+    ends = mixed.repeat(2, 1, 1)
+    ends[:, 2] = F.one_hot(torch.tensor([0, 1]), LETTERS + 1).float()
+
+    def hidden(x):
+        return network.letters(x.flatten(1)) + sum(
+            _look_up(table, x[:, start : start + 2]) for start, table in enumerate(network.words)
+        )
+
+    expected = 0.25 * hidden(ends)[0] + 0.75 * hidden(ends)[1]
+    torch.testing.assert_close(hidden(mixed.requires_grad_())[0], expected)
+
+
+def complement(x: torch.Tensor) -> torch.Tensor:
+    return torch.cat([x[..., :4].flip(1, 2), x[..., 4:].flip(1)], -1)
+
+
+def test_both_strands_have_one_answer():
+    torch.manual_seed(1)
+    network = MAKERS["strands"]()
+    x = states()
+    expected = ask(network, x).flip(1, 2)
+    torch.testing.assert_close(ask(network, complement(x)), expected, rtol=0, atol=0)
+    assert (ask(network.network, complement(x)) - ask(network.network, x).flip(1, 2)).abs().max() > 0.01
+
+
+def test_attention_depends_on_distances():
+    """A word moved by one position in an otherwise equal sequence moves its logits with it."""
+    torch.manual_seed(1)
+    network = Transformer(LETTERS, LENGTH, width=16, heads=2)
+    x = torch.zeros(2, LENGTH, dtype=torch.long)
+    x[0, 2], x[1, 3] = 1, 1
+    layer, h = cast(Any, network.layers[0]), network.letters(F.one_hot(x, LETTERS + 1).float())
+    query, key, _ = layer.mix(layer.norms[0](h)).unflatten(-1, (3, 2, -1)).permute(2, 0, 3, 1, 4)
+    score = _turned(query, network.turns) @ _turned(key, network.turns).mT
+    torch.testing.assert_close(score[0, :, 1:4, 1:4], score[1, :, 2:5, 2:5])
+    plain = query @ key.mT + torch.arange(LENGTH) * 0.1  # what absolute positions would give
+    assert (plain[0, :, 1:4, 1:4] - plain[1, :, 2:5, 2:5]).abs().max() > 0.01
+
+
+def test_a_transformer_can_be_told_the_time():
+    torch.manual_seed(1)
+    network = Transformer(LETTERS, LENGTH, width=16, heads=2, symbols=LETTERS, steps=10)
+    x = F.one_hot(torch.randint(LETTERS, (2, LENGTH)), LETTERS).float()[:1].repeat(2, 1, 1)
+    logits = network(x, torch.tensor([1, 9]), {})
+    assert (logits[0] - logits[1]).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("window", [-1, LENGTH + 1])
+def test_a_window_fits_the_sequence(window):
+    with pytest.raises(ValueError, match="window must lie between 0 and the length"):
+        MLP(LETTERS, LENGTH, window=window)
+
+
+def test_heads_share_the_width():
+    with pytest.raises(ValueError, match="multiple of 2 x 3 heads"):
+        Transformer(LETTERS, LENGTH, width=16, heads=3)
