@@ -124,7 +124,8 @@ def _turned(x: Tensor, turns: Tensor) -> Tensor:
 class BothStrands(nn.Module):
     """Reads double-stranded DNA in one direction: a sequence and its reverse complement share one answer.
 
-    Of the two the network sees the one that sorts first, so the symmetry is exact and costs no second pass.
+    Of the two the network sees the one that sorts first, so the symmetry is exact and costs no second pass;
+    where they are equal, the answer is averaged with its own mirror image.
 
     Args:
         network: On the letters A, C, G, T in this order, so that 3 - k pairs with k.
@@ -136,15 +137,17 @@ class BothStrands(nn.Module):
 
     def forward(self, x: OneHot, t: Step, cond: Cond) -> Output:
         mirror = torch.cat([x[..., :4].flip(1, 2), x[..., 4:].flip(1)], -1)
-        turn = _sorts_before(mirror.argmax(-1), x.argmax(-1))[:, None, None]
+        here, there = x.argmax(-1), mirror.argmax(-1)
+        turn = _sorts_before(there, here)[:, None, None]
         logits = self.network(torch.where(turn, mirror, x), t, cond)
-        return torch.where(turn, logits.flip(1, 2), logits)
+        back = logits.flip(1, 2)
+        alike = (here == there).all(1)[:, None, None]
+        return torch.where(alike, (logits + back) / 2, torch.where(turn, back, logits))
 
 
 def _sorts_before(a: Tokens, b: Tokens) -> Mask:
     """By the first token that differs; equal rows do not."""
-    differs = (a != b).long()
-    first = differs.argmax(1, keepdim=True)
+    first = (a != b).long().argmax(1, keepdim=True)
     return (a.gather(1, first) < b.gather(1, first))[:, 0]
 
 
