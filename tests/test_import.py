@@ -12,7 +12,8 @@ import difftilt
 for name in difftilt.__all__:
     getattr(difftilt, name)
 seconds = time.perf_counter() - start
-heavy = ["diffusers", "peft", "transformers", "sklearn", "matplotlib", "tyro", "rdkit", "tensorboard"]
+heavy = ["diffusers", "peft", "transformers", "sklearn", "matplotlib", "pandas", "tyro", "rdkit", "RNA"]
+heavy += ["tensorboard"]
 print(json.dumps({"seconds": seconds, "heavy": [name for name in heavy if name in sys.modules]}))
 """
 

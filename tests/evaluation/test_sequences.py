@@ -177,7 +177,7 @@ def test_letters_of_a_logo_are_as_high_as_their_share_of_the_information(tmp_pat
     assert heights.flatten().tolist() == pytest.approx(expected.flatten().tolist(), abs=1e-6)
     assert {axes.get_ylim() for *_, axes in logos} == {(0, 2)}
     assert logos[-1][2].get_xlabel() == "position"
-    assert logos[0][2].get_ylabel() == "bits"
+    assert logos[0][2].get_ylabel() == "information, bits"
 
 
 def test_colours_tell_bases_and_the_chemistry_of_amino_acids(tmp_path: Path, logos):

@@ -155,7 +155,11 @@ def _draw_line(axes: Axes, heights: PerLetter, alphabet: str, first: int, width:
     positions = range(first, first + len(heights))
     table = pd.DataFrame(heights.cpu().numpy(), index=positions, columns=list(alphabet))
     logomaker.Logo(table, ax=axes, color_scheme=colours)
-    axes.set(xlim=(first - 0.6, first + width - 0.4), ylim=(0, math.log2(len(alphabet))), ylabel="bits")
+    axes.set(
+        xlim=(first - 0.6, first + width - 0.4),
+        ylim=(0, math.log2(len(alphabet))),
+        ylabel="information, bits",
+    )
     axes.set_xticks(positions)
     axes.spines[["top", "right", "bottom"]].set_visible(False)
     axes.tick_params(bottom=False)
