@@ -157,6 +157,44 @@ def test_one_at_a_time_the_optimum_is_a_masked_policy():
     assert best.objective < tilted.optimum - 0.05
 
 
+def by_bellman(reference, scores):
+    """max J of masked policies, state by state."""
+    count, base = reference.categories, reference.categories + 1
+    every = torch.cartesian_prod(*[torch.arange(base)] * LENGTH)
+    places = base ** torch.arange(LENGTH).flip(0)
+    masks = (every == count).sum(1)
+    probs = reference.clean(every, masks, unconditional(len(every))).double()
+    value = torch.full((len(every),), -math.inf, dtype=torch.float64)
+    value[masks == 0] = scores
+    for row in masks.argsort(stable=True)[(masks == 0).sum() :]:
+        hidden = (every[row] == count).nonzero()
+        after = value[row - places[hidden] * (count - torch.arange(count))]
+        value[row] = ALPHA * (probs[row, hidden[:, 0]].log() + after / ALPHA).logsumexp(1).mean()
+    return value[-1].item()
+
+
+def test_what_masked_policies_can_reach():
+    """A random table contradicts itself from order to order, and tilting cannot change the order."""
+    objective, _ = problem()
+    best, solved = landscape.reachable(objective).item(), landscape.solve(objective).optimum.item()
+    assert best == pytest.approx(
+        by_bellman(objective.reference, landscape.score(objective, objective.reference))
+    )
+    assert best < solved - 0.01
+    law = torch.randn(8, dtype=torch.float64).softmax(0).view(2, 2, 2)
+    consistent = Objective(reward, conditionals(law).requires_grad_(False), ALPHA)
+    solved = landscape.solve(consistent).optimum.item()
+    assert landscape.reachable(consistent).item() == pytest.approx(solved, abs=1e-6)
+
+
+def test_the_best_independent_draws_are_not_claimed():
+    objective, _ = problem(steps=2)
+    with pytest.raises(
+        ValueError, match="one position per step, but 2 steps with unmasking 'positions' came"
+    ):
+        landscape.reachable(objective)
+
+
 @pytest.mark.parametrize("steps", [1, 2, 4, 8])
 def test_two_tokens_in_one_step_cannot_know_of_each_other(steps):
     """XOR at alpha 0.3 from a uniform chain, with the second token at its best: what is left is the share of

@@ -212,21 +212,6 @@ def test_parts_of_a_batch_give_what_the_whole_gives(monkeypatch):
     assert 0 < whole.double().mean() < 1
 
 
-def best_reachable(reference, scores):
-    """max J over masked policies, whose positions come in random order, by Bellman's equation over states."""
-    length, count = len(reference.start), reference.categories
-    every, places = all_sequences(count + 1, length), place_values(count + 1, length)
-    probs = reference.clean(every, (every == count).sum(1), unconditional(len(every))).double()
-    value = torch.full((len(every),), -math.inf, dtype=torch.float64)
-    value[(all_sequences(count, length) * places).sum(1)] = scores
-    for masks in range(1, length + 1):
-        for row in ((every == count).sum(1) == masks).nonzero()[:, 0]:
-            hidden = (every[row] == count).nonzero()
-            after = value[row - places[hidden] * (count - torch.arange(count))]
-            value[row] = ALPHA * (probs[row, hidden[:, 0]].log() + after / ALPHA).logsumexp(1).mean()
-    return value
-
-
 def test_the_optimum_is_the_tilted_law_of_the_constrained_chain():
     """alpha log Z over what obeys; masked policies come close, for the order of positions is not theirs."""
     reference = constrain(chain(0, 4, LENGTH, scale=0.0), RULE).requires_grad_(False)
@@ -236,7 +221,7 @@ def test_the_optimum_is_the_tilted_law_of_the_constrained_chain():
     tilted = base.law * (scores / ALPHA).exp()
     assert solved.optimum.item() == pytest.approx(ALPHA * tilted.sum().log().item(), rel=1e-9)
     assert (solved.law > 0).tolist() == [RULE.accepts(x) for x in all_sequences(4, LENGTH).tolist()]
-    best = best_reachable(reference, scores)[-1].item()
+    best = landscape.reachable(objective, scores).item()
     assert base.objective + 0.4 < best  # it pays to learn
     assert 0.01 < solved.optimum.item() - best < 0.02  # what the order of the positions would bring
 
@@ -246,7 +231,7 @@ def test_ppo_learns_within_the_constraint():
     policy = constrain(chain(0, 4, LENGTH, scale=0.1), RULE)
     reference = copy.deepcopy(policy).requires_grad_(False)
     objective = Objective(reward, reference, ALPHA)
-    best = best_reachable(reference, landscape.score(objective, reference))[-1].item()
+    best = landscape.reachable(objective).item()
     before = landscape.evaluate(objective, policy).objective.item()
     optimizer = torch.optim.Adam(policy.parameters(), lr=0.2)
     list(fit(policy, objective, PPO(minibatches=2), [unconditional(512)] * 12, optimizer))

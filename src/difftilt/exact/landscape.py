@@ -7,7 +7,7 @@ for each set, the states that are masked there are multiplied by the probabiliti
 import functools
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -91,6 +91,31 @@ def solve(objective: Objective, scores: Points | None = None, cond: Cond | None 
     return Solution(optimum, reward, (reward - optimum) / alpha, law, values, reference.categories)
 
 
+@torch.no_grad()
+def reachable(objective: Objective, scores: Points | None = None, cond: Cond | None = None) -> Scalar:
+    """max J over masked policies, which draw the positions in random order as the reference does.
+
+    It is below `solve(...).optimum` where the reference's guesses contradict each other, so that the order
+    tells something about x_0: those of a network do a little, those under a constraint more.
+
+    Raises:
+        ValueError: If a step draws several tokens; the best independent draws have no closed form.
+    """
+    reference, alpha = _masked(objective.reference), objective.alpha
+    if reference.unmasking != "positions" or reference.left.diff().ne(1).any():
+        raise ValueError(
+            f"the best masked policy is known for one position per step, but {reference.steps} steps with"
+            f" unmasking '{reference.unmasking}' came; leave both at their defaults"
+        )
+    scores = score(objective, reference, cond) if scores is None else scores
+    length = len(reference.start)
+    soft = scores.view((reference.categories,) * length) / alpha
+    soft = F.pad(soft, (0, 1) * length, value=-torch.inf)
+    for t, guess, _ in _steps(reference, reference, cond, range(1, reference.steps + 1)):
+        soft = _backward(reference, soft.exp(), guess, t, torch.log)
+    return alpha * soft[tuple(reference.start.tolist())]
+
+
 def score(objective: Objective, policy: Policy, cond: Cond | None = None) -> Points:
     """The reward of every sequence, without adding to the count of reward calls."""
     chain = _masked(policy)
@@ -150,15 +175,25 @@ def _forward(policy: MaskedPolicy, law: Tensor, guess: Tensor, t: int) -> Tensor
     return after
 
 
-def _backward(policy: MaskedPolicy, mean: Tensor, guess: Tensor, t: int) -> Tensor:
-    """E[f(x_{t-1}) | x_t] of every x_t: the transpose of `_forward`."""
+def _backward(
+    policy: MaskedPolicy,
+    mean: Tensor,
+    guess: Tensor,
+    t: int,
+    of: Callable[[Tensor], Tensor] = lambda mean: mean,
+) -> Tensor:
+    """E[f(x_{t-1}) | x_t] of every x_t: the transpose of `_forward`.
+
+    Args:
+        of: Maps the mean over tokens before the mean over positions is taken.
+    """
     every = torch.zeros_like(mean)
     for before, drawn, chance, factors in _moves(policy, guess, t):
         part = mean[drawn]
         for factor in factors:
             part = part * factor
         summed = [axis for axis, cut in enumerate(before) if cut != slice(None)]
-        every[before] += chance * (part.sum(summed, keepdim=True) if summed else part)
+        every[before] += chance * of(part.sum(summed, keepdim=True) if summed else part)
     return every
 
 
