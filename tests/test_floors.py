@@ -12,7 +12,7 @@ FLOORS = [
     ["shapes", "settings"],
     ["options"],
     ["transition", "grid", "advantages", "features", "automaton", "data.alphabet", "data.store"],
-    ["policy", "data.landscape", "data.libraries"],
+    ["policy", "jacobi", "data.landscape", "data.libraries"],
     ["guard", "data.catalog", "processes.masked"],
     ["objective", "data.fetch", "evidence"],
     ["processes.*", "data.command", "rewards.*", "values.*"],

@@ -33,6 +33,7 @@ from difftilt.policy import (
 from difftilt.processes.flow_sde import FlowSDE
 from difftilt.processes.gaussian import GaussianPolicy
 from difftilt.processes.masked import MaskedPolicy
+from difftilt.processes.simplex import SimplexPolicy, schedule
 from difftilt.processes.start import TunedStart
 from difftilt.processes.tempered import Tempered
 from difftilt.processes.uniform import UniformPolicy
@@ -107,6 +108,10 @@ def uniform() -> UniformPolicy:
     return UniformPolicy(Guess(2), 2, 3, steps=STEPS, decode=lambda x: x.double())
 
 
+def simplex() -> SimplexPolicy:
+    return SimplexPolicy(Guess(), 2, 3, time=schedule(STEPS))
+
+
 CASES: list[Callable[[], Policy]] = [
     gaussian,
     Tokens,
@@ -116,6 +121,7 @@ CASES: list[Callable[[], Policy]] = [
     masked,
     bernoulli,
     uniform,
+    simplex,
 ]
 
 

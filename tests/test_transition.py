@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from difftilt import transition
+from difftilt.jacobi import Histogram, edges
 from difftilt.transition import Categorical, Gaussian, Joined, Resampling, Transition, event_sum
 
 DRAWS = 20_000
@@ -59,8 +60,20 @@ def joined_case() -> Case:
     return Case(Joined([(row, case.law)]), Joined([(row, case.other)]), case.states, case.weights)
 
 
+def histogram_case() -> Case:
+    """Two numbers of three cells each, of which every one is cut into forty parts."""
+    law = Histogram(double([[[0.2, 0.5, 0.3], [0.1, 0.8, 0.1]]]))
+    other = Histogram(double([[[0.1, 0.6, 0.3], [0.2, 0.3, 0.5]]]))
+    share = (torch.arange(40, dtype=torch.float64) + 0.5) / 40
+    middle = (edges(3)[:-1, None] + edges(3).diff()[:, None] * share).flatten()
+    width = edges(3).diff().repeat_interleave(40) / 40
+    weights = torch.cartesian_prod(width, width).prod(1)
+    return Case(law, other, torch.cartesian_prod(middle, middle), weights)
+
+
 CASES = {
     Gaussian: gaussian_case,
+    Histogram: histogram_case,
     Categorical: categorical_case,
     Resampling: resampling_case,
     Joined: joined_case,
