@@ -310,7 +310,10 @@ RULES = {
     "“judge” did not clearly rise": {"gold": {"judge": rise(0.5, 0.51)}},
     "“judge” fell from": {"gold": {"judge": rise(0.9, 0.1)}, "reward": rise(1, 1)},
     "hardly moved": {"kl": Number(0.01, 0.01)},
-    "A KL above 10 nats is large": {"kl": Number(11, 0.1)},
+    "A KL above 10 nats is large: the pretrained model would hardly ever take these paths. A larger": {
+        "kl": Number(11, 0.1)
+    },
+    "costs next to nothing here, so the samples collapse": {"kl": Number(11, 0.1), "alpha": 1e-6},
     "That is the KL asked for, 2.6 nats, which alpha was moved to 0.1 for": {},
     "above its target of 2": {"target_kl": 2},
     "below its target of 3": {"target_kl": 3},

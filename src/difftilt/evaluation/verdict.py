@@ -11,6 +11,7 @@ from difftilt.evaluation.number import CLEAR, Change, Number, average
 
 FEW_SAMPLES = 100
 LARGE_KL = 10.0  # nats; best-of-n reaches it with n = 60,000
+FREE = 0.01  # the KL's price, as a share of the reward gained, below which nothing holds the model back
 LOST_DIVERSITY, COLLAPSED_DIVERSITY = 0.5, 0.1  # what is left, as a share of the pretrained model's
 SMALL_TREND = 0.02  # of what J gained in the whole run
 KEPT_BUDGET = 0.1  # distance from the target KL, as a share of it, that counts as kept
@@ -72,9 +73,8 @@ def ceiling(rewards: Sequence[float], alpha: float) -> Number | None:
     mean = weights.mean()
     if not np.isfinite(mean) or weights.sum() ** 2 / (weights**2).sum() < MIN_EFFECTIVE:
         return None
-    return Number(
-        float(alpha * (top + np.log(mean))), float(alpha * weights.std() / mean / len(weights) ** 0.5)
-    )
+    value, se = alpha * (top + np.log(mean)), alpha * weights.std() / mean / len(weights) ** 0.5
+    return Number(float(value), float(se))
 
 
 def log_best_of(kl: float) -> float:
@@ -103,10 +103,8 @@ def headline(outcome: Outcome) -> str:
     if reward and reward.direction < 0:
         return "The reward fell"
     if objective and objective.direction > 0:
-        agrees = all(gold.direction > 0 for gold in outcome.gold.values())
-        return "Better on J" + (
-            f", and gold {'agrees' if agrees else 'does not follow'}" if outcome.gold else ""
-        )
+        gold = "agrees" if all(gold.direction > 0 for gold in outcome.gold.values()) else "does not follow"
+        return f"Better on J, and gold {gold}" if outcome.gold else "Better on J"
     return "No clear gain"
 
 
@@ -162,9 +160,11 @@ def _kl(run: Outcome) -> Iterator[Finding]:
         f" {scale} pretrained samples."
     )
     if run.kl.value > LARGE_KL:
+        free = run.alpha and run.reward and run.alpha * run.kl.value < FREE * run.reward.difference.value
+        collapse = " It costs next to nothing here, so the samples collapse onto what the reward likes best."
         yield _watch(
             f"A KL above {LARGE_KL:g} nats is large: the pretrained model would hardly ever take these paths."
-            " A larger alpha keeps closer to them."
+            f"{collapse if free else ''} A larger alpha keeps closer to them."
         )
 
 
