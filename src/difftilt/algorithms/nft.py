@@ -101,6 +101,11 @@ class NFT(Algorithm):
         t = torch.randint(1, policy.steps + 1, (len(x_0),), device=x_0.device)
         x = old.corrupt(x_0, t)
         clean = cast(Diffusion, policy).clean(x, t, cond)
+        if clean.shape != x_0.shape:
+            raise ValueError(
+                f"nft regresses a guess of x_0 on x_0, but a {type(policy).__name__} guesses probabilities of"
+                f" shape {tuple(clean.shape)} where x_0 has {tuple(x_0.shape)}; use ppo for such a chain"
+            )
         with torch.no_grad():
             before = old.clean(x, t, cond)
         error = advantages.group_mean((before - x_0).abs().flatten(1).mean(1).double(), t)
