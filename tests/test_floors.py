@@ -13,7 +13,7 @@ FLOORS = [
     ["options"],
     ["transition", "grid", "advantages", "features", "automaton", "data.alphabet", "data.store"],
     ["policy", "jacobi", "data.landscape", "data.libraries"],
-    ["guard", "data.catalog", "processes.masked"],
+    ["guard", "data.catalog", "processes.masked", "models.sequence"],
     ["objective", "data.fetch", "evidence"],
     ["processes.*", "data.command", "rewards.*", "values.*"],
     ["replay", "exact.result"],

@@ -18,7 +18,7 @@ from difftilt.data.command import data_command
 from difftilt.evaluation.report import write_report
 from difftilt.guard import RewardError
 from difftilt.options import UsageError, check, choose, parse
-from difftilt.recipes import digits, pretrain_digits, pretrain_utr, utr
+from difftilt.recipes import digits, landscape, pretrain_digits, pretrain_landscape, pretrain_utr, utr
 from difftilt.recipes.advise import Facts, advise
 from difftilt.recipes.execute import finetune, plan, sample
 from difftilt.recipes.job import Job
@@ -29,13 +29,21 @@ from difftilt.training.distributed import finish, make_accelerator
 from difftilt.training.fit import NonFiniteError
 from difftilt.training.signals import Preempted
 
-RECIPES: Mapping[str, Callable[..., Job]] = {"digits": digits.digits, "utr": utr.utr}
+RECIPES: Mapping[str, Callable[..., Job]] = {
+    "digits": digits.digits,
+    "dna": landscape.dna,
+    "protein": landscape.protein,
+    "utr": utr.utr,
+}
 PRETRAIN: Mapping[str, Callable[..., None]] = {
     "digits": pretrain_digits.pretrain_digits,
+    "dna": pretrain_landscape.pretrain_dna,
+    "protein": pretrain_landscape.pretrain_protein,
     "utr": pretrain_utr.pretrain_utr,
 }
 FAILURES = (
     ValueError,
+    ImportError,  # an extra that is not installed
     RewardError,
     NonFiniteError,
     CheckpointError,

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from difftilt.data.alphabet import all_sequences, place_values
 from difftilt.exact import result
 from difftilt.objective import Objective
 from difftilt.policy import Policy
@@ -49,8 +50,7 @@ class Solution(result.Tilted):
 
     def value(self, x: State, t: Step, cond: Cond) -> PerSample:
         """v_t(x): a soft value that samplers and algorithms can be given."""
-        digits = (self.categories + 1) ** torch.arange(x.shape[1]).flip(0)
-        return self.values[t, (tokens(x) * digits).sum(1)]
+        return self.values[t, (tokens(x) * place_values(self.categories + 1, x.shape[1])).sum(1)]
 
 
 @torch.no_grad()
@@ -64,11 +64,7 @@ def evaluate(
     """
     policy, reference = _masked(policy), _masked(objective.reference)
     scores = score(objective, policy, cond) if scores is None else scores
-    law, kl = _start(policy), torch.zeros((), dtype=torch.float64)
-    for t, guess, cost in _steps(policy, reference, cond, range(policy.steps, 0, -1)):
-        kl = kl + law.flatten() @ cost
-        law = _forward(policy, law, guess, t)
-    law = law[(slice(policy.categories),) * law.ndim].flatten()  # of the states without a mask
+    law, kl = _end(policy, _steps(policy, reference, cond, range(policy.steps, 0, -1)))
     return Evaluation(law @ scores, kl, objective.alpha, law)
 
 
@@ -81,9 +77,14 @@ def solve(objective: Objective, scores: Points | None = None, cond: Cond | None 
     tilt = ((scores - top) / alpha).exp()
     length = len(reference.start)
     means = [F.pad(tilt.view((reference.categories,) * length), (0, 1) * length)]  # 0 where x_0 has a mask
-    for t, guess, _ in _steps(reference, reference, cond, range(1, reference.steps + 1)):
+    tables = _steps(reference, reference, cond, range(1, reference.steps + 1))
+    if reference.unmasking == "positions":
+        tables = list(tables)  # T times the same: the network runs once
+    for t, guess, _ in tables:
         means.append(_backward(reference, means[-1], guess, t))
-    law = evaluate(objective, reference, scores, cond).law * tilt
+    back = range(reference.steps, 0, -1)
+    again = tables[::-1] if isinstance(tables, list) else _steps(reference, reference, cond, back)
+    law = _end(reference, again)[0] * tilt
     law = law / law.sum()
     optimum = top + alpha * (means[-1] * _start(reference)).sum().log()
     values = top + alpha * torch.stack([mean.flatten() for mean in means]).log()
@@ -119,7 +120,7 @@ def reachable(objective: Objective, scores: Points | None = None, cond: Cond | N
 def score(objective: Objective, policy: Policy, cond: Cond | None = None) -> Points:
     """The reward of every sequence, without adding to the count of reward calls."""
     chain = _masked(policy)
-    return result.score(objective, chain.decode(_sequences(chain.categories, len(chain.start))), cond)
+    return result.score(objective, chain.decode(all_sequences(chain.categories, len(chain.start))), cond)
 
 
 def kl(law: Points, other: Points) -> Scalar:
@@ -131,7 +132,7 @@ def _steps(
     policy: MaskedPolicy, reference: MaskedPolicy, cond: Cond | None, order: Iterable[int]
 ) -> Iterator[tuple[int, Tensor, Points]]:
     """Of every state, at each t: probabilities of each position's token, and the KL of the step, in nats."""
-    every = _sequences(policy.categories + 1, len(policy.start))
+    every = all_sequences(policy.categories + 1, len(policy.start))
     fixed = policy.start != policy.categories
     kept = (every == policy.start)[:, fixed].all(1)
     masks = (every == policy.categories).sum(1)
@@ -162,6 +163,15 @@ def _tables(
             base = _normal(reference.clean(x, t, c))
             cost[rows] = policy.reveal(clean, x, t).kl(reference.reveal(base, x, t))
     return guess.view(*(count + 1,) * length, length, count), cost
+
+
+def _end(policy: MaskedPolicy, steps: Iterable[tuple[int, Tensor, Tensor]]) -> tuple[Points, Scalar]:
+    """The law of x_0, and the expected sum of what the steps cost."""
+    law, total = _start(policy), torch.zeros((), dtype=torch.float64)
+    for t, guess, cost in steps:
+        total = total + law.flatten() @ cost
+        law = _forward(policy, law, guess, t)
+    return law[(slice(policy.categories),) * law.ndim].flatten(), total  # of the states without a mask
 
 
 def _forward(policy: MaskedPolicy, law: Tensor, guess: Tensor, t: int) -> Tensor:
@@ -232,11 +242,6 @@ def _start(policy: MaskedPolicy) -> Tensor:
     law = torch.zeros((policy.categories + 1,) * len(policy.start), dtype=torch.float64)
     law[tuple(policy.start.tolist())] = 1
     return law
-
-
-def _sequences(categories: int, length: int) -> State:
-    """All of them, the last position varying fastest."""
-    return torch.cartesian_prod(*[torch.arange(categories)] * length).view(-1, length)
 
 
 def _normal(probs: Tensor) -> Tensor:

@@ -15,8 +15,8 @@ from difftilt.recipes.job import Job, Training
 from difftilt.settings import Count, Positive
 from difftilt.shapes import Cond, PerSample, Sequences, State
 
-ALGORITHM = PPO(minibatches=8)
-TRAINING = Training(rounds=40, batch=128, learning_rate=4e-3, schedule="linear")
+ALGORITHM = PPO(epochs=1, minibatches=8)
+TRAINING = Training(rounds=40, batch=256, learning_rate=8e-3, schedule="linear")
 
 
 def utr(

@@ -1,0 +1,82 @@
+"""Masked diffusion models of sequences short enough that every score is known, such as DNA 8-mers.
+
+Each is pretrained on the lower half of its landscape by score, so that "better than anything it has seen"
+can be told exactly.
+"""
+
+from importlib import resources
+from pathlib import Path
+
+import torch.nn as nn
+from safetensors.torch import load_file, save_file
+
+from difftilt.data.alphabet import DNA
+from difftilt.data.landscape import Landscape
+from difftilt.models.sequence import MLP, BothStrands
+from difftilt.processes.masked import MaskedPolicy
+from difftilt.shapes import Index
+
+WIDTH, DEPTH = 32, 1
+ROWS = 2**12  # of a table of words, which are as long as it allows
+SHIPPED = "six6"
+
+
+def landscape_network(landscape: Landscape) -> nn.Module:
+    """An untrained network for a landscape; one of DNA answers alike for both strands."""
+    letters, length = len(landscape.alphabet), landscape.length
+    window = max(w for w in range(length + 1) if (letters + 1) ** w <= ROWS)
+    network = MLP(letters, length, WIDTH, DEPTH, window)
+    nn.init.zeros_(network.logits.weight)  # the first law is uniform
+    nn.init.zeros_(network.logits.bias)
+    return BothStrands(network) if landscape.alphabet == DNA else network
+
+
+def chain_of(network: nn.Module, landscape: Landscape, start: Index | None = None) -> MaskedPolicy:
+    """The chain of a network, which draws one letter at a time in random order.
+
+    Args:
+        start: Tokens that stay, and masks elsewhere.
+    """
+    return MaskedPolicy(network, len(landscape.alphabet), landscape.length, start=start)
+
+
+def landscape_policy(
+    landscape: Landscape, start: Index | None = None, *, folder: Path | None = None
+) -> MaskedPolicy:
+    """The chain that was pretrained on the lower half of a landscape.
+
+    Args:
+        start: Tokens that stay, and masks elsewhere.
+        folder: Weights; by default those that ship with the package, or else those in `user_folder`.
+
+    Raises:
+        ValueError: If there are none, with how to make them.
+    """
+    folder = folder or default_folder(landscape.name)
+    path = folder / "model.safetensors"
+    if not path.is_file():
+        recipe = "dna" if landscape.alphabet == DNA else "protein"
+        raise ValueError(
+            f"{folder} holds no model of {landscape.name}: make one with difftilt pretrain {recipe}"
+            f" --landscape {landscape.name}, or name its folder with --weights"
+        )
+    network = landscape_network(landscape)
+    network.load_state_dict({name: weight.float() for name, weight in load_file(path).items()})
+    return chain_of(network, landscape, start)
+
+
+def save_network(network: nn.Module, folder: Path) -> None:
+    """Writes the weights in float16."""
+    save_file({k: v.half() for k, v in network.state_dict().items()}, folder / "model.safetensors")
+
+
+def default_folder(name: str) -> Path:
+    """Where the model of a landscape lies: in the package, or in ~/.cache/difftilt/models."""
+    if name == SHIPPED:
+        return Path(str(resources.files("difftilt.models"))) / "weights" / name
+    return Path.home() / ".cache" / "difftilt" / "models" / name
+
+
+def best_seen(landscape: Landscape) -> float:
+    """The highest score in the lower half, from which models are pretrained."""
+    return landscape.score[landscape.lower_half()].max().item()

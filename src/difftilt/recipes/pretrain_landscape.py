@@ -1,0 +1,178 @@
+"""Makes what the recipes `dna` and `protein` start from: models of the lower half of a landscape."""
+
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn as nn
+from rich.progress import track
+
+from difftilt.data.alphabet import DNA
+from difftilt.data.landscape import Landscape, load_landscape
+from difftilt.exact import landscape as exact
+from difftilt.models.landscape import (
+    best_seen,
+    chain_of,
+    default_folder,
+    landscape_network,
+    landscape_policy,
+    save_network,
+)
+from difftilt.objective import Objective
+from difftilt.policy import unconditional
+from difftilt.settings import Count, Natural, Positive
+from difftilt.shapes import Tokens
+from difftilt.training.pretrain import explain, warm_cosine
+
+Numbers = dict[str, Any]  # as JSON holds them
+
+
+def pretrain_dna(
+    landscape: Literal["six6", "pax6", "egr2"] = "six6",
+    out: Path | None = None,
+    steps: Count = 4000,
+    batch: Count = 1024,
+    learning_rate: Positive = 3e-3,
+    threads: Count = 1,
+    seed: Natural = 0,
+) -> None:
+    """Trains a model of the half of all DNA 8-mers that bind a protein least.
+
+    Args:
+        landscape: Which protein; all but six6 need difftilt data fetch tfbind8.
+        out: The folder to write; an existing one is replaced once all is done. By default
+            ~/.cache/difftilt/models/LANDSCAPE, or for six6 the one in the package.
+        steps: Gradient steps.
+        batch: Sequences per gradient step.
+        learning_rate: The highest of the schedule.
+        threads: CPU threads of torch; a second one costs more than it brings if the other core is busy.
+        seed: Of weights and training.
+    """
+    _pretrain(load_landscape(landscape), out, steps, batch, learning_rate, threads, seed)
+
+
+def pretrain_protein(
+    out: Path | None = None,
+    steps: Count = 4000,
+    batch: Count = 1024,
+    learning_rate: Positive = 3e-3,
+    threads: Count = 1,
+    seed: Natural = 0,
+) -> None:
+    """Trains a model of the half of all measured variants of protein G (GB1) that are least fit.
+
+    Args:
+        out: The folder to write; an existing one is replaced once all is done. By default
+            ~/.cache/difftilt/models/gb1.
+        steps: Gradient steps.
+        batch: Sequences per gradient step.
+        learning_rate: The highest of the schedule.
+        threads: CPU threads of torch; a second one costs more than it brings if the other core is busy.
+        seed: Of weights and training.
+    """
+    _pretrain(load_landscape("gb1"), out, steps, batch, learning_rate, threads, seed)
+
+
+def _pretrain(
+    table: Landscape, out: Path | None, steps: int, batch: int, rate: float, threads: int, seed: int
+) -> None:
+    torch.set_num_threads(threads)
+    busy = time.process_time()
+    data = table.sequences()[table.lower_half()]
+    network = train(table, data, steps, batch, rate, seed)
+    made = {
+        "settings": {"steps": steps, "batch": batch, "learning_rate": rate, "seed": seed},
+        "processor_seconds": round(time.process_time() - busy),
+        "threads": threads,
+        "torch": torch.__version__,
+    }
+    out = out or default_folder(table.name)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent) as folder:
+        new = Path(folder) / "new"
+        new.mkdir()
+        save_network(network, new)
+        config = {"landscape": table.name, "made": made, "quality": quality(table, new)}
+        (new / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        (new / "README.md").write_text(card(table, config))
+        if out.exists():
+            out.rename(Path(folder) / "old")
+        new.rename(out)
+
+
+def train(table: Landscape, data: Tokens, steps: int, batch: int, rate: float, seed: int) -> nn.Module:
+    """A network that explains the data, as likely as each other."""
+    torch.manual_seed(seed)
+    network = landscape_network(table)
+    optimizer = torch.optim.Adam(network.parameters(), rate, fused=True)
+    schedule = warm_cosine(optimizer, steps)
+    chain, cond = chain_of(network, table), unconditional(len(data))
+    rows = explain(chain, data, cond, optimizer, steps=steps, batch=batch, seed=seed)
+    for _ in track(rows, f"model of {table.name}", total=steps):
+        schedule.step()
+    return network
+
+
+def quality(table: Landscape, folder: Path) -> dict[str, float]:
+    """What the model card states, from the exact law of all sequences."""
+    policy = landscape_policy(table, folder=folder)
+    law = exact.evaluate(Objective(table.lookup, policy, 1.0), policy, table.score).law
+    data = torch.zeros_like(law)
+    data[table.lower_half()] = 1 / len(table.lower_half())
+    return {
+        "kl_nats": exact.kl(data, law).item(),
+        "uniform_kl_nats": exact.kl(data, torch.full_like(law, 1 / len(law))).item(),
+        "above": law[table.score > best_seen(table)].sum().item(),
+        "reward": (law @ table.score).item(),
+        "data_reward": (data @ table.score).item(),
+    }
+
+
+def card(table: Landscape, config: Numbers) -> str:
+    """The model card, in Markdown."""
+    made = config["made"]
+    options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in made["settings"].items())
+    recipe = f"dna --landscape {table.name}" if table.alphabet == DNA else "protein"
+    return CARD.format(
+        name=table.name,
+        seen=f"{len(table.lower_half()):,}",
+        best=best_seen(table),
+        note=table.note,
+        command=f"difftilt pretrain {recipe} {options}",
+        processor_seconds=made["processor_seconds"],
+        threads=made["threads"],
+        torch=made["torch"],
+        count=f"{len(table.score):,}",
+        **config["quality"],
+    )
+
+
+CARD = """# {name}: a masked diffusion model of the lower half of a landscape
+
+Data: the {seen} measured sequences that score at or below the median, {best:.4f}; each as likely as the
+others. {note}
+
+`model.safetensors` holds a multilayer perceptron that sees words of neighbouring letters. Weights are float16
+on disk and float32 in memory.
+
+## How it was made
+
+    {command}
+
+{processor_seconds} s of processor time, CPU threads: {threads}, torch {torch}.
+
+## How good it is
+
+Computed from the model's law of all {count} sequences, without sampling.
+
+| | |
+| --- | --- |
+| KL(data \\|\\| model), nats | {kl_nats:.3f} |
+| KL(data \\|\\| uniform law), nats | {uniform_kl_nats:.3f} |
+| share of samples that score above all data | {above:.3f} |
+| mean score of samples | {reward:.3f} |
+| mean score of data | {data_reward:.3f} |
+"""
