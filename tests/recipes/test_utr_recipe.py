@@ -80,6 +80,25 @@ def test_pretraining_writes_a_folder_and_states_what_it_is_worth(weights):
     assert f"{found['pearson']['gold'][0]:.3f}" in (weights / "README.md").read_text()
 
 
+def test_nothing_learns_from_what_is_held_out_and_no_oracle_from_the_others_half(home, monkeypatch):
+    learned = {}
+
+    def recording(train, name):
+        def recorded(network, data, *args, **settings):
+            learned[f"{name} {len(learned)}"] = data
+            return train(network, data, *args, **settings)
+
+        monkeypatch.setattr(pretraining, name, recorded)
+
+    recording(pretraining.explain, "explain")
+    recording(pretraining.regress, "regress")
+    pretraining.pretrain_utr(home / "again", steps=1, oracle_steps=1, batch=2)
+    parts = load_split()
+    assert torch.equal(learned["explain 0"], parts.train.sequence)
+    assert torch.equal(learned["regress 1"], parts.proxy.sequence)
+    assert torch.equal(learned["regress 2"], parts.gold.sequence)
+
+
 def test_tuning_from_the_command_line_finds_the_weights(home):
     run = home / "run"
     main(shlex.split(f"finetune utr --steps 5 --rounds 2 --batch 16 --evaluate 16 --out {run}"))
