@@ -148,6 +148,7 @@ BASELINES = [
     ("context", 0.999),
     ("group", 0.98),
     ("leave_one_out", 0.98),
+    ("path", 0.999),
     ("critic", 0.999),
 ]
 

@@ -6,6 +6,8 @@ import torch.nn as nn
 from problems import affine, finite
 
 from difftilt.algorithms.ppo import HISTORY, MIN_HISTORY, PPO
+from difftilt.exact import tabular
+from difftilt.exact.tabular import sticky
 from difftilt.grid import cosine
 from difftilt.objective import Objective
 from difftilt.policy import unconditional
@@ -140,3 +142,18 @@ def test_float32_passes_at_any_size_and_for_any_partition_of_the_rows(side, netw
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         PPO(**wrong)
+
+
+def test_the_path_s_own_soft_values_leave_no_noise_at_the_optimum():
+    """There log p* / p_pre of the past is (v(x_t) - alpha log Z) / alpha: every return is as expected."""
+    torch.manual_seed(0)
+    score = torch.randn(6, dtype=torch.float64)
+    objective = Objective(lambda x, c: score[x[:, 0]], sticky(6, 5, 0.9).requires_grad_(False), 0.5)
+    optimum = tabular.solve(objective).policy
+    left = {}
+    for advantage in ("path", "batch"):
+        algorithm = PPO(epochs=1, minibatches=1, kl="reward", advantage=advantage, normalize=False)
+        seen = objective.sample(optimum, unconditional(64))
+        left[advantage] = algorithm._advantage(algorithm._returns(seen), seen).abs().max().item()
+    assert left["path"] < 1e-6
+    assert left["batch"] > 0.1

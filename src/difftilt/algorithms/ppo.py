@@ -21,7 +21,7 @@ from difftilt.settings import Count
 from difftilt.shapes import Cond, PerSample, PerStep, Scalar
 from difftilt.values.network import ValueNetwork
 
-Advantage = Literal["batch", "context", "group", "leave_one_out", "critic"]
+Advantage = Literal["batch", "context", "group", "leave_one_out", "path", "critic"]
 MIN_HISTORY, HISTORY = 16, 64  # rewards remembered per context, as in DDPO
 
 
@@ -42,8 +42,10 @@ class PPO(Algorithm):
         epochs: Passes over the rows of a round, at least 1.
         minibatches: Gradient steps per pass over shuffled (t, sample) rows, at least 1.
         advantage: Baseline of the return: the mean of the `batch`, the running mean of each `context`, the
-            mean of the `group` of equal contexts in the batch (`leave_one_out`: of its other members), or a
-            learned `critic`. No context is divided by its own deviation: that would give it its own alpha.
+            mean of the `group` of equal contexts in the batch (`leave_one_out`: of its other members), a
+            learned `critic`, or the `path`: the batch's mean and alpha times the log-ratios so far, which at
+            the optimum is the soft value of x_t, so that the gradient's noise ends there. No context is
+            divided by its own deviation: that would give it its own alpha.
         normalize: Divide the loss by the root mean square of the advantages.
         kl: Where the KL counts: in the `reward` (sampled log-ratios of this and later decisions), in the
             `loss` (closed form, each decision blind to what it causes later, as in DPOK), or in `both`
@@ -112,6 +114,8 @@ class PPO(Algorithm):
             rows = seen.path.transitions()
             with torch.no_grad():
                 return returns - self.critic(rows.x, rows.t, rows.cond).view_as(returns)
+        if self.advantage == "path":
+            return advantages.centre(returns - seen.alpha * (seen.log_ratio.cumsum(0) - seen.log_ratio))
         if self.advantage == "context":
             return advantages.centre(returns - seen.reward) + seen.reward - self._running_mean(seen)
         if self.advantage == "group":
