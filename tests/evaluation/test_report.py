@@ -12,10 +12,10 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from difftilt.evaluation.folder import read_run
-from difftilt.evaluation.number import Change, Number
+from difftilt.evaluation.number import Change, Number, log_best_of
 from difftilt.evaluation.plots import curve, histogram
 from difftilt.evaluation.report import outcome, write_report
-from difftilt.evaluation.verdict import Outcome, ceiling, findings, headline, log_best_of
+from difftilt.evaluation.verdict import Outcome, ceiling, findings, headline
 
 ROUNDS, STEPS, SAMPLES = 60, 8, 512
 
@@ -309,6 +309,9 @@ RULES = {
     "“judge” fell, from": {"gold": {"judge": rise(0.9, 0.1)}},
     "“judge” did not clearly rise": {"gold": {"judge": rise(0.5, 0.51)}},
     "“judge” fell from": {"gold": {"judge": rise(0.9, 0.1)}, "reward": rise(1, 1)},
+    "now the reward is 0.900 ± 0.014 higher: that part is over-optimisation": {
+        "gold": {"judge": rise(-4.01, -1)}
+    },
     "hardly moved": {"kl": Number(0.01, 0.01)},
     "A KL above 10 nats is large: the pretrained model would hardly ever take these paths. A larger": {
         "kl": Number(11, 0.1)
@@ -373,6 +376,9 @@ def test_a_trend_needs_to_be_clear_and_to_matter():
     [
         ("Better on J, and gold agrees", {}),
         ("Better on J, and gold does not follow", {"gold": {"judge": rise(0.5, 0.5)}}),
+        ("Better on J, and gold agrees in part", {"gold": {"judge": rise(-4.01, -1)}}),
+        ("Better on J, and gold agrees", {"gold": {"judge": rise(-4.1, -1)}}),  # they never agreed
+        ("Better on J, and gold agrees", {"gold": {"judge": rise(-4.01, -0.2)}}),  # by 2 % of the rise
         ("Better on J", {"gold": {}}),
         ("The reward rose while a gold score fell", {"gold": {"a": rise(0, 1), "judge": rise(0.5, 0.1)}}),
         ("The KL costs more than the reward gained", {"objective": rise(-4, -5)}),

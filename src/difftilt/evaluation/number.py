@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 CLEAR = 2.0  # standard errors beyond which a change counts as one
+NOTABLE = 0.05  # share of a change below which a part of it is not worth a word
 MINUS, GLUE = "\N{MINUS SIGN}", "\N{NO-BREAK SPACE}"
 
 
@@ -59,6 +60,11 @@ class Change:
     def direction(self) -> int:
         return self.difference.direction
 
+    def outgrows(self, other: "Change") -> bool:
+        """Whether both numbers agreed before, and this one is above the other by a part of its rise now."""
+        gap, agreed = self.after - other.after, not (self.before - other.before).direction
+        return agreed and gap.direction > 0 and gap.value > NOTABLE * self.difference.value
+
     def __str__(self) -> str:
         return f"from {self.before} to {self.after}"
 
@@ -67,6 +73,14 @@ def average(numbers: Sequence[Number]) -> Number:
     """The mean of independent numbers."""
     se = math.sqrt(sum(number.se**2 for number in numbers)) / len(numbers)
     return Number(sum(number.value for number in numbers) / len(numbers), se)
+
+
+def log_best_of(kl: float) -> float:
+    """log n of the best-of-n sampling that costs this KL, log n - (n - 1) / n."""
+    log_n = kl + 1
+    for _ in range(100):
+        log_n = kl + 1 - math.exp(-log_n)
+    return log_n
 
 
 def _digits(se: float) -> int | None:

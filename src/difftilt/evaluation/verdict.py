@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from difftilt.evaluation.number import CLEAR, Change, Number, average
+from difftilt.evaluation.number import CLEAR, Change, Number, average, log_best_of
 
 FEW_SAMPLES = 100
 LARGE_KL = 10.0  # nats; best-of-n reaches it with n = 60,000
@@ -77,14 +77,6 @@ def ceiling(rewards: Sequence[float], alpha: float) -> Number | None:
     return Number(float(value), float(se))
 
 
-def log_best_of(kl: float) -> float:
-    """log n of the best-of-n sampling that costs this KL, log n - (n - 1) / n."""
-    log_n = kl + 1
-    for _ in range(100):
-        log_n = kl + 1 - math.exp(-log_n)
-    return log_n
-
-
 def findings(outcome: Outcome) -> list[Finding]:
     """All that the rules have to say, what was achieved first."""
     said = [finding for rule in RULES for finding in rule(outcome)]
@@ -103,8 +95,10 @@ def headline(outcome: Outcome) -> str:
     if reward and reward.direction < 0:
         return "The reward fell"
     if objective and objective.direction > 0:
-        gold = "agrees" if all(gold.direction > 0 for gold in outcome.gold.values()) else "does not follow"
-        return f"Better on J, and gold {gold}" if outcome.gold else "Better on J"
+        golds = outcome.gold.values()
+        agrees = "agrees in part" if reward and any(map(reward.outgrows, golds)) else "agrees"
+        gold = agrees if all(gold.direction > 0 for gold in golds) else "does not follow"
+        return f"Better on J, and gold {gold}" if golds else "Better on J"
     return "No clear gain"
 
 
@@ -135,6 +129,11 @@ def _gold(run: Outcome) -> Iterator[Finding]:
         change = f"{gold} ({gold.difference.signed})"
         if gold.direction > 0:
             yield _achieved(f"The gold score “{name}”, which training never saw, rose {change}.")
+            if run.reward and run.reward.outgrows(gold):
+                yield _watch(
+                    f"The reward and the gold score “{name}” agreed on the pretrained samples, but now the"
+                    f" reward is {run.reward.after - gold.after} higher: that part is over-optimisation."
+                )
         elif risen:
             what = "fell" if gold.direction < 0 else "did not clearly rise"
             cure = " Stop earlier, raise alpha, or mend the reward." if gold.direction < 0 else ""
