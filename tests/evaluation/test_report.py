@@ -380,6 +380,7 @@ def test_a_trend_needs_to_be_clear_and_to_matter():
         ("Better on J, and gold agrees", {"gold": {"judge": rise(-4.1, -1)}}),  # they never agreed
         ("Better on J, and gold agrees", {"gold": {"judge": rise(-4.01, -0.2)}}),  # by 2 % of the rise
         ("Better on J", {"gold": {}}),
+        ("The samples have collapsed", {"diversity": rise(3, 0.2)}),
         ("The reward rose while a gold score fell", {"gold": {"a": rise(0, 1), "judge": rise(0.5, 0.1)}}),
         ("The KL costs more than the reward gained", {"objective": rise(-4, -5)}),
         ("The reward fell", {"objective": rise(-4, -4), "reward": rise(0, -1)}),

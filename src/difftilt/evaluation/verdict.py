@@ -85,9 +85,11 @@ def findings(outcome: Outcome) -> list[Finding]:
 
 def headline(outcome: Outcome) -> str:
     """The run in one line: the worst news if there is bad news."""
-    reward, objective = outcome.reward, outcome.objective
+    reward, objective, spread = outcome.reward, outcome.objective, outcome.diversity
     if not outcome.finished:
         return "This run is not finished"
+    if spread and spread.after.value < COLLAPSED_DIVERSITY * spread.before.value:
+        return "The samples have collapsed"
     if reward and reward.direction > 0 and any(gold.direction < 0 for gold in outcome.gold.values()):
         return "The reward rose while a gold score fell"
     if objective and objective.direction < 0:
