@@ -8,6 +8,8 @@ from difftilt.algorithms.path_consistency import PathConsistency
 from difftilt.algorithms.ppo import PPO
 from difftilt.algorithms.reward_weighted import RewardWeighted
 from difftilt.algorithms.trajectory_balance import TrajectoryBalance
+from difftilt.automaton import both, count_range, forbid, gc_range
+from difftilt.data.landscape import Landscape, load_landscape, make_landscape
 from difftilt.evidence import elbo
 from difftilt.grid import Grid
 from difftilt.guard import Guard, RewardError
@@ -21,11 +23,13 @@ from difftilt.policy import (
     rollout,
     unconditional,
 )
+from difftilt.processes.constraint import constrain
 from difftilt.processes.flow_sde import FlowSDE
 from difftilt.processes.gaussian import GaussianPolicy
 from difftilt.processes.guidance import Guided
 from difftilt.processes.masked import MaskedPolicy
 from difftilt.processes.micro_batch import MicroBatch
+from difftilt.processes.simplex import SimplexPolicy
 from difftilt.processes.start import TunedStart
 from difftilt.processes.uniform import UniformPolicy
 from difftilt.training.fit import NonFiniteError, fit
@@ -47,6 +51,7 @@ __all__ = [
     "Grid",
     "Guard",
     "Guided",
+    "Landscape",
     "Loss",
     "MaskedPolicy",
     "MicroBatch",
@@ -56,14 +61,22 @@ __all__ = [
     "Policy",
     "RewardError",
     "RewardWeighted",
+    "SimplexPolicy",
     "Trajectory",
     "TrajectoryBalance",
     "Transition",
     "Transitions",
     "TunedStart",
     "UniformPolicy",
+    "both",
+    "constrain",
+    "count_range",
     "elbo",
     "fit",
+    "forbid",
+    "gc_range",
+    "load_landscape",
+    "make_landscape",
     "path_log_prob",
     "rollout",
     "unconditional",
