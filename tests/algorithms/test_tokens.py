@@ -17,15 +17,17 @@ from difftilt.exact import landscape
 from difftilt.objective import Objective
 from difftilt.policy import unconditional
 from difftilt.processes.masked import MaskedPolicy
+from difftilt.processes.simplex import SimplexPolicy, schedule
+from difftilt.processes.uniform import UniformPolicy
 from difftilt.training.fit import fit
 
 CATEGORIES, LENGTH, ALPHA = 3, 3, 0.3
 
 
 class Network(nn.Module):
-    def __init__(self):
+    def __init__(self, symbols=CATEGORIES + 1):
         super().__init__()
-        sizes = (LENGTH * (CATEGORIES + 1), 32, LENGTH * CATEGORIES)
+        sizes = (LENGTH * symbols, 32, LENGTH * CATEGORIES)
         self.mlp = nn.Sequential(nn.Linear(*sizes[:2]), nn.SiLU(), nn.Linear(*sizes[1:]))
 
     def forward(self, x, t, cond):
@@ -83,6 +85,41 @@ def test_the_gap_of_tokens_drawn_at_once_falls_with_more_steps():
         left[steps] = gap(objective, tuned(RewardWeighted(), objective, policy))
     assert left[3] > 0.15
     assert 0 <= left[12] < 0.5 * left[3]
+
+
+def masked():
+    return MaskedPolicy(Network(), CATEGORIES, LENGTH)
+
+
+def uniform():
+    return UniformPolicy(Network(symbols=CATEGORIES), CATEGORIES, LENGTH, steps=4)
+
+
+def simplex():
+    return SimplexPolicy(Network(), CATEGORIES, LENGTH, time=schedule(4))
+
+
+@pytest.mark.parametrize("make", [masked, uniform, simplex])
+def test_values_are_rewards_of_whole_tokens_that_keep_what_is_unmasked(make):
+    """A mixture of tokens would be scored as something that the reward has never seen."""
+    torch.manual_seed(0)
+    reference, scored = make().requires_grad_(False), []
+
+    def reward(x, cond):
+        scored.append(x if x.is_floating_point() else nn.functional.one_hot(x, CATEGORIES).float())
+        return (scored[-1] * torch.tensor([0.3, -1.0, 2.0])).sum(-1) @ torch.tensor([9.0, 3.0, 1.0])
+
+    objective = Objective(reward, reference, ALPHA)
+    seen = objective.sample(reference, unconditional(50))
+    scored.clear()
+    values = RewardWeighted(form="value")._values(seen, objective)
+    for k, (x, sample) in enumerate(zip(seen.path.states[:-1], scored, strict=True)):
+        t = torch.full((50,), reference.steps - k)
+        likeliest = reference.clean(x, t, seen.path.cond).argmax(-1)
+        assert torch.equal(sample, nn.functional.one_hot(likeliest, CATEGORIES).float())
+        if isinstance(reference, MaskedPolicy):
+            assert torch.equal(likeliest.where(x < CATEGORIES, x), x)
+        assert k == 0 or values[k].std() > 0.1
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from difftilt.objective import Algorithm, Experience, Loss, Objective, Value
 from difftilt.policy import Diffusion, Policy, context, decide
 from difftilt.settings import Count, Positive, Share
 from difftilt.shapes import Cond, Index, PerSample, PerStep
+from difftilt.transition import tokens
 
 HISTORY = 8192  # rewards behind the threshold of `percentile`
 
@@ -45,7 +46,8 @@ class RewardWeighted(Algorithm):
         epochs: Passes over the rows of a round, at least 1.
         minibatches: Gradient steps per pass over shuffled (t, sample) rows, at least 1.
         value: Soft values v_t(x_t) for form `value`; by default r(E[x_0 | x_t]), the reward of the clean
-            sample that the reference expects, which costs a reward call per step.
+            sample that the reference expects, which costs a reward call per step. Of tokens it is the
+            likeliest of each position, never a mixture of them.
     """
 
     form: Literal["trajectory", "denoising", "value"] = "trajectory"
@@ -113,6 +115,7 @@ class RewardWeighted(Algorithm):
                 values.append(self.value(x, t, path.cond).double())
             else:
                 clean = _diffusion(reference, "value").clean(x, t, path.cond)
+                clean = tokens(clean) if reference.symbols else clean  # rewards know no mixtures of tokens
                 values.append(objective.reward(reference.decode(clean), path.cond).double())
         return torch.stack([*values, seen.reward.double()])
 
