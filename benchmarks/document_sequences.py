@@ -200,7 +200,7 @@ def draw(problems: list[dict[str, Any]], path: Path) -> None:
             curve(left, runs, "seconds", 1, colours[name])
             if name == STUDENT:
                 level = final_gap([run["curve"][-1] for run in runs])
-                right.axhline(level, color="black", ls="--", label="student, at the end")
+                right.axhline(level, color="black", ls="--")
             elif not surrogates(runs):
                 curve(right, runs, "calls", THOUSAND, colours[name])
         marks(left, right, problem)
