@@ -17,9 +17,14 @@ def elbo(policy: Diffusion, x_0: State, cond: Cond) -> PerSample:
 
     Args:
         x_0: Clean states, as tokens where the chain draws tokens.
+
+    Raises:
+        ValueError: If x_0 are the corners of a simplex: a density there is no probability.
+
     Source:
         Ho et al. (2020), Eq. 5, https://arxiv.org/abs/2006.11239; one t as in Austin et al. (2021).
     """
+    _check(policy)
     t = torch.randint(1, policy.steps + 1, (len(x_0),), device=x_0.device)
     at_t = step_evidence(policy, x_0, policy.corrupt(x_0, t), t, cond)
     return policy.steps * at_t + start_evidence(policy, x_0, cond)
@@ -27,6 +32,7 @@ def elbo(policy: Diffusion, x_0: State, cond: Cond) -> PerSample:
 
 def step_evidence(policy: Diffusion, x_0: State, x: State, t: Step, cond: Cond) -> PerSample:
     """The bound's term of one step at x_t ~ q(x_t | x_0): log p(x_0 | x_1), or minus a KL where t > 1."""
+    _check(policy)
     step = policy(x, t, cond)
     return torch.where(t == 1, step.log_prob(x_0), -policy.posterior(x_0, x, t).kl(step))
 
@@ -36,3 +42,11 @@ def start_evidence(policy: Diffusion, x_0: State, cond: Cond) -> PerSample:
     noise = policy.noised(x_0, torch.full((len(x_0),), policy.steps, device=x_0.device))
     x = noise.sample()
     return policy.initial(cond).log_prob(x) - noise.log_prob(x)
+
+
+def _check(policy: Diffusion) -> None:
+    if policy.pretrain_with != "evidence.elbo":
+        raise ValueError(
+            f"log p(x_0) of a {type(policy).__name__} has no bound, for a density at a token's corner is no"
+            f" probability of the token; pretrain it with {policy.pretrain_with}"
+        )

@@ -40,6 +40,8 @@ class Policy(nn.Module, ABC):
 class Diffusion(Policy, ABC):
     """A chain that reverses a known noising process q."""
 
+    pretrain_with: str = "evidence.elbo"  # the loss that teaches it to explain data
+
     @abstractmethod
     def noised(self, x_0: State, t: Step) -> Transition:
         """q(x_t | x_0), the law of the noise at once."""
@@ -117,8 +119,7 @@ class Trajectory:
         taken = order[: round(share * len(order))]
         if len(taken) < count:
             raise ValueError(
-                f"{len(taken)} rows cannot be dealt into {count} minibatches; take fewer, or enlarge the"
-                " batch"
+                f"{len(taken)} rows cannot be dealt into {count} minibatches; take fewer or enlarge the batch"
             )
         yield from taken.tensor_split(count)
 
@@ -148,8 +149,7 @@ def unconditional(n: int) -> Cond:
 
 def repeat(cond: Cond, count: int) -> Cond:
     """Repeats every condition `count` times, side by side."""
-    rows = torch.arange(batch_size(cond)).repeat_interleave(count)
-    return take(cond, rows)
+    return take(cond, torch.arange(batch_size(cond)).repeat_interleave(count))
 
 
 def deal(cond: Cond, count: int) -> Iterator[Cond]:

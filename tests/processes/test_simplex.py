@@ -10,11 +10,13 @@ from difftilt.algorithms.adjoint_matching import AdjointMatching
 from difftilt.algorithms.backprop import Backprop
 from difftilt.algorithms.nft import NFT
 from difftilt.algorithms.ppo import PPO
+from difftilt.evidence import elbo, step_evidence
 from difftilt.jacobi import angles, jacobi, kernels
 from difftilt.objective import Objective
 from difftilt.policy import chain, rollout, unconditional
 from difftilt.processes.simplex import SimplexPolicy, cross_entropy, schedule
 from difftilt.training.fit import fit
+from difftilt.training.pretrain import explain
 from difftilt.transition import Gaussian
 
 F64 = torch.float64
@@ -438,3 +440,23 @@ def test_a_path_stays_near_the_simplex_and_ends_in_corners():
     assert path.sample.sum(-1).eq(1).all() and set(path.sample.unique().tolist()) == {0.0, 1.0}
     decided = policy.point(path.states[-1]).amax(-1) > 0.95
     assert decided.double().mean() > 0.99
+
+
+@pytest.mark.parametrize("bound", ["elbo", "step_evidence", "explain"])
+def test_a_density_at_a_corner_is_not_taken_for_a_probability(bound):
+    """From some x_1 a chain would seem to draw the token with more than probability 1."""
+    policy, count = simple(law(0.7, 0.3)), 50
+    x = torch.linspace(0, 1, count, dtype=F64).view(-1, 1, 1)
+    x_0, t, cond = torch.ones_like(x), torch.ones(count, dtype=torch.long), unconditional(count)
+    assert policy(x, t, cond).log_prob(x_0).max() > 1
+    call = {
+        "elbo": lambda: elbo(policy, x_0, cond),
+        "step_evidence": lambda: step_evidence(policy, x_0, x, t, cond),
+        "explain": lambda: next(
+            explain(policy, x_0, cond, torch.optim.SGD(policy.parameters(), 1.0), steps=1)
+        ),
+    }[bound]
+    with pytest.raises(
+        ValueError, match=r"SimplexPolicy has no bound.*with processes\.simplex\.cross_entropy"
+    ):
+        call()

@@ -65,6 +65,8 @@ class SimplexPolicy(Diffusion):
         decode: Maps one-hot vectors to what rewards score.
     """
 
+    pretrain_with = "processes.simplex.cross_entropy"
+
     time: Tensor
     rest: Tensor
     log_ratio: Tensor
