@@ -1,13 +1,16 @@
-# `make demo` and `make test` set up everything they need on a fresh machine; a second call starts at once.
+# `make demo`, `make demo-dna` and `make test` set up everything they need on a fresh machine; a second call starts at once.
 PYTHON ?= python3
 VENV := .venv
 PIP := PIP_CONSTRAINT=constraints.txt $(VENV)/bin/pip install --quiet --disable-pip-version-check
 WORKERS ?= 2
 
-.PHONY: demo test lint clean
+.PHONY: demo demo-dna test lint clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/difftilt finetune digits --out runs/demo --overwrite
+
+demo-dna: $(VENV)/installed
+	$(VENV)/bin/difftilt finetune dna --out runs/demo-dna --overwrite
 
 test: lint
 	$(VENV)/bin/pytest -n $(WORKERS)

@@ -4,6 +4,8 @@ Each is pretrained on the lower half of its landscape by score, so that "better 
 can be told exactly.
 """
 
+import copy
+import json
 from importlib import resources
 from pathlib import Path
 
@@ -12,20 +14,24 @@ from safetensors.torch import load_file, save_file
 
 from difftilt.data.alphabet import DNA
 from difftilt.data.landscape import Landscape
-from difftilt.models.sequence import MLP, BothStrands
+from difftilt.models.sequence import MLP, BothStrands, Corrected, WordValues
 from difftilt.processes.masked import MaskedPolicy
 from difftilt.shapes import Index
 
-WIDTH, DEPTH = 32, 1
-ROWS = 2**12  # of a table of words, which are as long as it allows
+WIDTH, ROWS = 32, 2**12
 SHIPPED = "six6"
 
 
-def landscape_network(landscape: Landscape) -> nn.Module:
-    """An untrained network for a landscape; one of DNA answers alike for both strands."""
+def landscape_network(landscape: Landscape, width: int = WIDTH, rows: int = ROWS) -> nn.Module:
+    """An untrained network for a landscape; one of DNA answers alike for both strands.
+
+    Args:
+        width: Units per layer.
+        rows: Of a table of words, which are as long as this allows.
+    """
     letters, length = len(landscape.alphabet), landscape.length
-    window = max(w for w in range(length + 1) if (letters + 1) ** w <= ROWS)
-    network = MLP(letters, length, WIDTH, DEPTH, window)
+    window = max(w for w in range(length + 1) if (letters + 1) ** w <= rows)
+    network = MLP(letters, length, width, depth=1, window=window)
     nn.init.zeros_(network.logits.weight)  # the first law is uniform
     nn.init.zeros_(network.logits.bias)
     return BothStrands(network) if landscape.alphabet == DNA else network
@@ -60,9 +66,18 @@ def landscape_policy(
             f"{folder} holds no model of {landscape.name}: make one with difftilt pretrain {recipe}"
             f" --landscape {landscape.name}, or name its folder with --weights"
         )
-    network = landscape_network(landscape)
+    network = landscape_network(landscape, **json.loads((folder / "config.json").read_text())["network"])
     network.load_state_dict({name: weight.float() for name, weight in load_file(path).items()})
     return chain_of(network, landscape, start)
+
+
+def tunable(policy: MaskedPolicy, landscape: Landscape) -> MaskedPolicy:
+    """A copy of a pretrained chain, and new values, zero at first, that correct its logits."""
+    letters, length = len(landscape.alphabet), landscape.length
+    words = sorted({length, 3 * length // 4, length // 2} - {0}, reverse=True)
+    correction = WordValues(letters, length, words, both_strands=landscape.alphabet == DNA)
+    network = Corrected(copy.deepcopy(policy.network), correction)
+    return chain_of(network, landscape, policy.start)
 
 
 def save_network(network: nn.Module, folder: Path) -> None:

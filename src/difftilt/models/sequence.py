@@ -3,11 +3,14 @@
 All fit any vocabulary, and read straight-through states, whose gradients pass on to earlier steps.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from difftilt.data.alphabet import all_sequences, place_values
 from difftilt.features import waves
 from difftilt.shapes import Cond, Mask, OneHot, Output, Step, Tokens
 
@@ -16,8 +19,7 @@ class MLP(nn.Module):
     """For sequences of up to about twenty tokens.
 
     Besides the tokens it sees the words of `window` neighbours, each with a vector of its own: interactions
-    of neighbours are then looked up and need not be computed, which made the network learn the binding
-    landscape of SIX6 in about half the time.
+    of neighbours are then looked up and need not be computed.
 
     Args:
         categories: Letters, K; the state has one more, the mask.
@@ -44,8 +46,14 @@ class MLP(nn.Module):
 
     def forward(self, x: OneHot, t: Step, cond: Cond) -> Output:
         h = self.letters(x.flatten(1))
+        letters = None if x.requires_grad else _hard(x)
+        places = place_values(self.categories + 1, self.window).to(x.device)
         for start, table in enumerate(self.words.unbind()):
-            h = h + _look_up(table, x[:, start : start + self.window])
+            span = slice(start, start + self.window)
+            if letters is None:
+                h = h + _mean_row(table, x[:, span])
+            else:
+                h = h + F.embedding((letters[:, span] * places).sum(1), table)
         for layer in self.layers:
             h = h + layer(h)
         return self.logits(F.silu(h)).view(-1, self.length, self.categories)
@@ -121,6 +129,85 @@ def _turned(x: Tensor, turns: Tensor) -> Tensor:
     return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
 
 
+class Corrected(nn.Module):
+    """A frozen network and a new one that is added to its logits: what tuning adds to a pretrained model.
+
+    The new one should begin at zero.
+
+    Args:
+        base: Its weights stay as they are.
+        correction: Of the same inputs and outputs.
+    """
+
+    def __init__(self, base: nn.Module, correction: nn.Module):
+        super().__init__()
+        self.base, self.correction = base.requires_grad_(False), correction
+
+    def forward(self, x: OneHot, t: Step, cond: Cond) -> Output:
+        return self.base(x, t, cond) + self.correction(x, t, cond)
+
+
+class WordValues(nn.Module):
+    """The logit of letter y at position i is g(x with y at i), a value of what follows; for short sequences.
+
+    The optimal step is p_pre(x_{t-1} | x_t) exp(v(x_{t-1}) / alpha) up to a factor, so all that tuning has to
+    add to pretrained logits is one number per state, v / alpha. Here g is a sum of numbers in tables, one
+    for each word in x: words of the whole length can hold any value, shorter ones carry over to sequences
+    that were not met. It begins at zero, and reads hard tokens, through which no gradient passes.
+
+    Args:
+        categories: Letters, K; the state has one more, the mask.
+        length: Tokens per sequence, L; a table of whole words has (K + 1)^L numbers.
+        words: Lengths of the words, at most L.
+        both_strands: A word and its reverse complement share their number, for DNA in the order A, C, G, T.
+    """
+
+    def __init__(self, categories: int, length: int, words: Sequence[int], both_strands: bool = False):
+        super().__init__()
+        if not words or not 1 <= min(words) <= max(words) <= length:
+            raise ValueError(f"words have 1 to {length} letters, but lengths {list(words)} came")
+        self.categories, self.length = categories, length
+        self.spans = [(start, size) for size in words for start in range(length - size + 1)]
+        rows: list[Tensor] = []
+        count = 0
+        for start, size in self.spans:
+            own = torch.arange((categories + 1) ** size)
+            twin = (length - start - size, size)
+            if both_strands and start > twin[0]:
+                row = rows[self.spans.index(twin)][_mirrored(categories, size)]
+            else:
+                middle = both_strands and start == twin[0]
+                row = count + (torch.minimum(own, _mirrored(categories, size)) if middle else own)
+                count += len(own)
+            rows.append(row)
+        self.numbers = nn.Parameter(torch.zeros(count))
+        for (start, size), row in zip(self.spans, rows, strict=True):
+            self.register_buffer(f"row_{start}_{size}", row, persistent=False)
+
+    def forward(self, x: OneHot, t: Step, cond: Cond) -> Output:
+        x = _hard(x)
+        letters = torch.arange(self.categories, device=x.device)
+        logits = self.numbers.new_zeros(len(x), self.length, self.categories)
+        for start, size in self.spans:
+            word = x[:, start : start + size]
+            place = place_values(self.categories + 1, size).to(x.device)
+            without = (word * place).sum(1, keepdim=True) - word * place
+            filled = (
+                without[..., None] + letters * place[:, None]
+            )  # the word with each letter at each position
+            row = self.get_buffer(f"row_{start}_{size}").take(filled)
+            value = self.numbers.index_select(0, row.flatten()).view(row.shape)
+            logits = logits + F.pad(value, (0, 0, start, self.length - start - size))
+        return logits
+
+
+def _mirrored(categories: int, size: int) -> Tensor:
+    """The place of each word's reverse complement; masks stay masks."""
+    word = all_sequences(categories + 1, size).flip(1)
+    word = torch.where(word < categories, categories - 1 - word, word)
+    return (word * place_values(categories + 1, size)).sum(1)
+
+
 class BothStrands(nn.Module):
     """Reads double-stranded DNA in one direction: a sequence and its reverse complement share one answer.
 
@@ -137,7 +224,7 @@ class BothStrands(nn.Module):
 
     def forward(self, x: OneHot, t: Step, cond: Cond) -> Output:
         mirror = torch.cat([x[..., :4].flip(1, 2), x[..., 4:].flip(1)], -1)
-        here, there = x.argmax(-1), mirror.argmax(-1)
+        here, there = _hard(x), _hard(mirror)
         turn = _sorts_before(there, here)[:, None, None]
         logits = self.network(torch.where(turn, mirror, x), t, cond)
         back = logits.flip(1, 2)
@@ -151,11 +238,13 @@ def _sorts_before(a: Tokens, b: Tokens) -> Mask:
     return (a.gather(1, first) < b.gather(1, first))[:, 0]
 
 
-def _look_up(table: Tensor, word: Tensor) -> Tensor:
-    """The row of each word; of relaxed letters, the mean over words, which carries their gradients."""
-    if not word.requires_grad:
-        place = word.shape[2] ** torch.arange(word.shape[1], device=word.device).flip(0)
-        return F.embedding((word.argmax(-1) * place).sum(1), table)
+def _hard(x: OneHot) -> Tokens:
+    """The tokens of one-hot vectors; an argmax over so few numbers is several times slower."""
+    return (x.detach() @ torch.arange(x.shape[-1], dtype=x.dtype, device=x.device)).round().long()
+
+
+def _mean_row(table: Tensor, word: OneHot) -> Tensor:
+    """Of relaxed letters, the mean over words, which carries their gradients."""
     weight = word[:, 0]
     for letter in word.unbind(1)[1:]:
         weight = (weight[:, :, None] * letter[:, None]).flatten(1)

@@ -18,7 +18,7 @@ from difftilt.data.landscape import Landscape, load_landscape
 from difftilt.evaluation.sequences import diversity, draw
 from difftilt.exact import landscape as exact
 from difftilt.guard import Guard
-from difftilt.models.landscape import best_seen, landscape_policy
+from difftilt.models.landscape import best_seen, landscape_policy, tunable
 from difftilt.objective import Objective
 from difftilt.policy import Policy
 from difftilt.processes.constraint import constrain
@@ -116,10 +116,12 @@ def _job(
     training: Training,
     target_kl: float | None,
 ) -> Job:
+    reference, policy = policy.requires_grad_(False), tunable(policy, table)
     if rules:
-        policy = constrain(policy, functools.reduce(both, rules))
+        rule = functools.reduce(both, rules)
+        reference, policy = constrain(reference, rule), constrain(policy, rule)
     guard = Guard(table.lookup, f"score of {table.name}", training.on_error, training.cache)
-    objective = Objective(guard, copy.deepcopy(policy).requires_grad_(False), alpha)
+    objective = Objective(guard, reference, alpha)
     truth = Truth(objective, table)
     return Job(
         policy,

@@ -3,6 +3,7 @@
 import json
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,8 @@ from difftilt.data.alphabet import DNA
 from difftilt.data.landscape import Landscape, load_landscape
 from difftilt.exact import landscape as exact
 from difftilt.models.landscape import (
+    ROWS,
+    WIDTH,
     best_seen,
     chain_of,
     default_folder,
@@ -36,6 +39,8 @@ def pretrain_dna(
     steps: Count = 4000,
     batch: Count = 1024,
     learning_rate: Positive = 3e-3,
+    width: Count = WIDTH,
+    rows: Count = ROWS,
     threads: Count = 1,
     seed: Natural = 0,
 ) -> None:
@@ -48,10 +53,12 @@ def pretrain_dna(
         steps: Gradient steps.
         batch: Sequences per gradient step.
         learning_rate: The highest of the schedule.
+        width: Units per layer of the network.
+        rows: Of the network's tables of words, which are as long as this allows.
         threads: CPU threads of torch; a second one costs more than it brings if the other core is busy.
         seed: Of weights and training.
     """
-    _pretrain(load_landscape(landscape), out, steps, batch, learning_rate, threads, seed)
+    _pretrain(load_landscape(landscape), out, steps, batch, learning_rate, width, rows, threads, seed)
 
 
 def pretrain_protein(
@@ -59,6 +66,8 @@ def pretrain_protein(
     steps: Count = 4000,
     batch: Count = 1024,
     learning_rate: Positive = 3e-3,
+    width: Count = WIDTH,
+    rows: Count = ROWS,
     threads: Count = 1,
     seed: Natural = 0,
 ) -> None:
@@ -70,21 +79,34 @@ def pretrain_protein(
         steps: Gradient steps.
         batch: Sequences per gradient step.
         learning_rate: The highest of the schedule.
+        width: Units per layer of the network.
+        rows: Of the network's tables of words, which are as long as this allows.
         threads: CPU threads of torch; a second one costs more than it brings if the other core is busy.
         seed: Of weights and training.
     """
-    _pretrain(load_landscape("gb1"), out, steps, batch, learning_rate, threads, seed)
+    _pretrain(load_landscape("gb1"), out, steps, batch, learning_rate, width, rows, threads, seed)
 
 
 def _pretrain(
-    table: Landscape, out: Path | None, steps: int, batch: int, rate: float, threads: int, seed: int
+    table: Landscape,
+    out: Path | None,
+    steps: int,
+    batch: int,
+    rate: float,
+    width: int,
+    rows: int,
+    threads: int,
+    seed: int,
 ) -> None:
     torch.set_num_threads(threads)
     busy = time.process_time()
     data = table.sequences()[table.lower_half()]
-    network = train(table, data, steps, batch, rate, seed)
+    torch.manual_seed(seed)
+    size = {"width": width, "rows": rows}
+    network = landscape_network(table, **size)
+    train(network, table, data, steps, batch, rate, seed)
     made = {
-        "settings": {"steps": steps, "batch": batch, "learning_rate": rate, "seed": seed},
+        "settings": {"steps": steps, "batch": batch, "learning_rate": rate, **size, "seed": seed},
         "processor_seconds": round(time.process_time() - busy),
         "threads": threads,
         "torch": torch.__version__,
@@ -95,25 +117,26 @@ def _pretrain(
         new = Path(folder) / "new"
         new.mkdir()
         save_network(network, new)
-        config = {"landscape": table.name, "made": made, "quality": quality(table, new)}
+        config = {"landscape": table.name, "network": size, "made": made}
         (new / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        (new / "README.md").write_text(card(table, config))
+        found = quality(table, new)
+        (new / "quality.json").write_text(json.dumps(found, indent=2) + "\n")
+        (new / "README.md").write_text(card(table, config, found))
         if out.exists():
             out.rename(Path(folder) / "old")
         new.rename(out)
 
 
-def train(table: Landscape, data: Tokens, steps: int, batch: int, rate: float, seed: int) -> nn.Module:
-    """A network that explains the data, as likely as each other."""
-    torch.manual_seed(seed)
-    network = landscape_network(table)
+def train(
+    network: nn.Module, table: Landscape, data: Tokens, steps: int, batch: int, rate: float, seed: int
+) -> None:
+    """Teaches a network to explain the data, all rows alike."""
     optimizer = torch.optim.Adam(network.parameters(), rate, fused=True)
     schedule = warm_cosine(optimizer, steps)
     chain, cond = chain_of(network, table), unconditional(len(data))
     rows = explain(chain, data, cond, optimizer, steps=steps, batch=batch, seed=seed)
     for _ in track(rows, f"model of {table.name}", total=steps):
         schedule.step()
-    return network
 
 
 def quality(table: Landscape, folder: Path) -> dict[str, float]:
@@ -131,7 +154,7 @@ def quality(table: Landscape, folder: Path) -> dict[str, float]:
     }
 
 
-def card(table: Landscape, config: Numbers) -> str:
+def card(table: Landscape, config: Numbers, found: Mapping[str, float]) -> str:
     """The model card, in Markdown."""
     made = config["made"]
     options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in made["settings"].items())
@@ -146,7 +169,7 @@ def card(table: Landscape, config: Numbers) -> str:
         threads=made["threads"],
         torch=made["torch"],
         count=f"{len(table.score):,}",
-        **config["quality"],
+        **found,
     )
 
 
