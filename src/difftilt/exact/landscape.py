@@ -22,7 +22,7 @@ from difftilt.processes.masked import MaskedPolicy
 from difftilt.shapes import Cond, PerSample, Points, Scalar, State, StateValues, Step
 from difftilt.transition import Categorical, tokens
 
-ROWS = 2**15  # states that the network sees at a time
+ROWS = 2**13  # states that the network sees at a time: what is made of them stays in the cache
 
 
 @dataclass(frozen=True)
