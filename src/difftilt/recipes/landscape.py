@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 import annotated_types as at
 
-from difftilt.algorithms.trajectory_balance import TrajectoryBalance
+from difftilt.algorithms.ppo import PPO
 from difftilt.automaton import Automaton, both, count_range, forbid, gc_range
 from difftilt.data.alphabet import DNA, PROTEIN, encode, spell
 from difftilt.data.landscape import Landscape, load_landscape
@@ -28,8 +28,8 @@ from difftilt.recipes.job import Job, Training
 from difftilt.settings import Positive
 from difftilt.shapes import Index, Points, Scalar
 
-ALGORITHM = TrajectoryBalance(recompute=False)
-TRAINING = Training(rounds=200, batch=1024, learning_rate=1e-2, schedule="linear", save_every=20)
+ALGORITHM = PPO(advantage="path", epochs=1, kl="reward")
+TRAINING = Training(rounds=150, batch=2048, learning_rate=2e-2, schedule="linear", save_every=15)
 NOTE = (
     "Computed from the law of all {count} sequences, without sampling. p_r is the law that is asked for, the"
     " pretrained law tilted by exp(reward / alpha); the highest score among the {seen} sequences seen in"
