@@ -180,6 +180,26 @@ def test_letters_of_a_logo_are_as_high_as_their_share_of_the_information(tmp_pat
     assert logos[0][2].get_ylabel() == "information, bits"
 
 
+def test_a_logo_s_scale_follows_what_stands_out(tmp_path: Path, logos):
+    torch.manual_seed(0)
+    for share, top in ((1.0, 2), (0.4, 0.5)):
+        x = torch.randint(4, (1000, 3))
+        x[: round(share * len(x)), 1] = 2
+        sequences.write_logo(tmp_path / "a.png", x, DNA)
+        assert logos[-1][2].get_ylim() == (0, top)
+
+
+def test_the_logo_shows_the_best(tmp_path: Path, logos):
+    x = drawn(100, length=3)
+    x[::4, 1] = 2
+    seen = Evaluation(x, torch.zeros(100), torch.zeros(100), {}, 1.0)
+    seen.reward[::4] = 1
+    sequences.draw(seen, tmp_path / "a", DNA, best=0.25)
+    heights = torch.tensor(logos[-1][0].to_numpy())
+    assert heights.sum(1).tolist() == pytest.approx(information(x[::4], 4).tolist(), abs=1e-6)
+    assert logos[-1][2].get_title() == "the 25 of 100 samples with the highest rewards"
+
+
 def test_colours_tell_bases_and_the_chemistry_of_amino_acids(tmp_path: Path, logos):
     alphabets = ("ACGU", PROTEIN, "ACDX")
     for alphabet in alphabets:

@@ -18,6 +18,7 @@ from difftilt.transition import tokens
 
 GROUPS = 100  # parts of a set that the jackknife leaves out in turn
 LETTERS_PER_LINE = 25  # of a logo
+SCALES = (0.05, 0.1, 0.2, 0.5, 1)  # in bits, that a logo is drawn on if nothing stands out; else all bits
 BASES = {"A": "#008000", "C": "#0000d0", "G": "#f0a000", "TU": "#d00000"}
 RESIDUES = {  # by chemistry, as WebLogo has it
     "GSTYC": ("polar", "#008000"),
@@ -28,10 +29,16 @@ RESIDUES = {  # by chemistry, as WebLogo has it
 }
 
 
-def draw(seen: Evaluation, path: Path, alphabet: str) -> None:
-    """Writes samples as FASTA, with scores in the headers, and their logo, beginning with a path."""
+def draw(seen: Evaluation, path: Path, alphabet: str, best: float = 1.0) -> None:
+    """Writes samples as FASTA, with scores in the headers, and their logo, beginning with a path.
+
+    Args:
+        best: Share of the samples, those of the highest rewards, that the logo shows, in (0, 1].
+    """
     write_fasta(path.with_suffix(".fasta"), seen, alphabet)
-    write_logo(path.with_suffix(".png"), tokens(seen.sample), alphabet)
+    shown = seen.reward.argsort(descending=True)[: max(round(best * len(seen.reward)), 1)]
+    title = "" if best == 1 else f"the {len(shown)} of {len(seen.reward)} samples with the highest rewards"
+    write_logo(path.with_suffix(".png"), tokens(seen.sample)[shown], alphabet, title)
 
 
 def write_fasta(path: Path, seen: Evaluation, alphabet: str) -> None:
@@ -43,20 +50,25 @@ def write_fasta(path: Path, seen: Evaluation, alphabet: str) -> None:
             file.write(f">{i + 1} {header}\n{word}\n")
 
 
-def write_logo(path: Path, sequences: Sequences, alphabet: str) -> None:
+def write_logo(path: Path, sequences: Sequences, alphabet: str, title: str = "") -> None:
     """Draws a sequence logo: stacks as high as the information, of letters as high as their share in it.
+
+    The scale ends at log2 K bits, or earlier where no stack comes near: read it before you compare two.
 
     Source:
         Schneider and Stephens (1990), https://doi.org/10.1093/nar/18.20.6097
     """
     heights = shares(sequences, len(alphabet)) * information(sequences, len(alphabet))[:, None]
+    tallest = heights.sum(1).max().item()
+    top = next((bits for bits in SCALES if tallest <= bits), math.log2(len(alphabet)))
     lines = heights.tensor_split(-(-len(heights) // LETTERS_PER_LINE))
     width = min(max(5.0, len(lines[0])), 7.0)
     figure = Figure(figsize=(width, 2.4 * len(lines) + 0.2), layout="constrained")
     first = 1
     for i, line in enumerate(lines):
-        _draw_line(figure.add_subplot(len(lines), 1, i + 1), line, alphabet, first, len(lines[0]))
+        _draw_line(figure.add_subplot(len(lines), 1, i + 1), line, alphabet, first, len(lines[0]), top)
         first += len(line)
+    figure.axes[0].set_title(title, fontsize="medium")
     figure.axes[-1].set_xlabel("position")
     if not _is_nucleic(alphabet):
         key = [Patch(color=colour, label=name) for name, colour in RESIDUES.values()]
@@ -145,8 +157,8 @@ def information(sequences: Sequences, categories: int) -> Some:
     return (math.log2(categories) - bias - entropy(sequences, categories)).clamp(min=0)
 
 
-def _draw_line(axes: Axes, heights: PerLetter, alphabet: str, first: int, width: int) -> None:
-    """One line of a logo, `width` positions wide."""
+def _draw_line(axes: Axes, heights: PerLetter, alphabet: str, first: int, width: int, top: float) -> None:
+    """One line of a logo, `width` positions wide and `top` bits high."""
     import logomaker  # which loads pandas and pyplot
     import pandas as pd
 
@@ -157,7 +169,7 @@ def _draw_line(axes: Axes, heights: PerLetter, alphabet: str, first: int, width:
     logomaker.Logo(table, ax=axes, color_scheme=colours)
     axes.set(
         xlim=(first - 0.6, first + width - 0.4),
-        ylim=(0, math.log2(len(alphabet))),
+        ylim=(0, top),
         ylabel="information, bits",
     )
     axes.set_xticks(positions)

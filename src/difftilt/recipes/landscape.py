@@ -29,7 +29,9 @@ from difftilt.settings import Positive
 from difftilt.shapes import Index, Points, Scalar
 
 ALGORITHM = PPO(advantage="path", epochs=1, kl="reward")
-TRAINING = Training(rounds=150, batch=2048, learning_rate=2e-2, schedule="linear", save_every=15)
+TRAINING = Training(
+    rounds=150, batch=2048, learning_rate=2e-2, schedule="linear", save_every=15, evaluate=2000
+)
 NOTE = (
     "Computed from the law of all {count} sequences, without sampling. p_r is the law that is asked for, the"
     " pretrained law tilted by exp(reward / alpha); the highest score among the {seen} sequences seen in"
@@ -129,7 +131,7 @@ def _job(
         copy.deepcopy(algorithm),
         training,
         target_kl,
-        draw=partial(draw, alphabet=table.alphabet),
+        draw=partial(draw, alphabet=table.alphabet, best=0.1),  # others have the motif anywhere, if at all
         spell=partial(spell, alphabet=table.alphabet),
         diversity=lambda sample: diversity(sample).value,
         exact=truth.of,
