@@ -115,7 +115,8 @@ def tiny():
 
 def test_pretraining_learns_the_lower_half(tmp_path, monkeypatch):
     monkeypatch.setattr(pretrain_landscape, "load_landscape", lambda name: tiny())
-    pretrain_landscape.pretrain_dna(out=tmp_path / "model", steps=150, batch=64, learning_rate=1e-2)
+    asked = pretrain_landscape.Pretraining(tmp_path / "model", steps=150, batch=64, learning_rate=1e-2)
+    pretrain_landscape.pretrain_dna(pretraining=asked)
     table = tiny()
     policy = landscape_policy(table, folder=tmp_path / "model")
     law = exact.evaluate(Objective(table.lookup, policy, 1.0), policy, table.score).law

@@ -1,6 +1,7 @@
-"""Files that a reader sees whole or not at all."""
+"""Files and folders that a reader sees whole or not at all."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,3 +17,16 @@ def draft(path: Path) -> Iterator[Path]:
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def draft_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill, which takes the place of `path` and of what it held; after an error it is gone."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as beside:
+        new = Path(beside) / "new"
+        new.mkdir()
+        yield new
+        if path.exists():
+            path.rename(Path(beside) / "old")
+        new.rename(path)

@@ -1,7 +1,6 @@
 """Makes the weights that come with the package: the digits model, the proxy and the gold classifier."""
 
 import json
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from rich.progress import track
 from safetensors.torch import save_file
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from difftilt.evaluation.draft import draft_folder
 from difftilt.evaluation.metrics import diversity, frechet, two_sample
 from difftilt.models.digits import (
     CLASSES,
@@ -84,18 +84,12 @@ def pretrain_digits(
 
 def _publish(out: Path, networks: dict[str, nn.Module], made: Numbers) -> None:
     """Writes weights, config and card, and puts them in place at once."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent) as folder:
-        new = Path(folder) / "new"
-        new.mkdir()
+    with draft_folder(out) as new:
         for name, network in networks.items():
             save_file({k: v.half() for k, v in network.state_dict().items()}, new / f"{name}.safetensors")
         config = {"network": NETWORK, "classifier": CLASSIFIER, "made": made}
         (new / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         (new / "README.md").write_text(card(made, quality(new)))
-        if out.exists():
-            out.rename(Path(folder) / "old")
-        new.rename(out)
 
 
 def _train_model(data: Images, steps: int, batch: int, learning_rate: float, seed: int) -> nn.Module:

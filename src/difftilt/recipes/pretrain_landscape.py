@@ -1,9 +1,10 @@
 """Makes what the recipes `dna` and `protein` start from: models of the lower half of a landscape."""
 
+import dataclasses
 import json
-import tempfile
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from rich.progress import track
 
 from difftilt.data.alphabet import DNA
 from difftilt.data.landscape import Landscape, load_landscape
+from difftilt.evaluation.draft import draft_folder
 from difftilt.exact import landscape as exact
 from difftilt.models.landscape import (
     ROWS,
@@ -26,28 +28,18 @@ from difftilt.models.landscape import (
 )
 from difftilt.objective import Objective
 from difftilt.policy import unconditional
-from difftilt.settings import Count, Natural, Positive
+from difftilt.settings import Count, Natural, Positive, check_settings
 from difftilt.shapes import Tokens
 from difftilt.training.pretrain import explain, warm_cosine
 
 Numbers = dict[str, Any]  # as JSON holds them
 
 
-def pretrain_dna(
-    landscape: Literal["six6", "pax6", "egr2"] = "six6",
-    out: Path | None = None,
-    steps: Count = 4000,
-    batch: Count = 1024,
-    learning_rate: Positive = 3e-3,
-    width: Count = WIDTH,
-    rows: Count = ROWS,
-    threads: Count = 1,
-    seed: Natural = 0,
-) -> None:
-    """Trains a model of the half of all DNA 8-mers that bind a protein least.
+@dataclass(frozen=True)
+class Pretraining:
+    """How a model of a landscape is made.
 
     Args:
-        landscape: Which protein; all but six6 need difftilt data fetch tfbind8.
         out: The folder to write; an existing one is replaced once all is done. By default
             ~/.cache/difftilt/models/LANDSCAPE, or for six6 the one in the package.
         steps: Gradient steps.
@@ -58,73 +50,66 @@ def pretrain_dna(
         threads: CPU threads of torch; a second one costs more than it brings if the other core is busy.
         seed: Of weights and training.
     """
-    _pretrain(load_landscape(landscape), out, steps, batch, learning_rate, width, rows, threads, seed)
+
+    out: Path | None = None
+    steps: Count = 4000
+    batch: Count = 1024
+    learning_rate: Positive = 3e-3
+    width: Count = WIDTH
+    rows: Count = ROWS
+    threads: Count = 1
+    seed: Natural = 0
+
+    def __post_init__(self):
+        check_settings(self)
 
 
-def pretrain_protein(
-    out: Path | None = None,
-    steps: Count = 4000,
-    batch: Count = 1024,
-    learning_rate: Positive = 3e-3,
-    width: Count = WIDTH,
-    rows: Count = ROWS,
-    threads: Count = 1,
-    seed: Natural = 0,
+PRETRAINING = Pretraining()
+
+
+def pretrain_dna(
+    landscape: Literal["six6", "pax6", "egr2"] = "six6", pretraining: Pretraining = PRETRAINING
 ) -> None:
+    """Trains a model of the half of all DNA 8-mers that bind a protein least.
+
+    Args:
+        landscape: Which protein; all but six6 need difftilt data fetch tfbind8.
+        pretraining: How the model is made.
+    """
+    _pretrain(load_landscape(landscape), pretraining)
+
+
+def pretrain_protein(pretraining: Pretraining = PRETRAINING) -> None:
     """Trains a model of the half of all measured variants of protein G (GB1) that are least fit.
 
     Args:
-        out: The folder to write; an existing one is replaced once all is done. By default
-            ~/.cache/difftilt/models/gb1.
-        steps: Gradient steps.
-        batch: Sequences per gradient step.
-        learning_rate: The highest of the schedule.
-        width: Units per layer of the network.
-        rows: Of the network's tables of words, which are as long as this allows.
-        threads: CPU threads of torch; a second one costs more than it brings if the other core is busy.
-        seed: Of weights and training.
+        pretraining: How the model is made.
     """
-    _pretrain(load_landscape("gb1"), out, steps, batch, learning_rate, width, rows, threads, seed)
+    _pretrain(load_landscape("gb1"), pretraining)
 
 
-def _pretrain(
-    table: Landscape,
-    out: Path | None,
-    steps: int,
-    batch: int,
-    rate: float,
-    width: int,
-    rows: int,
-    threads: int,
-    seed: int,
-) -> None:
-    torch.set_num_threads(threads)
+def _pretrain(table: Landscape, asked: Pretraining) -> None:
+    torch.set_num_threads(asked.threads)
     busy = time.process_time()
     data = table.sequences()[table.lower_half()]
-    torch.manual_seed(seed)
-    size = {"width": width, "rows": rows}
+    torch.manual_seed(asked.seed)
+    size = {"width": asked.width, "rows": asked.rows}
     network = landscape_network(table, **size)
-    train(network, table, data, steps, batch, rate, seed)
+    train(network, table, data, asked.steps, asked.batch, asked.learning_rate, asked.seed)
+    settings = dataclasses.asdict(asked)
     made = {
-        "settings": {"steps": steps, "batch": batch, "learning_rate": rate, **size, "seed": seed},
+        "settings": {name: settings[name] for name in settings if name not in ("out", "threads")},
         "processor_seconds": round(time.process_time() - busy),
-        "threads": threads,
+        "threads": asked.threads,
         "torch": torch.__version__,
     }
-    out = out or default_folder(table.name)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent) as folder:
-        new = Path(folder) / "new"
-        new.mkdir()
+    with draft_folder(asked.out or default_folder(table.name)) as new:
         save_network(network, new)
         config = {"landscape": table.name, "network": size, "made": made}
         (new / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         found = quality(table, new)
         (new / "quality.json").write_text(json.dumps(found, indent=2) + "\n")
         (new / "README.md").write_text(card(table, config, found))
-        if out.exists():
-            out.rename(Path(folder) / "old")
-        new.rename(out)
 
 
 def train(

@@ -1,7 +1,6 @@
 """Makes what the recipe `utr` starts from: a model of random 5' UTRs, the proxy and the gold oracle."""
 
 import json
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch.nn as nn
 from rich.progress import track
 from safetensors.torch import save_file
 
+from difftilt.evaluation.draft import draft_folder
 from difftilt.evaluation.metrics import Estimate
 from difftilt.evaluation.sequences import diversity, entropy, kmer_correlation
 from difftilt.evidence import elbo
@@ -110,10 +110,7 @@ def _train_oracle(name: str, data: Measured, steps: int, batch: int, rate: float
 
 def _publish(out: Path, networks: dict[str, nn.Module], parts: Split, made: Numbers) -> None:
     """Writes weights, UTRs to compare with, config and card, and puts them in place at once."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent) as folder:
-        new = Path(folder) / "new"
-        new.mkdir()
+    with draft_folder(out) as new:
         for name, network in networks.items():
             save_file({k: v.half() for k, v in network.state_dict().items()}, new / f"{name}.safetensors")
         measured = {"all": parts.held_out.sequence[:COMPARED], "best": best(parts)[:COMPARED]}
@@ -123,9 +120,6 @@ def _publish(out: Path, networks: dict[str, nn.Module], parts: Split, made: Numb
         found = quality(new, parts.held_out)
         (new / "quality.json").write_text(json.dumps(found, indent=2) + "\n")
         (new / "README.md").write_text(card(made, found))
-        if out.exists():
-            out.rename(Path(folder) / "old")
-        new.rename(out)
 
 
 def best(parts: Split) -> Sequences:
