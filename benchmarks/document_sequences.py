@@ -13,7 +13,6 @@ from typing import Any
 import matplotlib.pyplot as plt
 from document import END, START, order, rows, table
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.ticker import LogLocator, NullLocator
 
 HERE = Path(__file__).parent
@@ -50,18 +49,10 @@ def load(results: Path) -> list[dict[str, Any]]:
 def landscapes(problems: list[dict[str, Any]]) -> str:
     """The gap to the optimum, and the rest of what is known exactly."""
     return (
-        "Landscapes: exact numbers of the policies' laws after training, on one torch thread; from the\n"
-        "lowest to the highest of the seeds. The gap is (J* - J) / alpha, and `student` is the same\n"
-        "network, taught by maximum likelihood on exact samples of p_r for as long. Missed is the share\n"
-        "of p_r on sequences that the policy makes less than a tenth as often; better, the policy's share\n"
-        "of sequences that score above all of the lower half. Best-of-N needs no training, but N calls for\n"
-        f"each of {DELIVERED:,} sequences, and its KL is that of its law of x_0, below which no chain of\n"
-        "that law can be. Reward calls count repeated sequences each time; seconds are of the processor,\n"
-        "for training alone. `python benchmarks/landscape.py PROBLEM`, and\n"
-        "[`results/landscape`](../benchmarks/results/landscape) has the curves.\n\n"
-        "![The gap in nats against seconds and against reward calls, one line per method](landscape.png)\n\n"
-        "A line is the mean over the seeds, a band their range; crosses are best-of-N. Methods that never\n"
-        "ask the reward itself have no line on the right.\n" + "".join(map(landscape, problems))
+        "Landscapes: `python benchmarks/landscape.py PROBLEM`, with the curves in\n"
+        "[`results/landscape`](../benchmarks/results/landscape).\n\n"
+        "![The gap in nats against seconds and against reward calls, one line per method](landscape.png)\n"
+        + "".join(map(landscape, problems))
     )
 
 
@@ -114,21 +105,47 @@ def bias(group: tuple[str, list[dict[str, Any]]]) -> str:
 
 
 def exactness(found: list[dict[str, Any]]) -> str:
-    """The rows as they are: one table for each set of columns."""
+    """What exact laws cost, whether samples agree, and what drawing several tokens at once costs."""
     if not found:
         return ""
-    tables = []
-    for keys in dict.fromkeys(tuple(row) for row in found):
-        lines = [[plainly(value) for value in row.values()] for row in found if tuple(row) == keys]
-        tables.append("\n" + table([key.replace("_", " ") for key in keys], lines))
-    source = "\nWhat the exact numbers cost, and how exact they are: [`exactness.json`]"
-    return source + "(../benchmarks/results/exactness.json).\n" + "".join(tables)
+    parts = {name: [row for row in found if row["part"] == name] for name in ("speed", "sampling", "parity")}
+    text = "\nThe exact numbers: `python benchmarks/exactness.py`, [`exactness.json`]"
+    text += "(../benchmarks/results/exactness.json).\n"
+    if parts["speed"]:
+        head = ["call", "landscape", "unmasking, T", "states", "seconds of the networks", "beyond them"]
+        lines = [
+            [
+                f"`{row['call']}`",
+                row["landscape"],
+                f"{row['unmasking']}, {row['steps']}",
+                f"{row['states']:,}",
+            ]
+            + [f"{row[key]:.1f}" for key in ("network_cpu_seconds", "beyond_network_cpu_seconds")]
+            + [f"{row['peak_mib']:,.0f} ({row['peak_mib_before']:,.0f})", f"{row['sum_minus_1']:.0e}"]
+            for row in parts["speed"]
+        ]
+        text += "\n" + table([*head, "peak of the process (before), MiB", "sum of the law, less 1"], lines)
+    if parts["sampling"]:
+        lines = [
+            [f"`{row['quantity']}`", f"{row['samples']:,}", f"{row['recursion']:.5f}"]
+            + [f"{row['sampled']:.5f} ± {row['standard_error']:.5f}", f"{row['difference_in_errors']:+.1f}"]
+            for row in parts["sampling"]
+        ]
+        head = ["quantity", "samples", "by recursion", "sampled", "difference, standard errors"]
+        text += "\n" + table(head, lines)
+    return text + (parity(parts["parity"]) if parts["parity"] else "")
 
 
-def plainly(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+def parity(found: list[dict[str, Any]]) -> str:
+    """The best Bernoulli policy's gap, as T grows."""
+    steps = sorted({row["steps"] for row in found})
+    gaps = {(row["bits"], row["steps"]): f"{row['gap_nats']:.4f}" for row in found}
+    lines = [[str(b), *(gaps.get((b, t), "") for t in steps)] for b in sorted({b for b, _ in gaps})]
+    return (
+        "\nBernoulli unmasking at its best, where the reward is 1 if the bits sum to an odd number (alpha\n"
+        f"= {found[0]['alpha']:g}): the gap to J*, in nats, as the bits of one step do not know of each\n"
+        "other; one position per step has none.\n\n" + table(["bits", *(f"T = {t}" for t in steps)], lines)
+    )
 
 
 def utr(path: Path) -> str:
@@ -208,24 +225,17 @@ def draw(problems: list[dict[str, Any]], path: Path) -> None:
         gaps += [row["gap_nats"] for row in problem["best_of_n"].values()]
         for axis, along in ((left, "processor seconds"), (right, "reward calls, thousands")):
             axis.set(xscale="log", yscale="log", xlabel=along, ylim=(0.7 * min(gaps), 1.3 * max(gaps)))
-            plain(axis.xaxis)
-            plain(axis.yaxis)
+            for scale in (axis.xaxis, axis.yaxis):
+                scale.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                scale.set_major_formatter("{x:g}")
+                scale.set_minor_locator(NullLocator())
             axis.spines[["top", "right"]].set_visible(False)
         left.set_ylabel("(J* - J) / alpha, nats")
-    named: dict[str, Any] = {}
-    for axis in axes[:, 0]:
-        handles, labels = axis.get_legend_handles_labels()
-        named |= dict(zip(labels, handles, strict=True))
+    shown = [zip(*axis.get_legend_handles_labels()[::-1], strict=True) for axis in axes[:, 0]]
+    named = {label: handle for pairs in shown for label, handle in pairs}
     figure.legend(named.values(), named, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
     figure.savefig(path, dpi=110)
     plt.close(figure)
-
-
-def plain(axis: Axis) -> None:
-    """Plain numbers along a logarithmic axis."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter("{x:g}")
-    axis.set_minor_locator(NullLocator())
 
 
 def curve(axis: Axes, runs: list[dict[str, Any]], along: str, unit: int, colour: str) -> None:
@@ -233,8 +243,8 @@ def curve(axis: Axes, runs: list[dict[str, Any]], along: str, unit: int, colour:
     places = [statistics.mean(row[along] for row in group) / unit for group in marked]
     gaps = [[row["gap_nats"] for row in group] for group in marked]
     name = runs[0]["method"]
-    style = "--" if name == STUDENT else "-"
-    axis.plot(places, [statistics.mean(group) for group in gaps], style, color=colour, label=name)
+    means, style = [statistics.mean(group) for group in gaps], "--" if name == STUDENT else "-"
+    axis.plot(places, means, style, color=colour, label=name)
     low, high = [min(group) for group in gaps], [max(group) for group in gaps]
     axis.fill_between(places, low, high, color=colour, alpha=0.2, lw=0)
 
