@@ -124,3 +124,21 @@ def test_pretraining_learns_the_lower_half(tmp_path, monkeypatch):
     assert law[table.score > best_seen(table)].sum() < 0.25  # the untrained law has a half there
     assert stated["above"] == pytest.approx(law[table.score > best_seen(table)].sum().item(), rel=1e-6)
     assert "difftilt pretrain dna --landscape tiny --steps 150" in (tmp_path / "model/README.md").read_text()
+
+
+def test_backprop_is_told_that_a_table_has_no_gradient(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(
+            [
+                "finetune",
+                "dna",
+                "algorithm:backprop",
+                "--batch",
+                "32",
+                "--evaluate",
+                "16",
+                "--out",
+                str(tmp_path),
+            ]
+        )
+    assert "no gradient to pass back" in capsys.readouterr().err

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from difftilt.data.alphabet import DNA, PROTEIN, all_sequences, check_tokens, encode, place_values, spell
 from difftilt.data.store import locate, naming, numbers, read_table
 from difftilt.shapes import Cond, Index, Mask, PerSample, Points, Sample, Tokens
+from difftilt.transition import tokens as hard
 
 SIX6 = Path(__file__).with_name("six6.safetensors")
 COMPLEMENT = str.maketrans("ACGT", "TGCA")
@@ -58,8 +59,8 @@ class Landscape:
         return (tokens * place_values(len(self.alphabet), self.length).to(tokens.device)).sum(1)
 
     def lookup(self, sample: Sample, cond: Cond) -> PerSample:
-        """The reward: a sequence's score."""
-        return self.score[self.index(sample).cpu()].to(sample.device, torch.float32)
+        """The reward: a sequence's score. It has no gradient, also not in one-hot vectors."""
+        return self.score[self.index(hard(sample)).cpu()].to(sample.device, torch.float32)
 
     def lower_half(self) -> Index:
         """The measured sequences that score at or below the median of the measured scores, in order.
