@@ -9,11 +9,11 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "difftilt"
 
 FLOORS = [
-    ["shapes", "settings"],
+    ["shapes", "settings", "draft"],
     ["options"],
     ["transition", "grid", "advantages", "features", "automaton", "data.alphabet", "data.store"],
     ["policy", "jacobi", "data.landscape", "data.libraries"],
-    ["guard", "data.catalog", "processes.masked", "models.sequence"],
+    ["guard", "data.catalog", "processes.masked", "models.sequence", "models.half"],
     ["objective", "data.fetch", "evidence"],
     ["processes.*", "data.command", "rewards.*", "values.*"],
     ["replay", "exact.result"],
@@ -22,7 +22,7 @@ FLOORS = [
         f"training.{name}"
         for name in ("seeds", "signals", "log", "ema", "counter", "tree", "distributed", "budget")
     ],
-    ["training.checkpoint", "training.fit", "training.pretrain", "evaluation.number", "evaluation.draft"],
+    ["training.checkpoint", "training.fit", "training.pretrain", "evaluation.number"],
     [f"evaluation.{name}" for name in ("metrics", "plots", "folder", "verdict", "evaluate")],
     ["training.state", "evaluation.*"],
     ["training.run"],

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from difftilt.shapes import Levels, PerSample, Points, Probs, Real, State
-from difftilt.transition import Transition, event_sum
+from difftilt.transition import Transition, event_sum, relative_entropy
 
 CELLS = 256  # between 0 and 1, equal in phi
 LOST = 1e6  # a sum with a rounding error above its 1e-6 th part is not trusted
@@ -57,8 +57,7 @@ class Histogram(Transition):
         return event_sum(torch.where((x >= 0) & (x <= 1), density, 0).log())
 
     def kl(self, other: "Histogram") -> PerSample:
-        p, q = self.mass, other.mass
-        return event_sum(p * (torch.where(p > 0, p, 1).log() - torch.where(p > 0, q, 1).log()))
+        return event_sum(relative_entropy(self.mass, other.mass))
 
     def tempered(self, temperature: float) -> "Histogram":
         width = edges(self.mass.shape[-1]).diff().to(self.mass)

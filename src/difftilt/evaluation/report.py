@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from difftilt.evaluation.draft import draft
+from difftilt.draft import draft
 from difftilt.evaluation.folder import Run, Samples, as_float, read_pictures, read_run
 from difftilt.evaluation.number import MINUS, Change, Number
 from difftilt.evaluation.plots import curve, histogram

@@ -10,7 +10,7 @@ from matplotlib.patches import Patch
 from torch import Tensor
 
 from difftilt.data.alphabet import spell
-from difftilt.evaluation.draft import draft
+from difftilt.draft import draft
 from difftilt.evaluation.evaluate import Evaluation
 from difftilt.evaluation.metrics import Estimate, at_least, jackknife
 from difftilt.shapes import PerLetter, Sequences, Some

@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor
 
 from difftilt.grid import Grid, cosine
+from difftilt.models.half import load_half
 from difftilt.processes.gaussian import GaussianPolicy, PredictionType
 from difftilt.shapes import Cond, Index, Probs, Real, State
 
@@ -190,7 +190,7 @@ def digits_policy(
     """
     folder = folder or packaged()
     network = DiT(**_config(folder)["network"])
-    _load(network, folder / "model.safetensors")
+    load_half(network, folder / "model.safetensors")
     return chain_of(network, sampling_grid(steps), eta=eta, tune_std=tune_std)
 
 
@@ -229,7 +229,7 @@ def load_classifier(name: str, folder: Path | None = None) -> Classifier:
         raise ValueError(f"the digit classifiers are 'proxy' and 'gold', but {name!r} came")
     folder = folder or packaged()
     classifier = Classifier(**_config(folder)["classifier"])
-    _load(classifier, folder / f"{name}.safetensors")
+    load_half(classifier, folder / f"{name}.safetensors")
     return classifier.eval().requires_grad_(False)
 
 
@@ -243,8 +243,3 @@ def _config(folder: Path) -> dict[str, dict[str, int]]:
     if not path.is_file():
         raise ValueError(f"{folder} holds no digits model: config.json is missing; make one with pretraining")
     return json.loads(path.read_text())
-
-
-def _load(network: nn.Module, path: Path) -> None:
-    """Reads weights that are kept in float16 to be small."""
-    network.load_state_dict({name: weight.float() for name, weight in load_file(path).items()})

@@ -10,15 +10,15 @@ from importlib import resources
 from pathlib import Path
 
 import torch.nn as nn
-from safetensors.torch import load_file, save_file
 
 from difftilt.data.alphabet import DNA
 from difftilt.data.landscape import Landscape
+from difftilt.models.half import load_half
 from difftilt.models.sequence import MLP, BothStrands, Corrected, WordValues
 from difftilt.processes.masked import MaskedPolicy
 from difftilt.shapes import Index
 
-WIDTH, ROWS = 32, 2**12
+WIDTH, ROWS = 32, 2**12  # of the pretrained network
 SHIPPED = "six6"
 
 
@@ -53,7 +53,8 @@ def landscape_policy(
 
     Args:
         start: Tokens that stay, and masks elsewhere.
-        folder: Weights; by default those that ship with the package, or else those in `user_folder`.
+        folder: Weights; by default those that ship with the package, or those that
+            pretraining wrote.
 
     Raises:
         ValueError: If there are none, with how to make them.
@@ -61,13 +62,12 @@ def landscape_policy(
     folder = folder or default_folder(landscape.name)
     path = folder / "model.safetensors"
     if not path.is_file():
-        recipe = "dna" if landscape.alphabet == DNA else "protein"
         raise ValueError(
-            f"{folder} holds no model of {landscape.name}: make one with difftilt pretrain {recipe}"
-            f" --landscape {landscape.name}, or name its folder with --weights"
+            f"{folder} holds no model of {landscape.name}: make one with {pretrain_command(landscape)}, or"
+            " name its folder with --weights"
         )
     network = landscape_network(landscape, **json.loads((folder / "config.json").read_text())["network"])
-    network.load_state_dict({name: weight.float() for name, weight in load_file(path).items()})
+    load_half(network, path)
     return chain_of(network, landscape, start)
 
 
@@ -80,9 +80,10 @@ def tunable(policy: MaskedPolicy, landscape: Landscape) -> MaskedPolicy:
     return chain_of(network, landscape, policy.start)
 
 
-def save_network(network: nn.Module, folder: Path) -> None:
-    """Writes the weights in float16."""
-    save_file({k: v.half() for k, v in network.state_dict().items()}, folder / "model.safetensors")
+def pretrain_command(landscape: Landscape) -> str:
+    """What to type for a model of a landscape."""
+    recipe = f"dna --landscape {landscape.name}" if landscape.alphabet == DNA else "protein"
+    return f"difftilt pretrain {recipe}"
 
 
 def default_folder(name: str) -> Path:

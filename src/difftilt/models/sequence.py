@@ -1,6 +1,6 @@
 """Networks for sequences of tokens: one-hot states in, logits of every position's clean token out.
 
-All fit any vocabulary, and read straight-through states, whose gradients pass on to earlier steps.
+All fit any vocabulary, and all but `WordValues` pass gradients on through straight-through states.
 """
 
 from collections.abc import Sequence
@@ -192,9 +192,8 @@ class WordValues(nn.Module):
             word = x[:, start : start + size]
             place = place_values(self.categories + 1, size).to(x.device)
             without = (word * place).sum(1, keepdim=True) - word * place
-            filled = (
-                without[..., None] + letters * place[:, None]
-            )  # the word with each letter at each position
+            # the word with each letter at each position
+            filled = without[..., None] + letters * place[:, None]
             row = self.get_buffer(f"row_{start}_{size}").take(filled)
             value = self.numbers.index_select(0, row.flatten()).view(row.shape)
             logits = logits + F.pad(value, (0, 0, start, self.length - start - size))

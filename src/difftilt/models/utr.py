@@ -16,6 +16,7 @@ from torch import Tensor
 
 from difftilt.data.alphabet import DNA
 from difftilt.data.libraries import UTR_LENGTH, load_utr
+from difftilt.models.half import load_half
 from difftilt.processes.masked import MaskedPolicy
 from difftilt.shapes import Cond, OneHot, Output, PerSample, Sequences, State, Step
 from difftilt.transition import one_hot
@@ -154,7 +155,7 @@ def utr_policy(steps: int = STEPS, *, folder: Path | None = None) -> MaskedPolic
     """
     folder = folder or user_folder()
     network = Denoiser(**_config(folder)["network"])
-    _load(network, folder / "model.safetensors")
+    load_half(network, folder / "model.safetensors")
     return chain_of(network, steps)
 
 
@@ -164,7 +165,7 @@ def load_oracle(name: str, folder: Path | None = None) -> Oracle:
         raise ValueError(f"the UTR oracles are 'proxy' and 'gold', but {name!r} came")
     folder = folder or user_folder()
     oracle = Oracle(**_config(folder)["oracle"])
-    _load(oracle, folder / f"{name}.safetensors")
+    load_half(oracle, folder / f"{name}.safetensors")
     return oracle.eval().requires_grad_(False)
 
 
@@ -189,8 +190,3 @@ def _config(folder: Path) -> dict[str, dict[str, int]]:
             " with --weights"
         )
     return json.loads(path.read_text())
-
-
-def _load(network: nn.Module, path: Path) -> None:
-    """Reads weights that are kept in float16 to be small."""
-    network.load_state_dict({name: weight.float() for name, weight in load_file(path).items()})

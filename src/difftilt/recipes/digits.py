@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from difftilt.algorithms.ppo import PPO
-from difftilt.evaluation.draft import draft
+from difftilt.draft import draft
 from difftilt.evaluation.evaluate import Evaluation
 from difftilt.evaluation.metrics import diversity, two_sample
 from difftilt.guard import Guard, Reward

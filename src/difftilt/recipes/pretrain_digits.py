@@ -9,10 +9,9 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from rich.progress import track
-from safetensors.torch import save_file
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from difftilt.evaluation.draft import draft_folder
+from difftilt.draft import draft_folder
 from difftilt.evaluation.metrics import diversity, frechet, two_sample
 from difftilt.models.digits import (
     CLASSES,
@@ -27,6 +26,7 @@ from difftilt.models.digits import (
     load_split,
     training_grid,
 )
+from difftilt.models.half import save_half
 from difftilt.policy import rollout
 from difftilt.settings import Count, Natural, Positive
 from difftilt.shapes import PerSample, Samples
@@ -86,7 +86,7 @@ def _publish(out: Path, networks: dict[str, nn.Module], made: Numbers) -> None:
     """Writes weights, config and card, and puts them in place at once."""
     with draft_folder(out) as new:
         for name, network in networks.items():
-            save_file({k: v.half() for k, v in network.state_dict().items()}, new / f"{name}.safetensors")
+            save_half(network, new / f"{name}.safetensors")
         config = {"network": NETWORK, "classifier": CLASSIFIER, "made": made}
         (new / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         (new / "README.md").write_text(card(made, quality(new)))

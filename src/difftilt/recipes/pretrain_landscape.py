@@ -12,10 +12,10 @@ import torch
 import torch.nn as nn
 from rich.progress import track
 
-from difftilt.data.alphabet import DNA
 from difftilt.data.landscape import Landscape, load_landscape
-from difftilt.evaluation.draft import draft_folder
+from difftilt.draft import draft_folder
 from difftilt.exact import landscape as exact
+from difftilt.models.half import save_half
 from difftilt.models.landscape import (
     ROWS,
     WIDTH,
@@ -24,7 +24,7 @@ from difftilt.models.landscape import (
     default_folder,
     landscape_network,
     landscape_policy,
-    save_network,
+    pretrain_command,
 )
 from difftilt.objective import Objective
 from difftilt.policy import unconditional
@@ -104,7 +104,7 @@ def _pretrain(table: Landscape, asked: Pretraining) -> None:
         "torch": torch.__version__,
     }
     with draft_folder(asked.out or default_folder(table.name)) as new:
-        save_network(network, new)
+        save_half(network, new / "model.safetensors")
         config = {"landscape": table.name, "network": size, "made": made}
         (new / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         found = quality(table, new)
@@ -143,13 +143,12 @@ def card(table: Landscape, config: Numbers, found: Mapping[str, float]) -> str:
     """The model card, in Markdown."""
     made = config["made"]
     options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in made["settings"].items())
-    recipe = f"dna --landscape {table.name}" if table.alphabet == DNA else "protein"
     return CARD.format(
         name=table.name,
         seen=f"{len(table.lower_half()):,}",
         best=best_seen(table),
         note=table.note,
-        command=f"difftilt pretrain {recipe} {options}",
+        command=f"{pretrain_command(table)} {options}",
         processor_seconds=made["processor_seconds"],
         threads=made["threads"],
         torch=made["torch"],

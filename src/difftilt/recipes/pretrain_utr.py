@@ -10,10 +10,11 @@ import torch.nn as nn
 from rich.progress import track
 from safetensors.torch import save_file
 
-from difftilt.evaluation.draft import draft_folder
+from difftilt.draft import draft_folder
 from difftilt.evaluation.metrics import Estimate
 from difftilt.evaluation.sequences import diversity, entropy, kmer_correlation
 from difftilt.evidence import elbo
+from difftilt.models.half import save_half
 from difftilt.models.utr import (
     LETTERS,
     ORACLES,
@@ -112,7 +113,7 @@ def _publish(out: Path, networks: dict[str, nn.Module], parts: Split, made: Numb
     """Writes weights, UTRs to compare with, config and card, and puts them in place at once."""
     with draft_folder(out) as new:
         for name, network in networks.items():
-            save_file({k: v.half() for k, v in network.state_dict().items()}, new / f"{name}.safetensors")
+            save_half(network, new / f"{name}.safetensors")
         measured = {"all": parts.held_out.sequence[:COMPARED], "best": best(parts)[:COMPARED]}
         save_file({k: x.to(torch.uint8) for k, x in measured.items()}, new / "measured.safetensors")
         config = {"network": NETWORK, "oracle": ORACLE, "made": made}

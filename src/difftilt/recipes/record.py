@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from difftilt.evaluation.draft import draft
+from difftilt.draft import draft
 from difftilt.options import kebab
 from difftilt.training.checkpoint import versions
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from difftilt.evaluation.draft import draft, draft_folder
+from difftilt.draft import draft, draft_folder
 
 
 def test_a_folder_takes_the_place_of_the_old_one(tmp_path):
