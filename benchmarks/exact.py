@@ -44,13 +44,13 @@ from difftilt import (
     fit,
     unconditional,
 )
+from difftilt.counter import Counter
 from difftilt.exact import gaussian, grid
 from difftilt.grid import shifted_flow
 from difftilt.guard import Reward
 from difftilt.models.toy import AffineResidual, GaussianDenoiser, Residual, Velocity, gmm, gmm_grid
 from difftilt.recipes.algorithms import make_algorithm
 from difftilt.recipes.record import to_json
-from difftilt.training.counter import Counter
 from difftilt.training.ema import EMA
 from difftilt.training.run import denoisers
 

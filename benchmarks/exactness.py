@@ -31,12 +31,12 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from difftilt.conditions import unconditional
 from difftilt.data.alphabet import PROTEIN
 from difftilt.data.landscape import Landscape, load_landscape
 from difftilt.exact import landscape as exact
 from difftilt.models.landscape import landscape_network
 from difftilt.objective import Objective
-from difftilt.policy import unconditional
 from difftilt.processes.masked import MaskedPolicy, Unmasking
 from difftilt.recipes.record import write_json
 

@@ -27,13 +27,13 @@ from typing import Any
 import torch
 
 from difftilt import Backprop, Diffusion, FlowSDE, GaussianPolicy, Grid, Objective, Policy, fit, unconditional
+from difftilt.counter import Counter
 from difftilt.evaluation.diagnostics import frozen_start
 from difftilt.exact import gaussian, tabular
 from difftilt.grid import linear, shifted_flow
 from difftilt.models.toy import AffineResidual, GaussianDenoiser, Velocity
 from difftilt.processes.flow_sde import MEMORYLESS
 from difftilt.processes.start import TunedStart
-from difftilt.training.counter import Counter
 
 STEPS, ALPHA = 8, 0.5
 F64 = torch.float64

@@ -33,10 +33,10 @@ from difftilt import (
     fit,
     unconditional,
 )
+from difftilt.counter import Counter
 from difftilt.grid import Grid
 from difftilt.models.toy import MixtureDenoiser, Residual
 from difftilt.recipes.record import to_json, write_json
-from difftilt.training.counter import Counter
 from difftilt.training.ema import EMA
 
 SCALE, VARIANCE, STEPS, FLOOR = 7.0, 0.3, 100, -10.0

@@ -28,6 +28,7 @@ from difftilt.algorithms.path_consistency import PathConsistency
 from difftilt.algorithms.ppo import PPO
 from difftilt.algorithms.reward_weighted import RewardWeighted
 from difftilt.algorithms.trajectory_balance import TrajectoryBalance
+from difftilt.conditions import unconditional
 from difftilt.data.landscape import Landscape, load_landscape
 from difftilt.exact import landscape as exact
 from difftilt.models.landscape import (
@@ -39,7 +40,6 @@ from difftilt.models.landscape import (
     tunable,
 )
 from difftilt.objective import Algorithm, Objective
-from difftilt.policy import unconditional
 from difftilt.processes.masked import MaskedPolicy
 from difftilt.recipes.pretrain_landscape import train
 from difftilt.training.fit import fit

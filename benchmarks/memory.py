@@ -18,9 +18,9 @@ from torch.utils._pytree import tree_leaves
 from difftilt.algorithms.backprop import Backprop
 from difftilt.algorithms.path_consistency import PathConsistency
 from difftilt.algorithms.trajectory_balance import TrajectoryBalance
+from difftilt.conditions import unconditional
 from difftilt.grid import linear
 from difftilt.objective import Objective
-from difftilt.policy import unconditional
 from difftilt.processes.gaussian import GaussianPolicy
 
 RESULTS = Path(__file__).parent / "results" / "memory.json"

@@ -27,12 +27,12 @@ import torch
 from matplotlib.axes import Axes
 
 from difftilt import PPO, Algorithm, Backprop
+from difftilt.conditions import unconditional
 from difftilt.evaluation.evaluate import evaluate
 from difftilt.evaluation.folder import read_run
 from difftilt.evaluation.report import outcome
 from difftilt.evaluation.verdict import ceiling, findings, headline
 from difftilt.models.utr import user_folder
-from difftilt.policy import unconditional
 from difftilt.recipes.execute import finetune
 from difftilt.recipes.record import describe, to_json, write_json
 from difftilt.recipes.utr import TRAINING, utr

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from difftilt.policy import Policy, unconditional
+from difftilt.conditions import unconditional
+from difftilt.policy import Policy
 
 
 def every_state(categories: int, length: int) -> Tensor:

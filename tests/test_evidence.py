@@ -9,10 +9,11 @@ import torch.nn as nn
 from enumeration import every_state, laws
 from torch import Tensor
 
+from difftilt.conditions import unconditional
 from difftilt.evidence import elbo, start_evidence, step_evidence
 from difftilt.grid import Grid, from_betas
 from difftilt.models.toy import GaussianDenoiser
-from difftilt.policy import Diffusion, unconditional
+from difftilt.policy import Diffusion
 from difftilt.processes.gaussian import GaussianPolicy
 from difftilt.processes.masked import MaskedPolicy
 from difftilt.processes.start import TunedStart

@@ -11,17 +11,24 @@ SOURCE = Path(__file__).parents[1] / "src" / "difftilt"
 FLOORS = [
     ["shapes", "settings", "draft"],
     ["options"],
-    ["transition", "grid", "advantages", "features", "automaton", "data.alphabet", "data.store"],
+    [
+        "transition",
+        "grid",
+        "advantages",
+        "features",
+        "automaton",
+        "data.alphabet",
+        "data.store",
+        "counter",
+        "conditions",
+    ],
     ["policy", "jacobi", "data.landscape", "data.libraries"],
     ["guard", "data.catalog", "processes.masked", "models.sequence", "models.half"],
     ["objective", "data.fetch", "evidence"],
-    ["processes.*", "data.command", "rewards.*", "values.*"],
-    ["replay", "exact.result"],
+    ["processes.*", "data.command", "rewards.*", "values.*", "steering"],
+    ["replay", "imitation", "exact.result"],
     ["algorithms.*", "samplers.*", "models.*", "exact.*"],
-    [
-        f"training.{name}"
-        for name in ("seeds", "signals", "log", "ema", "counter", "tree", "distributed", "budget")
-    ],
+    [f"training.{name}" for name in ("seeds", "signals", "log", "ema", "tree", "distributed", "budget")],
     ["training.checkpoint", "training.fit", "training.pretrain", "evaluation.number"],
     [f"evaluation.{name}" for name in ("metrics", "plots", "folder", "verdict", "evaluate")],
     ["training.state", "evaluation.*"],

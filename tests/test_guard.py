@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from difftilt.conditions import unconditional
 from difftilt.guard import Guard, RewardError
-from difftilt.policy import unconditional
 
 SAMPLES = torch.arange(4.0)[:, None]
 NAN, INF = float("nan"), float("inf")

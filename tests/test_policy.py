@@ -14,21 +14,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from difftilt import processes
+from difftilt.conditions import batch_size, context, repeat, take, unconditional
 from difftilt.grid import linear, shifted_flow
 from difftilt.policy import (
     Policy,
     Trajectory,
     Transitions,
-    batch_size,
     chain,
-    context,
     decide,
     path_kl,
     path_log_prob,
-    repeat,
     rollout,
-    take,
-    unconditional,
 )
 from difftilt.processes.flow_sde import FlowSDE
 from difftilt.processes.gaussian import GaussianPolicy

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from difftilt import replay
+from difftilt.conditions import unconditional
 from difftilt.exact import tabular
 from difftilt.objective import Objective
-from difftilt.policy import path_log_prob, unconditional
+from difftilt.policy import path_log_prob
 from difftilt.processes.tempered import Tempered
 from difftilt.transition import Gaussian
 

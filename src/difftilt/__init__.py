@@ -9,20 +9,13 @@ from difftilt.algorithms.ppo import PPO
 from difftilt.algorithms.reward_weighted import RewardWeighted
 from difftilt.algorithms.trajectory_balance import TrajectoryBalance
 from difftilt.automaton import both, count_range, forbid, gc_range
+from difftilt.conditions import unconditional
 from difftilt.data.landscape import Landscape, load_landscape, make_landscape
 from difftilt.evidence import elbo
 from difftilt.grid import Grid
 from difftilt.guard import Guard, RewardError
 from difftilt.objective import Algorithm, Experience, Loss, Objective
-from difftilt.policy import (
-    Diffusion,
-    Policy,
-    Trajectory,
-    Transitions,
-    path_log_prob,
-    rollout,
-    unconditional,
-)
+from difftilt.policy import Diffusion, Policy, Trajectory, Transitions, path_log_prob, rollout
 from difftilt.processes.constraint import constrain
 from difftilt.processes.flow_sde import FlowSDE
 from difftilt.processes.gaussian import GaussianPolicy

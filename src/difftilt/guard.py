@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from difftilt.policy import as_bytes, context_keys, take
+from difftilt.conditions import as_bytes, context_keys, take
 from difftilt.shapes import Cond, PerSample, Sample
 
 Reward = Callable[[Sample, Cond], PerSample]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn as nn
 
+from difftilt.conditions import take
 from difftilt.guard import Guard, Reward, RewardError
 from difftilt.policy import Policy, Trajectory, chain, law
 from difftilt.settings import check_settings
@@ -121,6 +122,20 @@ def outcome(reward: PerSample, kl: PerSample, alpha: float) -> dict[str, Scalar]
     numbers = {"reward": reward, "kl_nats": kl, "objective": reward - alpha * kl}
     means = {name: x.mean() for name, x in numbers.items()}
     return means | {f"{name}_se": x.std() / len(x) ** 0.5 for name, x in numbers.items()}
+
+
+def hard_wired(objective: Objective, above: Value, x: State, t: Step, cond: Cond) -> PerSample:
+    """A soft value at any t: the reward at t = 0, whatever `above` says there, and `above` elsewhere."""
+    end = t == 0
+    if end.all():
+        return objective.reward(objective.reference.decode(x), cond)
+    if not end.any():
+        return above(x, t, cond)
+    last, others = end.nonzero()[:, 0], (~end).nonzero()[:, 0]
+    reward = objective.reward(objective.reference.decode(x[last]), take(cond, last))
+    value = above(x[others], t[others], take(cond, others))
+    dtype = torch.promote_types(reward.dtype, value.dtype)
+    return torch.cat([reward.to(dtype), value.to(dtype)])[torch.cat([last, others]).argsort()]
 
 
 def to_go(cost: PerStep) -> PerStep:

@@ -1,16 +1,15 @@
 """A generative model seen as a finite Markov chain x_T -> ... -> x_0."""
 
-import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
 import torch
 import torch.nn as nn
-from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from difftilt.conditions import concat, take
 from difftilt.shapes import Cond, Index, PerSample, PerStep, Sample, Some, State, States, Step
 from difftilt.transition import Transition, join
 
@@ -124,66 +123,14 @@ class Trajectory:
         yield from taken.tensor_split(count)
 
 
-def take(cond: Cond, index: Index) -> Cond:
-    """Selects rows of every condition."""
-    return {k: v[index] if isinstance(v, Tensor) else [v[i] for i in index.tolist()] for k, v in cond.items()}
-
-
-def on_device_of(policy: Policy, cond: Cond) -> Cond:
-    """The conditions where the policy's weights are."""
-    weight = next(policy.parameters(), torch.empty(0))
-    return {k: v.to(weight.device) if isinstance(v, Tensor) else v for k, v in cond.items()}
-
-
-def batch_size(cond: Cond) -> int:
-    """The number of samples that a condition asks for."""
-    if not cond:
-        raise ValueError("a condition came without entries; use unconditional(n) to ask for n samples")
-    return len(next(iter(cond.values())))
-
-
-def unconditional(n: int) -> Cond:
-    """The condition of n samples about which nothing is asked."""
-    return {"none": torch.zeros(n, dtype=torch.long)}
-
-
-def repeat(cond: Cond, count: int) -> Cond:
-    """Repeats every condition `count` times, side by side."""
-    return take(cond, torch.arange(batch_size(cond)).repeat_interleave(count))
-
-
-def deal(cond: Cond, count: int) -> Iterator[Cond]:
-    """Conditions in `count` parts, one after the other."""
-    batch = batch_size(cond)
-    if batch < count:
-        raise ValueError(f"a batch of {batch} has no {count} parts; enlarge the batch or take fewer parts")
-    for rows in torch.arange(batch).tensor_split(count):
-        yield take(cond, rows)
-
-
-def context_keys(cond: Cond) -> list[str]:
-    """A hash per sample, equal where all conditions are equal."""
-    keys = []
-    for i in range(batch_size(cond)):
-        digest = hashlib.sha256()
-        for name, value in cond.items():
-            item = value[i]
-            digest.update(name.encode() + b"\0")
-            digest.update(item.encode() + b"\0" if isinstance(item, str) else as_bytes(item))
-        keys.append(digest.hexdigest())
-    return keys
-
-
-def as_bytes(x: Tensor) -> bytes:
-    """The numbers of a tensor, bit for bit, in any precision."""
-    return x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-
-
-def context(cond: Cond) -> Index:
-    """A small number per sample, equal where all conditions are equal."""
-    keys = context_keys(cond)
-    numbers = {key: i for i, key in enumerate(dict.fromkeys(keys))}
-    return torch.tensor([numbers[key] for key in keys])
+def side_by_side(paths: Sequence[Trajectory]) -> Trajectory:
+    """All chains of all batches, in their order."""
+    return Trajectory(
+        torch.cat([path.states for path in paths], 1),
+        torch.cat([path.sample for path in paths]),
+        torch.cat([path.log_prob for path in paths], 1),
+        concat([path.cond for path in paths]),
+    )
 
 
 def law(policy: Policy, x: State, t: Step, cond: Cond) -> Transition:
@@ -266,23 +213,25 @@ class Decision:
 
 def chain(policy: Policy, cond: Cond) -> Iterator[Decision]:
     """Samples x_T, ..., x_0 without gradients and yields each of the T + 1 decisions as it is taken."""
-    decision = _first(policy, cond)
+    decision = first(policy, cond)
     yield decision
     for t in range(policy.steps, 0, -1):
-        decision = _next(policy, decision.x_next, t, cond)
+        decision = advance(policy, decision.x_next, t, cond)
         yield decision
 
 
 @torch.no_grad()
-def _first(policy: Policy, cond: Cond) -> Decision:
+def first(policy: Policy, cond: Cond) -> Decision:
+    """The draw of x_T."""
     step = policy.initial(cond)
     x = step.sample()
-    return Decision(torch.zeros_like(x), _full(x, policy.steps + 1), step, x)
+    return Decision(torch.zeros_like(x), level(x, policy.steps + 1), step, x)
 
 
 @torch.no_grad()
-def _next(policy: Policy, x: State, t: int, cond: Cond) -> Decision:
-    time = _full(x, t)
+def advance(policy: Policy, x: State, t: int, cond: Cond) -> Decision:
+    """The draw of x_{t-1}."""
+    time = level(x, t)
     step = policy(x, time, cond)
     return Decision(x, time, step, step.sample())
 
@@ -296,5 +245,6 @@ def rollout(policy: Policy, cond: Cond) -> Trajectory:
     return Trajectory(states, policy.decode(states[-1]), log_prob, cond)
 
 
-def _full(x: State, t: int) -> Step:
+def level(x: State, t: int) -> Step:
+    """One t for all rows."""
     return torch.full((len(x),), t, device=x.device)

@@ -5,10 +5,10 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from difftilt.conditions import batch_size, take
 from difftilt.objective import Experience, Objective
-from difftilt.policy import Policy, Trajectory, batch_size, take
+from difftilt.policy import Policy, Trajectory, side_by_side
 from difftilt.processes.tempered import Tempered
 from difftilt.shapes import Cond, Index, PerSample, PerStep
 
@@ -57,13 +57,7 @@ def draw(
 
 def join(parts: Sequence[Scored]) -> Scored:
     """All chains of all parts, in their order."""
-    paths = [part.path for part in parts]
-    path = Trajectory(
-        torch.cat([path.states for path in paths], 1),
-        torch.cat([path.sample for path in paths]),
-        torch.cat([path.log_prob for path in paths], 1),
-        {name: _joined([path.cond[name] for path in paths]) for name in paths[0].cond},
-    )
+    path = side_by_side([part.path for part in parts])
     reward = torch.cat([part.reward for part in parts])
     return Scored(path, reward, torch.cat([part.log_reference for part in parts], 1))
 
@@ -81,7 +75,3 @@ def from_state(state: Mapping[str, Any]) -> Scored:
 
 def _scored(seen: Experience) -> Scored:
     return Scored(seen.path, seen.reward, seen.log_reference)
-
-
-def _joined(parts: list[Any]) -> Tensor | list[str]:
-    return torch.cat(parts) if isinstance(parts[0], Tensor) else [item for part in parts for item in part]

@@ -8,9 +8,10 @@ import torch
 from problems import cosine, flat
 
 from difftilt.algorithms.adjoint_matching import AdjointMatching
+from difftilt.conditions import unconditional
 from difftilt.exact import gaussian
 from difftilt.objective import Objective
-from difftilt.policy import Policy, unconditional
+from difftilt.policy import Policy
 from difftilt.transition import Transition
 
 COSINE, LENGTH, REST = 0.999, 0.02, 0.02

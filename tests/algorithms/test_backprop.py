@@ -9,10 +9,11 @@ from problems import cosine, flat
 from difftilt import transition
 from difftilt.algorithms import backprop
 from difftilt.algorithms.backprop import Backprop
+from difftilt.conditions import unconditional
 from difftilt.exact import gaussian
 from difftilt.guard import RewardError
 from difftilt.objective import Objective
-from difftilt.policy import law, unconditional
+from difftilt.policy import law
 
 COSINE, LENGTH = 0.999, 0.02
 

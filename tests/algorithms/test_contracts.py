@@ -12,9 +12,9 @@ from problems import PROBLEMS, cosine, flat
 from difftilt import algorithms
 from difftilt.algorithms.backprop import Backprop
 from difftilt.algorithms.ppo import PPO
+from difftilt.conditions import unconditional
 from difftilt.guard import Guard
 from difftilt.objective import Algorithm, Loss, Objective
-from difftilt.policy import unconditional
 from difftilt.training.fit import fit
 
 # algorithms that cannot do every chain, and the chains that they can

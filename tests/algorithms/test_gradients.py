@@ -12,9 +12,9 @@ from difftilt import transition
 from difftilt.advantages import clipped_surrogate
 from difftilt.algorithms import ppo
 from difftilt.algorithms.ppo import PPO
+from difftilt.conditions import unconditional
 from difftilt.exact import gaussian, tabular
 from difftilt.objective import Loss, Objective, to_go
-from difftilt.policy import unconditional
 
 COSINE, LENGTH = 0.999, 0.02
 

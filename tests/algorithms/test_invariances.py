@@ -5,11 +5,11 @@ import torch
 from problems import finite, reversal
 from test_contracts import found, made
 
+from difftilt.conditions import unconditional
 from difftilt.exact import grid, tabular
 from difftilt.grid import from_betas
 from difftilt.models.toy import GaussianDenoiser
 from difftilt.objective import Objective
-from difftilt.policy import unconditional
 from difftilt.processes.gaussian import GaussianPolicy
 from difftilt.training.fit import fit
 

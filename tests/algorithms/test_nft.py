@@ -8,8 +8,8 @@ from problems import cosine, finite, flat, reversal
 
 from difftilt import advantages
 from difftilt.algorithms.nft import NFT
+from difftilt.conditions import unconditional
 from difftilt.objective import Objective
-from difftilt.policy import unconditional
 
 F64 = torch.float64
 

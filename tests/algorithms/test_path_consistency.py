@@ -7,9 +7,10 @@ from problems import Problem, flat
 from difftilt import replay
 from difftilt.algorithms import path_consistency
 from difftilt.algorithms.path_consistency import PathConsistency
+from difftilt.conditions import unconditional
 from difftilt.exact import tabular
 from difftilt.objective import Objective
-from difftilt.policy import path_log_prob, unconditional
+from difftilt.policy import path_log_prob
 from difftilt.training.fit import fit
 from difftilt.values.network import ValueNetwork
 

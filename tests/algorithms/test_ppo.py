@@ -6,11 +6,11 @@ import torch.nn as nn
 from problems import affine, finite
 
 from difftilt.algorithms.ppo import HISTORY, MIN_HISTORY, PPO
+from difftilt.conditions import unconditional
 from difftilt.exact import tabular
 from difftilt.exact.tabular import sticky
 from difftilt.grid import cosine
 from difftilt.objective import Objective
-from difftilt.policy import unconditional
 from difftilt.processes.gaussian import GaussianPolicy
 
 

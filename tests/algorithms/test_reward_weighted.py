@@ -9,11 +9,12 @@ from problems import EveryPath, finite, flat, reversal
 
 from difftilt import advantages
 from difftilt.algorithms.reward_weighted import RewardWeighted
+from difftilt.conditions import unconditional
 from difftilt.exact import tabular
 from difftilt.grid import Grid
 from difftilt.models.toy import GaussianDenoiser
 from difftilt.objective import Experience, Objective
-from difftilt.policy import Trajectory, unconditional
+from difftilt.policy import Trajectory
 from difftilt.processes.gaussian import GaussianPolicy
 
 F64 = torch.float64

@@ -13,9 +13,9 @@ from difftilt.algorithms.path_consistency import PathConsistency
 from difftilt.algorithms.ppo import PPO
 from difftilt.algorithms.reward_weighted import RewardWeighted
 from difftilt.algorithms.trajectory_balance import TrajectoryBalance
+from difftilt.conditions import unconditional
 from difftilt.exact import landscape
 from difftilt.objective import Objective
-from difftilt.policy import unconditional
 from difftilt.processes.masked import MaskedPolicy
 from difftilt.processes.simplex import SimplexPolicy, schedule
 from difftilt.processes.uniform import UniformPolicy

@@ -8,9 +8,10 @@ from problems import EveryPath, finite, flat, reversal
 
 from difftilt.algorithms import trajectory_balance
 from difftilt.algorithms.trajectory_balance import TrajectoryBalance
+from difftilt.conditions import unconditional
 from difftilt.exact import tabular
 from difftilt.objective import Objective
-from difftilt.policy import path_log_prob, unconditional
+from difftilt.policy import path_log_prob
 from difftilt.values.network import ValueNetwork
 
 F64 = torch.float64

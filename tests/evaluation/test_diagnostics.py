@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from difftilt.conditions import unconditional
 from difftilt.evaluation import diagnostics
 from difftilt.evaluation.diagnostics import FrozenStart, frozen_start, frozen_start_warning
 from difftilt.evaluation.number import Number
@@ -13,7 +14,6 @@ from difftilt.grid import Grid, linear
 from difftilt.guard import Guard, RewardError
 from difftilt.models.toy import GaussianDenoiser
 from difftilt.objective import Objective
-from difftilt.policy import unconditional
 from difftilt.processes.gaussian import GaussianPolicy
 from difftilt.processes.start import TunedStart
 

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from difftilt.conditions import unconditional
 from difftilt.exact import gaussian as exact
 from difftilt.grid import from_betas
 from difftilt.models.toy import GaussianDenoiser, gmm, gmm_grid
 from difftilt.objective import Objective
-from difftilt.policy import unconditional
 from difftilt.processes.gaussian import GaussianPolicy
 
 ALPHA = 0.7

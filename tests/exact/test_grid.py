@@ -3,12 +3,12 @@
 import pytest
 import torch
 
+from difftilt.conditions import unconditional
 from difftilt.exact import gaussian
 from difftilt.exact import grid as exact
 from difftilt.grid import from_betas
 from difftilt.models.toy import GaussianDenoiser, Residual, gmm, gmm_grid
 from difftilt.objective import Objective
-from difftilt.policy import unconditional
 from difftilt.processes.gaussian import GaussianPolicy
 
 REWARDS = {"x": lambda x, c: x[:, 0], "sin 3x": lambda x, c: torch.sin(3 * x[:, 0])}

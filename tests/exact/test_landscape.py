@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from difftilt.conditions import unconditional
 from difftilt.exact import landscape
 from difftilt.exact.tabular import random_chain
 from difftilt.objective import Objective
-from difftilt.policy import unconditional
 from difftilt.processes.masked import MaskedPolicy
 
 CATEGORIES, LENGTH, ALPHA = 2, 3, 0.4

@@ -23,6 +23,7 @@ from diffusers import (
 )
 
 from difftilt.algorithms.ppo import PPO
+from difftilt.conditions import take
 from difftilt.models.stable_diffusion import (
     LORA_FILE,
     load_lora,
@@ -32,7 +33,7 @@ from difftilt.models.stable_diffusion import (
     stable_diffusion,
 )
 from difftilt.objective import Objective
-from difftilt.policy import Policy, path_kl, path_log_prob, rollout, take
+from difftilt.policy import Policy, path_kl, path_log_prob, rollout
 from difftilt.processes.adapters import without_adapters
 from difftilt.shapes import Cond
 from difftilt.training.fit import fit

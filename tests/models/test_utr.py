@@ -3,6 +3,7 @@ import os
 import pytest
 import torch
 
+from difftilt.conditions import unconditional
 from difftilt.data.libraries import load_utr
 from difftilt.evidence import elbo
 from difftilt.models.utr import (
@@ -17,7 +18,7 @@ from difftilt.models.utr import (
     split,
     utr_policy,
 )
-from difftilt.policy import rollout, unconditional
+from difftilt.policy import rollout
 from difftilt.recipes.pretrain_utr import best, pearson
 from difftilt.training.pretrain import explain, regress
 from difftilt.transition import one_hot

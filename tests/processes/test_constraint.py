@@ -12,10 +12,11 @@ from torch import nn
 
 from difftilt.algorithms.ppo import PPO
 from difftilt.automaton import Automaton, both, forbid, gc_range
+from difftilt.conditions import unconditional
 from difftilt.data.alphabet import DNA, all_sequences, place_values, spell
 from difftilt.exact import landscape
 from difftilt.objective import Objective
-from difftilt.policy import check_ratio, rollout, unconditional
+from difftilt.policy import check_ratio, rollout
 from difftilt.processes import constraint
 from difftilt.processes.constraint import Constrained, constrain
 from difftilt.processes.masked import MaskedPolicy

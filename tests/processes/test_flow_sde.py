@@ -11,10 +11,11 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from difftilt.conditions import unconditional
 from difftilt.exact import gaussian as exact
 from difftilt.grid import Grid, linear, shifted_flow
 from difftilt.models.toy import GaussianDenoiser, Velocity
-from difftilt.policy import path_log_prob, rollout, unconditional
+from difftilt.policy import path_log_prob, rollout
 from difftilt.processes.flow_sde import MEMORYLESS, FlowSDE, Integrator
 from difftilt.processes.gaussian import GaussianPolicy
 from difftilt.shapes import Cond

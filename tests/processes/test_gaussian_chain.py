@@ -10,9 +10,10 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from difftilt.conditions import unconditional
 from difftilt.grid import Grid, from_alpha_bar, from_betas, karras, linear, shifted_flow
 from difftilt.models.toy import gmm_grid
-from difftilt.policy import rollout, unconditional
+from difftilt.policy import rollout
 from difftilt.processes.gaussian import GaussianPolicy, PredictionType, clean_from, target_for
 from difftilt.shapes import Cond
 from difftilt.transition import Gaussian

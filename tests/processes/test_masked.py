@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from difftilt.policy import rollout, unconditional
+from difftilt.conditions import unconditional
+from difftilt.policy import rollout
 from difftilt.processes.masked import MaskedPolicy
 from difftilt.transition import Resampling, one_hot
 

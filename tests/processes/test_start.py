@@ -8,14 +8,15 @@ import torch
 import torch.nn as nn
 
 from difftilt.algorithms.ppo import PPO
+from difftilt.conditions import unconditional
+from difftilt.counter import Counter
 from difftilt.exact import gaussian as exact
 from difftilt.exact.tabular import sticky
 from difftilt.grid import karras, linear
 from difftilt.objective import Objective
-from difftilt.policy import path_log_prob, rollout, tunes_start, unconditional
+from difftilt.policy import path_log_prob, rollout, tunes_start
 from difftilt.processes.gaussian import GaussianPolicy
 from difftilt.processes.start import TunedStart
-from difftilt.training.counter import Counter
 from difftilt.training.ema import EMA
 from difftilt.training.fit import fit
 from difftilt.training.state import load_weights, weights

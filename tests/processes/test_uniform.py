@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from difftilt.algorithms.backprop import Backprop
 from difftilt.algorithms.ppo import PPO
 from difftilt.algorithms.trajectory_balance import TrajectoryBalance
+from difftilt.conditions import unconditional
 from difftilt.exact import tabular
 from difftilt.objective import Objective
-from difftilt.policy import Trajectory, check_ratio, path_kl, path_log_prob, rollout, unconditional
+from difftilt.policy import Trajectory, check_ratio, path_kl, path_log_prob, rollout
 from difftilt.processes.uniform import UniformPolicy, rate_kl
 from difftilt.training.fit import fit
 from difftilt.transition import one_hot

@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from difftilt.cli import main
+from difftilt.conditions import unconditional
 from difftilt.data.alphabet import DNA, PROTEIN, spell
 from difftilt.data.landscape import load_landscape, make_landscape
 from difftilt.exact import landscape as exact
 from difftilt.models.landscape import best_seen, landscape_policy, pretrain_command
 from difftilt.objective import Objective
-from difftilt.policy import rollout, unconditional
+from difftilt.policy import rollout
 from difftilt.recipes import pretrain_landscape
 from difftilt.recipes.job import Training
 from difftilt.recipes.landscape import dna

@@ -11,10 +11,11 @@ import torch
 from difftilt.algorithms.backprop import Backprop
 from difftilt.algorithms.ppo import PPO
 from difftilt.cli import main
+from difftilt.conditions import unconditional
 from difftilt.data.libraries import UTR
 from difftilt.models import utr as models
 from difftilt.models.utr import load_oracle, load_split, utr_policy
-from difftilt.policy import rollout, unconditional
+from difftilt.policy import rollout
 from difftilt.recipes import pretrain_utr as pretraining
 from difftilt.recipes.execute import make_optimizer
 from difftilt.recipes.job import Training

@@ -5,8 +5,8 @@ import torch
 import torch.nn as nn
 from PIL import Image
 
+from difftilt.conditions import unconditional
 from difftilt.guard import Guard
-from difftilt.policy import unconditional
 from difftilt.rewards.image import class_log_prob, ink, jpeg_bytes, pictures, png_bytes, symmetry
 
 COND = unconditional(4)

@@ -6,9 +6,9 @@ import pytest
 import RNA as vienna  # noqa: N811
 import torch
 
+from difftilt.conditions import unconditional
 from difftilt.data.alphabet import encode
 from difftilt.guard import Guard
-from difftilt.policy import unconditional
 from difftilt.rewards.rna import RNA, minimum_free_energy, target_structure
 
 HAIRPIN, TARGET = "GGGGAAAACCCC", "((((....))))"

@@ -9,8 +9,8 @@ import torch
 from toy_run import Job, remains
 
 from difftilt.algorithms.ppo import PPO
+from difftilt.conditions import unconditional
 from difftilt.objective import Objective
-from difftilt.policy import unconditional
 from difftilt.training.budget import LARGEST_STEP, RANGE, Budget
 from difftilt.training.fit import fit
 

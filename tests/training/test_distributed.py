@@ -13,7 +13,7 @@ import torch
 from toy_run import Job, remains, rounds_saved
 from two_processes import BATCH, LEARN, ROUNDS
 
-from difftilt.policy import unconditional
+from difftilt.conditions import unconditional
 from difftilt.training.distributed import make_accelerator
 
 SCRIPT = Path(__file__).parent / "two_processes.py"

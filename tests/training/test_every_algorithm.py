@@ -14,7 +14,7 @@ from difftilt import (
     RewardWeighted,
     TrajectoryBalance,
 )
-from difftilt.policy import unconditional
+from difftilt.conditions import unconditional
 
 KINDS = {
     "ppo": lambda: PPO(advantage="critic"),

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from toy_run import Job, make_policy, remains, rounds_saved
 
+from difftilt.conditions import unconditional
 from difftilt.guard import RewardError
 from difftilt.objective import Algorithm, Loss, Objective
-from difftilt.policy import Policy, unconditional
+from difftilt.policy import Policy
 from difftilt.shapes import Cond
 from difftilt.training.fit import NonFiniteError, fit
 

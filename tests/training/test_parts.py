@@ -8,8 +8,8 @@ import torch.nn as nn
 from torch.utils.checkpoint import checkpoint
 from toy_run import Job
 
+from difftilt.counter import Counter
 from difftilt.processes.micro_batch import MicroBatch
-from difftilt.training.counter import Counter
 from difftilt.training.ema import EMA
 from difftilt.training.log import MetricLog, Tracker, progress_bar
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from difftilt import grid
 from difftilt.algorithms.ppo import PPO
+from difftilt.conditions import unconditional
 from difftilt.objective import Objective
-from difftilt.policy import unconditional
 from difftilt.processes.gaussian import GaussianPolicy
 from difftilt.shapes import Cond
 from difftilt.training.run import Totals, train

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from difftilt.conditions import unconditional
 from difftilt.exact.tabular import random_chain
-from difftilt.policy import Policy, unconditional
+from difftilt.policy import Policy
 from difftilt.processes.masked import MaskedPolicy
 from difftilt.processes.tempered import Tempered
 from difftilt.processes.uniform import UniformPolicy

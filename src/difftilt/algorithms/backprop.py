@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from difftilt.conditions import deal, take
 from difftilt.objective import Algorithm, Loss, Objective, outcome
-from difftilt.policy import Diffusion, Policy, deal, law, take
+from difftilt.policy import Diffusion, Policy, law
 from difftilt.settings import Count
 from difftilt.shapes import Cond, Index, Next, PerSample, Some, State
 

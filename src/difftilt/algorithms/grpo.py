@@ -11,8 +11,9 @@ import annotated_types as at
 import torch
 
 from difftilt import advantages
+from difftilt.conditions import batch_size, context, repeat, take
 from difftilt.objective import Algorithm, Loss, Objective, to_go
-from difftilt.policy import Policy, batch_size, check_ratio, context, decide, repeat, take
+from difftilt.policy import Policy, check_ratio, decide
 from difftilt.settings import Count
 from difftilt.shapes import Cond
 

@@ -9,8 +9,9 @@ import annotated_types as at
 import torch
 
 from difftilt import advantages
+from difftilt.conditions import context
 from difftilt.objective import Algorithm, Experience, Loss, Objective
-from difftilt.policy import Diffusion, Policy, Trajectory, context
+from difftilt.policy import Diffusion, Policy, Trajectory
 from difftilt.settings import Count, NonNegative, Positive
 from difftilt.shapes import Cond, PerSample, Real, Scalar
 

@@ -15,8 +15,9 @@ import annotated_types as at
 import torch
 
 from difftilt import advantages
+from difftilt.conditions import context, context_keys
 from difftilt.objective import Algorithm, Experience, Loss, Objective, to_go
-from difftilt.policy import Policy, Trajectory, check_ratio, context, context_keys, decide
+from difftilt.policy import Policy, Trajectory, check_ratio, decide
 from difftilt.settings import Count
 from difftilt.shapes import Cond, PerSample, PerStep, Scalar
 from difftilt.values.network import ValueNetwork

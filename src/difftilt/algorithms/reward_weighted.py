@@ -12,8 +12,9 @@ from typing import Any, Literal
 import torch
 
 from difftilt import advantages
+from difftilt.conditions import context
 from difftilt.objective import Algorithm, Experience, Loss, Objective, Value
-from difftilt.policy import Diffusion, Policy, context, decide
+from difftilt.policy import Diffusion, Policy, decide
 from difftilt.settings import Count, Positive, Share
 from difftilt.shapes import Cond, Index, PerSample, PerStep
 from difftilt.transition import tokens

@@ -13,13 +13,13 @@ import annotated_types as at
 import torch
 
 from difftilt import advantages, replay
+from difftilt.conditions import context
 from difftilt.objective import Algorithm, Loss, Objective
 from difftilt.policy import (
     Diffusion,
     Policy,
     Trajectory,
     Transitions,
-    context,
     path_log_prob,
     per_decision,
     tunes_start,

@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from difftilt.conditions import batch_size, on_device_of, repeat, take
 from difftilt.evaluation.number import Number, average
 from difftilt.guard import RewardError
 from difftilt.objective import Objective
-from difftilt.policy import Policy, batch_size, on_device_of, repeat, take, tunes_start
+from difftilt.policy import Policy, tunes_start
 from difftilt.shapes import Cond, PerSample
 
 NOTICEABLE = 0.01  # nats below which a frozen start is no matter

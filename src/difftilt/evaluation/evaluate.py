@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
+from difftilt.conditions import batch_size, on_device_of, take
 from difftilt.draft import draft
 from difftilt.guard import Reward
 from difftilt.objective import Experience, Objective, outcome
-from difftilt.policy import Policy, batch_size, on_device_of, take
+from difftilt.policy import Policy
 from difftilt.shapes import Cond, PerSample, State
 from difftilt.training.seeds import EVALUATION, seed_round
 

@@ -10,8 +10,9 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from difftilt.conditions import batch_size
 from difftilt.exact import result
-from difftilt.policy import Policy, batch_size
+from difftilt.policy import Policy
 from difftilt.shapes import Cond, Matrices, Matrix, PerSample, Real, Scalar, State, Step, Vector, Vectors
 from difftilt.transition import Gaussian
 

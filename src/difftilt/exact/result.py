@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
+from difftilt.conditions import repeat, unconditional
 from difftilt.guard import Guard
 from difftilt.objective import Objective
-from difftilt.policy import repeat, unconditional
 from difftilt.shapes import Cond, PerSample, Points, Sample, Scalar
 
 

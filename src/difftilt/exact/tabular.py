@@ -6,9 +6,10 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from difftilt.conditions import batch_size, unconditional
 from difftilt.exact import result
 from difftilt.objective import Objective
-from difftilt.policy import Policy, batch_size, unconditional
+from difftilt.policy import Policy
 from difftilt.shapes import Cond, Kernels, Points, Scalar, State, Step, Values
 from difftilt.transition import Categorical
 

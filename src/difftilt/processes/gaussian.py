@@ -15,8 +15,9 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from difftilt.conditions import batch_size
 from difftilt.grid import Grid
-from difftilt.policy import Diffusion, batch_size
+from difftilt.policy import Diffusion
 from difftilt.shapes import Cond, PerSample, Real, Sample, State, Step
 from difftilt.transition import Gaussian
 

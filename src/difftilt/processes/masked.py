@@ -12,7 +12,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from difftilt.policy import Diffusion, batch_size
+from difftilt.conditions import batch_size
+from difftilt.policy import Diffusion
 from difftilt.shapes import Cond, Counts, Index, PerPosition, PerSample, Probs, Sample, State, Step
 from difftilt.transition import Categorical, Resampling, Transition, one_hot, tokens
 

@@ -5,7 +5,7 @@ import torch.nn as nn
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from difftilt.policy import take
+from difftilt.conditions import take
 from difftilt.shapes import Cond, Output, State
 
 

@@ -23,8 +23,9 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from difftilt.conditions import batch_size
 from difftilt.jacobi import CELLS, Histogram, kernels, stationary, to_angle
-from difftilt.policy import Diffusion, batch_size
+from difftilt.policy import Diffusion
 from difftilt.shapes import Cond, Levels, PerSample, Probs, Real, Sample, State, Step, Tokens
 from difftilt.transition import Gaussian
 

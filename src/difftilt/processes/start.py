@@ -10,8 +10,9 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from difftilt.conditions import batch_size, unconditional
 from difftilt.features import condition_features
-from difftilt.policy import Diffusion, batch_size, unconditional
+from difftilt.policy import Diffusion
 from difftilt.shapes import Cond, PerSample, Sample, State, Step
 from difftilt.transition import Gaussian, Transition
 

@@ -22,7 +22,8 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from difftilt.policy import Diffusion, batch_size
+from difftilt.conditions import batch_size
+from difftilt.policy import Diffusion
 from difftilt.settings import check_value
 from difftilt.shapes import Cond, Levels, PerSample, Probs, Sample, State, Step
 from difftilt.transition import Categorical, event_sum, one_hot

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from difftilt.counter import Counter
 from difftilt.evaluation.diagnostics import frozen_start_warning
 from difftilt.evaluation.evaluate import Evaluation, evaluate, write_table
 from difftilt.evaluation.report import write_report
@@ -15,7 +16,6 @@ from difftilt.guard import Guard
 from difftilt.objective import Objective
 from difftilt.recipes.job import Job
 from difftilt.recipes.record import read_json, write_json
-from difftilt.training.counter import Counter
 from difftilt.training.run import Totals, denoisers, load_alpha, load_policy, train
 from difftilt.training.seeds import SETUP, seed_round
 

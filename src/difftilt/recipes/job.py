@@ -7,10 +7,11 @@ from typing import Annotated, Literal
 
 import annotated_types as at
 
+from difftilt.conditions import unconditional
 from difftilt.evaluation.evaluate import Evaluation
 from difftilt.guard import OnError, Reward
 from difftilt.objective import Algorithm, Objective
-from difftilt.policy import Policy, unconditional
+from difftilt.policy import Policy
 from difftilt.settings import Count, Natural, Positive, check_settings
 from difftilt.shapes import Cond, State
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn as nn
 from rich.progress import track
 
+from difftilt.conditions import unconditional
 from difftilt.data.landscape import Landscape, load_landscape
 from difftilt.draft import draft_folder
 from difftilt.exact import landscape as exact
@@ -27,7 +28,6 @@ from difftilt.models.landscape import (
     pretrain_command,
 )
 from difftilt.objective import Objective
-from difftilt.policy import unconditional
 from difftilt.settings import Count, Natural, Positive, check_settings
 from difftilt.shapes import Tokens
 from difftilt.training.pretrain import explain, warm_cosine

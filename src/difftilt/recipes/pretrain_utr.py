@@ -10,6 +10,7 @@ import torch.nn as nn
 from rich.progress import track
 from safetensors.torch import save_file
 
+from difftilt.conditions import unconditional
 from difftilt.draft import draft_folder
 from difftilt.evaluation.metrics import Estimate
 from difftilt.evaluation.sequences import diversity, entropy, kmer_correlation
@@ -29,7 +30,7 @@ from difftilt.models.utr import (
     user_folder,
     utr_policy,
 )
-from difftilt.policy import rollout, unconditional
+from difftilt.policy import rollout
 from difftilt.settings import Count, Natural, Positive
 from difftilt.shapes import PerSample, Sequences
 from difftilt.training.pretrain import explain, regress, warm_cosine

@@ -10,8 +10,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from difftilt.conditions import on_device_of
 from difftilt.objective import Algorithm, Objective
-from difftilt.policy import Policy, on_device_of
+from difftilt.policy import Policy
 from difftilt.shapes import Cond
 from difftilt.training.budget import Budget
 from difftilt.training.seeds import seed_round

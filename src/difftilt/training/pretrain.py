@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
+from difftilt.conditions import take
 from difftilt.evidence import elbo
-from difftilt.policy import Diffusion, take
+from difftilt.policy import Diffusion
 from difftilt.processes.gaussian import GaussianPolicy, target_for
 from difftilt.shapes import Cond, Index, PerSample, Real, State
 from difftilt.training.seeds import seed_round

@@ -10,13 +10,13 @@ import torch
 import torch.nn as nn
 from accelerate import Accelerator
 
+from difftilt.counter import Counter
 from difftilt.objective import Algorithm, Objective
 from difftilt.policy import Policy
 from difftilt.settings import Count, Natural, Positive, check_settings
 from difftilt.shapes import Cond
 from difftilt.training import checkpoint
 from difftilt.training.budget import Budget
-from difftilt.training.counter import Counter
 from difftilt.training.distributed import autocast, largest, make_accelerator, start_alike, total
 from difftilt.training.ema import EMA
 from difftilt.training.fit import fit

@@ -12,13 +12,13 @@ import torch.nn as nn
 from accelerate import Accelerator
 from torch import Tensor
 
+from difftilt.counter import Counter
 from difftilt.guard import Guard
 from difftilt.objective import Algorithm
 from difftilt.policy import Policy
 from difftilt.training import checkpoint
 from difftilt.training.budget import Budget
 from difftilt.training.checkpoint import Snapshot
-from difftilt.training.counter import Counter
 from difftilt.training.ema import EMA
 from difftilt.training.tree import pack
 

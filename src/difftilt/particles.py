@@ -1,0 +1,62 @@
+"""Weighted particles, in populations: one row of log-weights per population."""
+
+import math
+
+import torch
+
+from difftilt.shapes import Index, LogWeights, Particles, Some
+
+
+def log_mean_exp(log_w: LogWeights) -> Some:
+    """log of the mean weight of each population, without overflow."""
+    return log_w.logsumexp(1) - math.log(log_w.shape[1])
+
+
+def shares(log_w: LogWeights) -> Some:
+    """(sum w)^2 / (n sum w^2) of each population, in (0, 1]; 0 where no particle has a weight."""
+    log_ess = 2 * log_w.logsumexp(1) - (2 * log_w).logsumexp(1) - math.log(log_w.shape[1])
+    return log_ess.exp().nan_to_num(0)
+
+
+def alive(log_w: LogWeights) -> LogWeights:
+    """The weights as they came.
+
+    Raises:
+        ValueError: If a population has no weight left.
+    """
+    dead = (log_w == -torch.inf).all(1) | log_w.isnan().any(1)
+    if dead.any():
+        raise ValueError(
+            f"none of the {log_w.shape[1]} particles of population {int(dead.nonzero()[0])} has a weight:"
+            " their rewards failed, or the proposal draws what the reference cannot; mend what is wrong, or"
+            " take more particles"
+        )
+    return log_w
+
+
+def systematic(log_w: LogWeights) -> Index:
+    """Resamples every population with one random offset: a particle of weight w has n w +- 1 copies.
+
+    Returns:
+        Rows of the flattened table, as many as there are particles.
+
+    Source:
+        Kitagawa (1996). https://doi.org/10.1080/10618600.1996.10474692
+    """
+    populations, n = log_w.shape
+    edges = log_w.softmax(1).cumsum(1)
+    offset = torch.rand(populations, 1, dtype=log_w.dtype, device=log_w.device)
+    points = (
+        (torch.arange(n, device=log_w.device) + offset) / n * edges[:, -1:]
+    )  # which is 1 but for rounding
+    return _flat(torch.searchsorted(edges, points).clamp(max=n - 1), n)
+
+
+def pick(log_w: LogWeights) -> Index:
+    """Draws one particle of each population by its weight; rows of the flattened table."""
+    return _flat(torch.multinomial(log_w.softmax(1), 1), log_w.shape[1])
+
+
+def _flat(chosen: Particles, n: int) -> Index:
+    """Rows of the flattened table of n particles per population."""
+    return (chosen + n * torch.arange(len(chosen), device=chosen.device)[:, None]).flatten()
