@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 
 from difftilt.exact import result
-from difftilt.objective import Objective
-from difftilt.policy import Policy
+from difftilt.objective import Objective, Value
+from difftilt.policy import Policy, level
 from difftilt.shapes import Cond, Kernel, PerSample, Points, Scalar, State, Step, Values
 from difftilt.transition import Gaussian
 
@@ -93,11 +93,7 @@ def evaluate(
         step, base = (_step(chain, t, axis, cond) for chain in (policy, objective.reference))
         kl = kl + law @ step.kl(base)
         law = law @ axis.log_kernel(step.mean[:, 0], step.std[:, 0]).exp()
-    if not bool(law[[0, -1]].max() < EDGE_MASS):
-        raise ValueError(
-            f"the chain leaves the axis from {axis.low} to {axis.high}: an end holds a probability of"
-            f" {law[[0, -1]].max().item():.1e}; widen the axis"
-        )
+    _check_ends(axis, law)
     reward = law @ _score(objective, policy, axis, cond)
     return Evaluation(reward, kl, objective.alpha, law)
 
@@ -119,6 +115,36 @@ def solve(objective: Objective, axis: Axis | None = None, cond: Cond | None = No
     law = evaluate(objective, reference, axis, cond).law * ((v[0] - optimum) / alpha).exp()
     reward = law @ v[0]
     return Solution(optimum, reward, (reward - optimum) / alpha, law, axis, torch.stack(v), start @ v[-1])
+
+
+@torch.no_grad()
+def twist(
+    objective: Objective, value: Value, axis: Axis | None = None, cond: Cond | None = None
+) -> Evaluation:
+    """Exact reward, KL and law of x_0 of the reference, every decision tilted by an estimate of the value,
+
+    p(x_{t-1} | x_t) ~ p_pre(x_{t-1} | x_t) exp(v_{t-1}(x_{t-1}) / alpha),   v_0 = r:
+
+    what samplers tend to that weigh more and more candidates per step. It is p* if the value is right.
+    """
+    axis, reference = axis or Axis(), objective.reference
+
+    def tilted(log_kernel: Kernel, t: int) -> tuple[Kernel, PerSample]:
+        """The laws of x_t, and their KL."""
+        v = _score(objective, reference, axis, cond) if t == 0 else _ask(value, reference, axis, t, cond)
+        log_law = (log_kernel + v / objective.alpha).log_softmax(1)
+        law = log_law.exp()
+        return law, torch.where(law > 0, law * (log_law - log_kernel), 0).sum(1)
+
+    start, _ = _start(reference, reference, axis, cond)
+    law, kl = tilted(start.log()[None], reference.steps)
+    for t in range(reference.steps, 0, -1):
+        step = _step(reference, t, axis, cond)
+        kernel, cost = tilted(axis.log_kernel(step.mean[:, 0], step.std[:, 0]), t - 1)
+        kl, law = kl + law @ cost, law @ kernel
+    _check_ends(axis, law[0])
+    reward = law[0] @ _score(objective, reference, axis, cond)
+    return Evaluation(reward, kl[0], objective.alpha, law[0])
 
 
 @torch.no_grad()
@@ -164,6 +190,21 @@ def _step(policy: Policy, t: int, axis: Axis, cond: Cond | None) -> Gaussian:
     dtype = policy.initial(result.given(cond, 1)).sample().dtype  # what the policy computes in
     x = axis.x[:, None].to(dtype)
     return _double(policy(x, torch.full((axis.count,), t), result.given(cond, axis.count)))
+
+
+def _ask(value: Value, policy: Policy, axis: Axis, t: int, cond: Cond | None) -> Points:
+    """The value of every point at t."""
+    one = result.given(cond, 1)
+    x = axis.x[:, None].to(policy.initial(one).sample().dtype)
+    return value(x, level(x, t), result.given(cond, axis.count)).double()
+
+
+def _check_ends(axis: Axis, law: Points) -> None:
+    if not bool(law[[0, -1]].max() < EDGE_MASS):
+        raise ValueError(
+            f"the chain leaves the axis from {axis.low} to {axis.high}: an end holds a probability of"
+            f" {law[[0, -1]].max().item():.1e}; widen the axis"
+        )
 
 
 def _double(step: object) -> Gaussian:
