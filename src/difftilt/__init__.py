@@ -2,6 +2,7 @@
 
 from difftilt.algorithms.adjoint_matching import AdjointMatching
 from difftilt.algorithms.backprop import Backprop
+from difftilt.algorithms.distill import Distill
 from difftilt.algorithms.grpo import GRPO
 from difftilt.algorithms.nft import NFT
 from difftilt.algorithms.path_consistency import PathConsistency
@@ -37,6 +38,7 @@ __all__ = [
     "Backprop",
     "Categorical",
     "Diffusion",
+    "Distill",
     "Experience",
     "FlowSDE",
     "Gaussian",

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import importlib
 import pkgutil
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from difftilt.algorithms.ppo import PPO
 from difftilt.conditions import unconditional
 from difftilt.guard import Guard
 from difftilt.objective import Algorithm, Loss, Objective
+from difftilt.samplers.smc import SMC
 from difftilt.training.fit import fit
 
 # algorithms that cannot do every chain, and the chains that they can
@@ -22,11 +24,14 @@ CHAINS: dict[str, tuple[str, ...]] = {
     "Backprop": ("gaussian", "reversal"),  # states that carry gradients
     "AdjointMatching": ("reversal",),  # the standard deviations of `gaussian` are tuned, which it leaves
     "NFT": ("reversal",),  # noises samples again
+    "Distill": ("reversal",),  # its usual value expects x_0
 }
+# what has no default
+SETTINGS: dict[str, dict[str, Any]] = {"Distill": {"sampler": SMC(particles=8)}}
 REMAINS = 0.08  # at the optimum, of the gradient's length at the reference
 ALIGNED = 0.98  # cosine with grad J away from the optimum
 # where the expected gradient is that of another divergence from the same optimum, which also falls along it
-UPHILL = {"AdjointMatching": 0.9, "RewardWeighted": 0.6, "PathConsistency": 0.6, "NFT": 0.6}
+UPHILL = {"AdjointMatching": 0.9, "RewardWeighted": 0.6, "PathConsistency": 0.6, "NFT": 0.6, "Distill": 0.6}
 REACHED = 0.1  # share of the gap to J* that may remain after training
 
 
@@ -48,7 +53,8 @@ EXAMINED = [
 def made(kind, policy, cond):
     """An algorithm with its defaults, which keeps its graphs: these chains are small."""
     quick = {"recompute": False} if "recompute" in {f.name for f in dataclasses.fields(kind)} else {}
-    algorithm = kind(**quick)
+    needed = [settings for name, settings in SETTINGS.items() if name in {m.__name__ for m in kind.__mro__}]
+    algorithm = kind(**quick, **(needed[0] if needed else {}))
     algorithm.setup(policy, cond)
     return algorithm
 

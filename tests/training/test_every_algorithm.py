@@ -10,11 +10,13 @@ from difftilt import (
     PPO,
     AdjointMatching,
     Backprop,
+    Distill,
     PathConsistency,
     RewardWeighted,
     TrajectoryBalance,
 )
 from difftilt.conditions import unconditional
+from difftilt.samplers.smc import SMC
 
 KINDS = {
     "ppo": lambda: PPO(advantage="critic"),
@@ -25,6 +27,7 @@ KINDS = {
     "path-consistency": lambda: PathConsistency(pairs="all", target_decay=0.5, explore=0.3, replay=24),
     "trajectory-balance": lambda: TrajectoryBalance(log_z="scalar", explore=0.3),
     "nft": lambda: NFT(decay=0.5),
+    "distill": lambda: Distill(SMC(particles=4)),
 }
 
 

@@ -13,8 +13,9 @@ import torch
 
 from difftilt import advantages
 from difftilt.conditions import context
+from difftilt.imitation import chain_cost, denoising_cost, diffusion
 from difftilt.objective import Algorithm, Experience, Loss, Objective, Value
-from difftilt.policy import Diffusion, Policy, decide
+from difftilt.policy import Policy
 from difftilt.settings import Count, Positive, Share
 from difftilt.shapes import Cond, Index, PerSample, PerStep
 from difftilt.transition import tokens
@@ -115,7 +116,7 @@ class RewardWeighted(Algorithm):
             if self.value is not None:
                 values.append(self.value(x, t, path.cond).double())
             else:
-                clean = _diffusion(reference, "value").clean(x, t, path.cond)
+                clean = diffusion(reference, "value").clean(x, t, path.cond)
                 clean = tokens(clean) if reference.symbols else clean  # rewards know no mixtures of tokens
                 values.append(objective.reward(reference.decode(clean), path.cond).double())
         return torch.stack([*values, seen.reward.double()])
@@ -124,24 +125,12 @@ class RewardWeighted(Algorithm):
         """-log p of the pairs that are imitated, up to a constant."""
         rows = seen.path.transitions(index)
         if self.form != "denoising":
-            return -decide(policy, rows).log_prob(rows.x_next)
-        policy, t = _diffusion(policy, "denoising"), rows.t.clamp(max=policy.steps)
+            return chain_cost(policy, rows)
         x_0 = seen.path.states[-1, index % seen.kl.shape[1]]
-        x = policy.corrupt(x_0, t)
-        cost = policy.posterior(x_0, x, t).kl(policy(x, t, rows.cond))
-        return torch.where(rows.t > policy.steps, -policy.initial(rows.cond).log_prob(x), cost)
+        return denoising_cost(policy, x_0, rows.t, rows.cond)
 
     def get_extra_state(self) -> dict[str, Any]:
         return {"history": list(self.history)}
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
         self.history = deque(state["history"], maxlen=HISTORY)
-
-
-def _diffusion(policy: Policy, form: str) -> Diffusion:
-    if not isinstance(policy, Diffusion):
-        raise ValueError(
-            f"form '{form}' needs a chain that reverses a noising process, which a {type(policy).__name__} is"
-            " not; use form 'trajectory'"
-        )
-    return policy
