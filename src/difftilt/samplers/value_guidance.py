@@ -5,80 +5,14 @@ with v = r(E[x_0 | x_t]) it is DPS.
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
-import torch
-
-from difftilt.objective import Objective, Value, hard_wired
-from difftilt.policy import Policy, level
+from difftilt.objective import Objective, Value
+from difftilt.policy import Policy
+from difftilt.processes.value_guided import At, ValueGuided
 from difftilt.settings import Positive
-from difftilt.shapes import Cond, PerSample, Real, Sample, State, Step
-from difftilt.steering import Sampler, Steered, Steering, from_experience
-from difftilt.transition import Gaussian
-
-At = Literal["mean", "state"]
-
-
-class ValueGuided(Policy):
-    """A Gaussian chain whose steps draw x_{t-1} ~ N(mean + std^2 / alpha grad v_{t-1}(mean), std^2).
-
-    It is the optimal step p(x_{t-1} | x_t) exp(v_{t-1}(x_{t-1}) / alpha) to first order in std, and is exact
-    where v is linear. No gradient flows back through the guidance.
-
-    Args:
-        policy: The chain that is guided, whose weights it uses.
-        objective: Its reward is v_0, its alpha the temperature.
-        value: An estimate of the soft value at t > 0, differentiable in x.
-        at: Where the gradient is taken: v_{t-1} at the `mean`, or v_t at the `state` x_t, as DPS does.
-        max_norm: Length in nats per unit that the gradient of v / alpha is clipped to, if given.
-        start: Guide the draw of x_T, too.
-
-    Source:
-        Uehara et al. (2024), Section 6.2. https://arxiv.org/abs/2407.13734
-        Chung et al. (2023). https://arxiv.org/abs/2209.14687
-    """
-
-    def __init__(
-        self,
-        policy: Policy,
-        objective: Objective,
-        value: Value,
-        *,
-        at: At = "mean",
-        max_norm: float | None = None,
-        start: bool = False,
-    ):
-        super().__init__()
-        self.network, self.steps, self.symbols = policy.network, policy.steps, policy.symbols
-        self._policy = (policy,)  # in a tuple: its weights are not this module's
-        self.objective, self.value, self.at, self.max_norm, self.start = objective, value, at, max_norm, start
-
-    def initial(self, cond: Cond) -> Gaussian:
-        law = _gaussian(self._policy[0].initial(cond))
-        return self._moved(law, law.mean, level(law.mean, self.steps), cond) if self.start else law
-
-    def forward(self, x: State, t: Step, cond: Cond) -> Gaussian:
-        step = _gaussian(self._policy[0](x, t, cond))
-        return self._moved(step, *((x, t) if self.at == "state" else (step.mean, t - 1)), cond)
-
-    def decode(self, x: State) -> Sample:
-        return self._policy[0].decode(x)
-
-    def _moved(self, law: Gaussian, x: State, t: Step, cond: Cond) -> Gaussian:
-        slope = self._slope(x, t, cond)
-        return Gaussian(law.mean + law.std**2 * slope, law.std)
-
-    def _slope(self, x: State, t: Step, cond: Cond) -> Real:
-        """grad v_t(x) / alpha."""
-        with torch.enable_grad():
-            x = x.detach().requires_grad_()
-            v = hard_wired(self.objective, self.value, x, t, cond)
-            _check(v, self.objective.reward.name)
-            slope = torch.autograd.grad(v.sum(), x)[0] / self.objective.alpha
-        if self.max_norm is None:
-            return slope
-        norm = slope.flatten(1).norm(dim=1).view(-1, *(1,) * (x.ndim - 1))
-        return slope * (self.max_norm / norm.clamp(min=self.max_norm))
+from difftilt.shapes import Cond
+from difftilt.steered import Steered, from_experience
+from difftilt.steering import Sampler, Steering
 
 
 @dataclass(frozen=True)
@@ -102,20 +36,3 @@ class ValueGuidance(Sampler):
     def _draw(self, steering: Steering, cond: Cond) -> Steered:
         guided = self.guide(steering.policy, steering.objective, steering.value)
         return from_experience(steering.objective.sample(guided, cond), steering.history)
-
-
-def _gaussian(law: object) -> Gaussian:
-    if not isinstance(law, Gaussian):
-        raise ValueError(
-            f"guidance by a gradient needs Gaussian steps, but {type(law).__name__} came; for tokens use"
-            " one-flip guidance, svdd or smc"
-        )
-    return law
-
-
-def _check(v: PerSample, name: str) -> None:
-    if not v.requires_grad:
-        raise ValueError(
-            f"guidance by a gradient needs a value with one, but the value of reward '{name}' detaches its"
-            " input; compute it with torch operations on the sample, or use svdd or smc, which need none"
-        )
