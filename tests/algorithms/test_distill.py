@@ -14,7 +14,8 @@ from difftilt.exact import tabular
 from difftilt.objective import Objective
 from difftilt.samplers.smc import SMC
 from difftilt.samplers.value_guidance import ValueGuidance
-from difftilt.steering import Sampler, Steered, Steering
+from difftilt.steered import Steered
+from difftilt.steering import Sampler, Steering
 from difftilt.training.fit import fit
 
 

@@ -18,7 +18,8 @@ from difftilt.objective import Algorithm, Loss, Objective, Value, outcome
 from difftilt.policy import Policy
 from difftilt.settings import Count
 from difftilt.shapes import Cond, Index, PerSample
-from difftilt.steering import Sampler, Steered
+from difftilt.steered import Steered
+from difftilt.steering import Sampler
 from difftilt.values.tweedie import PosteriorMean
 
 

@@ -9,7 +9,8 @@ from difftilt.conditions import batch_size, repeat, take
 from difftilt.particles import alive, log_mean_exp, pick, shares, systematic
 from difftilt.settings import Count, Unit
 from difftilt.shapes import Cond, Index, LogWeights, Mask, PerSample
-from difftilt.steering import Lineage, Sampler, Steered, Steering
+from difftilt.steered import Steered
+from difftilt.steering import Lineage, Sampler, Steering
 
 
 @dataclass(frozen=True)
