@@ -15,7 +15,7 @@ from difftilt.samplers.value_guidance import ValueGuidance, ValueGuided
 from difftilt.values.tweedie import PosteriorMean
 
 AXIS = grid.Axis(-8, 8, 401)
-FINE = grid.Axis(-6, 6, 801)  # the slope of a tabulated value is known to the first order in the spacing
+FINE = grid.Axis(-6, 6, 601)  # the slope of a tabulated value is known to the first order in the spacing
 REWARDS = {"x": lambda x, c: x[:, 0], "sin 3x": lambda x, c: torch.sin(3 * x[:, 0])}
 # reward, alpha; E r, total variation to p_r, path KL of the chain twisted by r(E[x_0 | x_t]); the same of
 # the chain guided by the gradient of the exact value
@@ -46,11 +46,12 @@ def row(found, solved):
 @pytest.mark.parametrize(("name", "alpha", "twisted", "guided"), GOLDEN)
 def test_reproduces_the_published_table(reference, name, alpha, twisted, guided):
     objective = Objective(REWARDS[name], reference, alpha)
+    solved = grid.solve(objective, AXIS)
+    found = row(grid.twist(objective, PosteriorMean(objective), AXIS), solved)
+    assert found == pytest.approx(twisted, rel=0.01, abs=8e-4)  # one per cent, and what was rounded off
     solved = grid.solve(objective, FINE)
-    found = row(grid.twist(objective, PosteriorMean(objective), FINE), solved)
-    assert found == pytest.approx(twisted, rel=0.01, abs=6e-4)
     found = row(grid.evaluate(objective, ValueGuided(reference, objective, solved.value), FINE), solved)
-    assert found == pytest.approx(guided, rel=0.01, abs=6e-4)
+    assert found == pytest.approx(guided, rel=0.01, abs=8e-4)
 
 
 def test_twisting_by_the_exact_value_is_the_optimum(reference):
