@@ -2,9 +2,7 @@
 
 import dataclasses
 import inspect
-import shutil
 import sys
-import typing
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -14,27 +12,21 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from difftilt.commands.runs import RECIPES, load, prepare, show, subject
+from difftilt.commands.sampling import sample_command
 from difftilt.data.command import data_command
 from difftilt.evaluation.report import write_report
 from difftilt.guard import RewardError
-from difftilt.options import UsageError, check, choose, parse
-from difftilt.recipes import digits, landscape, pretrain_digits, pretrain_landscape, pretrain_utr, utr
+from difftilt.options import UsageError, choose, parse
+from difftilt.recipes import pretrain_digits, pretrain_landscape, pretrain_utr
 from difftilt.recipes.advise import Facts, advise
-from difftilt.recipes.execute import finetune, plan, sample
-from difftilt.recipes.job import Job
-from difftilt.recipes.record import describe, read_json, restore, to_json, write_json
-from difftilt.settings import Count, Natural
+from difftilt.recipes.execute import finetune, plan
+from difftilt.recipes.record import describe, to_json, write_json
 from difftilt.training.checkpoint import CheckpointError
 from difftilt.training.distributed import finish, make_accelerator
 from difftilt.training.fit import NonFiniteError
 from difftilt.training.signals import Preempted
 
-RECIPES: Mapping[str, Callable[..., Job]] = {
-    "digits": digits.digits,
-    "dna": landscape.dna,
-    "protein": landscape.protein,
-    "utr": utr.utr,
-}
 PRETRAIN: Mapping[str, Callable[..., None]] = {
     "digits": pretrain_digits.pretrain_digits,
     "dna": pretrain_landscape.pretrain_dna,
@@ -138,17 +130,10 @@ class RunOptions:
     dry_run: bool = False
 
 
-def sample_command(words: list[str]) -> None:
-    """Draws samples from a run's model and judges them."""
-    settings = parse(sample_options, words, "difftilt sample")
-    folder, job = load(settings["run"])
-    show(sample(job, folder, settings["count"], settings["seed"]))
-    print(f"samples: {folder / 'samples'}")
-
-
 def resume_command(words: list[str]) -> None:
     """Goes on with a run from its newest good checkpoint."""
-    folder, job = load(parse(run_option, words, "difftilt resume")["run"])
+    folder = parse(run_option, words, "difftilt resume")["run"]
+    job = load(folder)
     accelerator = make_accelerator(job.training.mixed_precision)
     conclude(finetune(job, folder, accelerator), folder)
     finish(accelerator)
@@ -202,53 +187,6 @@ def run_option(run: tyro.conf.Positional[Path]) -> None:
     """
 
 
-def sample_options(run: tyro.conf.Positional[Path], count: Count = 64, seed: Natural = 1) -> None:
-    """Draws samples from a run's model and judges them.
-
-    Args:
-        run: The run folder, for instance runs/demo.
-        count: How many samples, at least 2.
-        seed: Random seed, at least 0.
-    """
-
-
-def subject(command: str, words: list[str], subjects: Mapping[str, Any]) -> tuple[str, list[str]]:
-    """The recipe that a command is about, and the rest of the line."""
-    if words and words[0] in ("-h", "--help"):
-        print(f"usage: difftilt {command} {{{','.join(subjects)}}} [OPTIONS]")
-        raise SystemExit(0)
-    if not words:
-        raise UsageError(f"difftilt {command} needs a recipe: {', '.join(subjects)}")
-    choose("recipe", words[0], subjects)
-    return words[0], words[1:]
-
-
-def load(folder: Path) -> tuple[Path, Job]:
-    """The job of a run folder, from its run.json."""
-    record = read_json(folder / "run.json")
-    recipe = choose("recipe", str(record.get("recipe")), RECIPES)
-    settings = record.get("settings")
-    if not isinstance(settings, dict):
-        raise ValueError(f"{folder / 'run.json'} holds no settings")
-    restored = restore(recipe, settings)
-    check(restored, typing.get_type_hints(recipe, include_extras=True))
-    return folder, recipe(**restored)
-
-
-def prepare(folder: Path, overwrite: bool) -> None:
-    """Makes the run folder; an earlier run is only deleted if asked for."""
-    if (folder / "run.json").exists():
-        if not overwrite:
-            raise ValueError(
-                f"{folder} already holds a run; go on with difftilt resume {folder}, name another folder with"
-                " --out, or delete it with --overwrite"
-            )
-        shutil.rmtree(folder)
-    elif folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"{folder} is not empty and holds no run; name another folder with --out")
-    folder.mkdir(parents=True, exist_ok=True)
-
-
 def conclude(summary: Mapping[str, Any], folder: Path) -> None:
     """Prints what a run achieved: never the reward without its KL, error bars and number of calls."""
     if not summary:
@@ -273,11 +211,6 @@ def conclude(summary: Mapping[str, Any], folder: Path) -> None:
     for sentence in summary["warnings"]:
         console.print(f"warning: {sentence}", markup=False)
     console.print(f"report: {folder / 'report.html'}", soft_wrap=True)
-
-
-def show(content: Mapping[str, Any]) -> None:
-    """Prints numbers as JSON."""
-    Console().print_json(data=content)
 
 
 def fail(message: str, code: int) -> NoReturn:

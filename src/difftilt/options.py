@@ -11,7 +11,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Annotated, Any
 
 import tyro
@@ -32,43 +32,57 @@ def choose(kind: str, name: str, options: Mapping[str, Any]) -> Any:
     raise UsageError(f"there is no {kind} {name!r}: valid are {', '.join(options)}{hint}")
 
 
-def parse(function: Callable[..., Any], words: list[str], program: str, *groups: type) -> dict[str, Any]:
+def parse(
+    function: Callable[..., Any],
+    words: list[str],
+    program: str,
+    *groups: type,
+    without: Collection[str] = (),
+    title: str = "",
+) -> dict[str, Any]:
     """The arguments of a function, and the fields of option groups beside it, from a command line.
+
+    Args:
+        without: Arguments of the function that are not asked for.
+        title: What the help begins with; the first line of the function's docstring by default.
 
     Raises:
         UsageError: In one sentence, where tyro prints a box.
     """
+    asked = [p for p in inspect.signature(function).parameters.values() if p.name not in without]
+    defaults = {p.name: p.default for p in asked}
     hints = typing.get_type_hints(function, include_extras=True)
-    fields = [
-        _field(p.name, _subcommands(p.name, hints[p.name], p.default, words), p.default)
-        for p in inspect.signature(function).parameters.values()
-    ]
-    doc = inspect.getdoc(function) or ""
+    first, rest = (inspect.getdoc(function) or "").partition("\n")[::2]
+    doc = f"{title or first}\n{rest}"
     for group in groups:
-        fields += [
-            _field(f.name, typing.get_type_hints(group)[f.name], f.default) for f in dataclasses.fields(group)
-        ]
+        defaults |= {f.name: f.default for f in dataclasses.fields(group)}
+        hints |= typing.get_type_hints(group, include_extras=True)
         doc += "\n" + (inspect.getdoc(group) or "").partition("Args:")[2]
+    fields = [
+        _field(name, _subcommands(name, hints[name], default, words), default)
+        for name, default in defaults.items()
+    ]
     options = dataclasses.make_dataclass("Options", fields, frozen=True, namespace={"__doc__": doc})
-    printed = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(printed):
-            parsed = tyro.cli(
-                options,
-                prog=program,
-                args=words,
-                config=(tyro.conf.CascadeSubcommandArgs, tyro.conf.SuppressFixed),
-            )
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            raise
-        raise UsageError(sentence(printed.getvalue())) from None
+    parsed = _parsed(options, words, program)
     values = {field[0]: getattr(parsed, field[0]) for field in fields}
     try:
         check(values, hints)
     except ValueError as error:
         raise UsageError(str(error)) from None
     return values
+
+
+def _parsed(options: type, words: list[str], program: str) -> Any:
+    """An instance of the options; tyro's box of an error becomes a sentence."""
+    printed = io.StringIO()
+    config = (tyro.conf.CascadeSubcommandArgs, tyro.conf.SuppressFixed)
+    try:
+        with contextlib.redirect_stderr(printed):
+            return tyro.cli(options, prog=program, args=words, config=config)
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise UsageError(sentence(printed.getvalue())) from None
 
 
 def _field(name: str, hint: Any, default: Any) -> tuple[str, Any, Any]:
@@ -100,8 +114,8 @@ def _subcommands(name: str, hint: Any, default: Any, words: list[str]) -> Any:
 
 
 def kebab(name: str) -> str:
-    """RewardWeighted to reward-weighted; PPO to ppo."""
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", "-", name).lower()
+    """RewardWeighted to reward-weighted; PPO to ppo; ValueGuidance, of the guidances, to value."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "-", name).lower().removesuffix("-guidance")
 
 
 def check(values: Mapping[str, Any], hints: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ from difftilt.exact import landscape
 from difftilt.objective import Objective
 from difftilt.policy import Policy
 from difftilt.processes.masked import MaskedPolicy
-from difftilt.recipes.execute import finetune, sample
+from difftilt.recipes.execute import finetune, sample, trained
 from difftilt.recipes.job import Job, Training
 
 LENGTH, ALPHA = 2, 0.2
@@ -150,7 +150,7 @@ def test_an_unfinished_run_shows_what_is_known(tmp_path: Path):
 
 
 def test_samples_drawn_later_are_spelled_too(folder: Path):
-    sample(job(), folder, 5, seed=3)
+    sample(trained(job(), folder), folder / "samples" / "sample-seed3", 5, seed=3)
     rows = list(csv.DictReader((folder / "samples" / "sample-seed3.csv").open()))
     assert len(rows) == 5 and all(len(row["sample"]) == LENGTH for row in rows)
     assert (folder / "samples" / "sample-seed3.fasta").exists()

@@ -57,16 +57,21 @@ def finetune(job: Job, folder: Path, accelerator: Accelerator) -> dict[str, Any]
     return summary
 
 
-def sample(job: Job, folder: Path, count: int, seed: int) -> dict[str, Any]:
-    """Draws samples from a run's newest good checkpoint, and judges them.
+def trained(job: Job, folder: Path) -> Job:
+    """The job with the weights, and the alpha, of a run's newest good checkpoint."""
+    load_policy(folder, job.policy)
+    job.objective.alpha = load_alpha(folder) or job.objective.alpha
+    return job
+
+
+def sample(job: Job, place: Path, count: int, seed: int) -> dict[str, Any]:
+    """Draws samples from the job's policy, judges them, and leaves them beside a path.
 
     Returns:
         Reward, KL and J of the samples, as in summary.json.
     """
     torch.set_num_threads(job.training.threads)
-    load_policy(folder, job.policy)
-    job.objective.alpha = load_alpha(folder) or job.objective.alpha
-    drawn = _look(job, folder, f"sample-seed{seed}", count, seed)
+    drawn = _look(job, place, count, seed)
     return drawn.summary() | {"reward_calls": job.objective.reward.calls}
 
 
@@ -127,7 +132,7 @@ def judge(job: Job, folder: Path, name: str) -> dict[str, Any]:
 
     The same seed serves every name, so that pictures before and after start from the same noise.
     """
-    seen = _look(job, folder, name, job.training.evaluate, job.training.seed)
+    seen = _look(job, folder / "samples" / name, job.training.evaluate, job.training.seed)
     row = seen.summary()
     if job.diversity is not None:
         row["diversity"] = job.diversity(seen.sample)
@@ -140,11 +145,16 @@ def judge(job: Job, folder: Path, name: str) -> dict[str, Any]:
     return row
 
 
-def _look(job: Job, folder: Path, name: str, count: int, seed: int) -> Evaluation:
-    """Evaluates the policy, and leaves pictures and numbers of its samples in the folder under a name."""
+def keep(job: Job, seen: Evaluation, place: Path) -> None:
+    """Writes pictures and numbers of samples into files whose paths begin with `place`."""
+    job.draw(seen, place)
+    write_table(place.with_name(f"{place.name}.csv"), seen, job.spell(seen.sample) if job.spell else None)
+
+
+def _look(job: Job, place: Path, count: int, seed: int) -> Evaluation:
+    """Evaluates the policy, and keeps its samples."""
     seen = evaluate(job.policy, job.objective, job.cond(count), job.gold, seed=seed)
-    job.draw(seen, folder / "samples" / name)
-    write_table(folder / "samples" / f"{name}.csv", seen, job.spell(seen.sample) if job.spell else None)
+    keep(job, seen, place)
     return seen
 
 

@@ -1,0 +1,135 @@
+"""The command `difftilt sample`."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any
+
+import annotated_types as at
+import tyro
+
+from difftilt.commands.runs import RECIPES, load, plain, show
+from difftilt.guard import OnError
+from difftilt.objective import Value
+from difftilt.options import UsageError, choose, kebab, parse
+from difftilt.policy import Policy
+from difftilt.recipes.execute import sample, trained
+from difftilt.recipes.guidances import CORRECTING, VALUES, Guidance
+from difftilt.recipes.job import Job, Training
+from difftilt.recipes.record import to_json, write_json
+from difftilt.recipes.steer import steer
+from difftilt.settings import Count, Natural
+
+Subject = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SUBJECT")]
+ABOUT_TRAINING = ("algorithm", "training", "target_kl", "tune_std", "tune_start")
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleOptions:
+    """How to sample.
+
+    Args:
+        guidance: How to steer the samples towards the reward as they are drawn; by default not at all.
+            smc proposes with a run's own model and corrects for it; all others steer the pretrained one.
+        value: What steers: `posterior-mean`, the reward of the sample that is expected at each step.
+        count: How many samples, at least 2; with a guidance, as many as whole populations give.
+        seed: Random seed, at least 0.
+        out: Where samples go; the run folder's samples by default, or runs/RECIPE-samples.
+    """
+
+    guidance: Guidance | None = None
+    value: str = "posterior-mean"
+    count: Annotated[int, at.Ge(2)] = 64
+    seed: Natural = 1
+    out: Path | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreOptions:
+    """How to ask the reward.
+
+    Args:
+        on_error: What a sample without a valid reward does: `stop`, or be dropped and counted.
+        cache: Answer a repeated sample's reward from memory; right for a deterministic black box only.
+        threads: CPU threads of torch, at least 1.
+    """
+
+    on_error: OnError = "stop"
+    cache: bool = False
+    threads: Count = 1
+
+
+def sample_command(words: list[str]) -> None:
+    """Draws samples from a run's or a recipe's model, steered if asked, and judges them."""
+    if not words:
+        raise UsageError(
+            f"difftilt sample needs a run folder, such as runs/demo, or a recipe: {', '.join(RECIPES)}"
+        )
+    if words[0] in RECIPES:
+        sample_recipe(words[0], words[1:])
+    else:
+        sample_run(words)
+
+
+def sample_recipe(recipe: str, words: list[str]) -> None:
+    """Samples the pretrained model of a recipe."""
+    title = f"Samples the pretrained model of {recipe}, steered towards a reward without training."
+    program, groups = f"difftilt sample {recipe}", (ScoreOptions, SampleOptions)
+    settings = parse(RECIPES[recipe], words, program, *groups, without=ABOUT_TRAINING, title=title)
+    options, score = (_taken(group, settings) for group in (SampleOptions, ScoreOptions))
+    job = RECIPES[recipe](**settings, training=Training(**dataclasses.asdict(score)))
+    written = {"recipe": recipe, "settings": {name: to_json(value) for name, value in settings.items()}}
+    _draw(job, None, options, options.out or Path("runs") / f"{recipe}-samples", written)
+
+
+def sample_run(words: list[str]) -> None:
+    """Samples the model of a run folder."""
+    settings = parse(sample_options, words, "difftilt sample", SampleOptions)
+    options, folder = _taken(SampleOptions, settings), Path(settings["subject"])
+    if not (folder / "run.json").exists():
+        raise UsageError(
+            f"{folder / 'run.json'} does not exist, and no recipe is called {folder}: name a run's folder,"
+            f" such as runs/demo, or one of {', '.join(RECIPES)}"
+        )
+    job = trained(load(folder), folder)
+    _draw(job, job.policy, options, options.out or folder / "samples", {"run": str(folder)})
+
+
+def sample_options(subject: Subject) -> None:
+    """Draws samples from a run's or a recipe's model, steered if asked, and judges them.
+
+    difftilt sample RECIPE --help tells the options of a recipe, such as its reward and alpha.
+
+    Args:
+        subject: A run folder, for instance runs/demo, or the name of a recipe, for instance digits.
+    """
+
+
+def _draw(job: Job, tuned: Policy | None, options: SampleOptions, out: Path, written: dict[str, Any]) -> None:
+    """Draws the samples, and leaves them with their numbers in a folder.
+
+    Args:
+        tuned: The run's own model, if there is one.
+    """
+    sampler, name = options.guidance, f"seed{options.seed}"
+    if sampler is None:
+        name = f"sample-{name}"
+        row = sample(job, out / name, options.count, options.seed)
+    else:
+        name = f"{kebab(type(sampler).__name__)}-{name}"
+        policy = tuned if isinstance(sampler, CORRECTING) else None
+        value = make_value(options.value, job)
+        row = steer(job, sampler, value, out / name, count=options.count, seed=options.seed, policy=policy)
+        written |= {"guidance": to_json(sampler), "value": options.value}
+    show(row)
+    write_json(out / f"{name}.json", plain(written | {"seed": options.seed} | row))
+    print(f"samples: {out}")
+
+
+def make_value(name: str, job: Job) -> Value:
+    """The soft value of that name."""
+    return choose("value", name, VALUES)(job.objective)
+
+
+def _taken(group: Any, settings: dict[str, Any]) -> Any:
+    """An option group, whose options leave the settings."""
+    return group(**{field.name: settings.pop(field.name) for field in dataclasses.fields(group)})
