@@ -26,6 +26,7 @@ from difftilt.processes.micro_batch import MicroBatch
 from difftilt.processes.simplex import SimplexPolicy
 from difftilt.processes.start import TunedStart
 from difftilt.processes.uniform import UniformPolicy
+from difftilt.samplers.classifier_guidance import class_value, classifier_guided
 from difftilt.training.fit import NonFiniteError, fit
 from difftilt.transition import Categorical, Gaussian, Transition
 
@@ -64,6 +65,8 @@ __all__ = [
     "TunedStart",
     "UniformPolicy",
     "both",
+    "class_value",
+    "classifier_guided",
     "constrain",
     "count_range",
     "elbo",

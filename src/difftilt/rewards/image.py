@@ -1,19 +1,19 @@
 """Rewards of images, shape (batch, channels, height, width) with values in [-1, 1]."""
 
+from collections.abc import Callable
 from io import BytesIO
 
 import torch
-import torch.nn as nn
 from PIL import Image
 from torch import Tensor
 
 from difftilt.guard import Reward
-from difftilt.shapes import Cond, Index, PerSample, Real
+from difftilt.shapes import Cond, Index, PerSample, Real, Sample
 
 KILOBYTE = 1000
 
 
-def class_log_prob(classifier: nn.Module, target: int | str) -> Reward:
+def class_log_prob(classifier: Callable[[Sample], Tensor], target: int | str) -> Reward:
     """The reward log p(y | x) of a classifier; differentiable.
 
     With alpha = 1 its optimum is the class-conditional law p(x | y), as far as the classifier is right.
@@ -23,7 +23,7 @@ def class_log_prob(classifier: nn.Module, target: int | str) -> Reward:
         target: The class y, or the name of the condition that holds each sample's class.
     """
 
-    def log_prob(sample: Real, cond: Cond) -> PerSample:
+    def log_prob(sample: Sample, cond: Cond) -> PerSample:
         logits = classifier(sample)
         label = _label(target, cond, logits)
         return logits.log_softmax(1).gather(1, label[:, None])[:, 0]

@@ -128,6 +128,38 @@ def classify(
         yield _step(loss, optimizer, number)
 
 
+def classify_noised(
+    network: nn.Module,
+    policy: Diffusion,
+    data: State,
+    label: Index,
+    cond: Cond,
+    optimizer: torch.optim.Optimizer,
+    *,
+    steps: int,
+    batch: int = 256,
+    seed: int = 0,
+) -> Iterator[dict[str, float]]:
+    """Descends the cross-entropy of a classifier of noised samples, and yields after every gradient step.
+
+        L = -E_t log p(y | x_t, t, c),   x_t ~ q(x_t | x_0),   t uniform in 0, ..., T,
+
+    whose minimum is log E[p(y | x_0) | x_t, c], a soft value.
+
+    Args:
+        network: Maps (x_t, t, cond) to logits.
+        policy: The chain that is to be guided, for its noise.
+        cond: The condition of each sample.
+        seed: Step k draws from generators seeded by (seed, k).
+    """
+    for number in range(steps):
+        seed_round(seed, number)
+        rows = torch.randint(len(data), (batch,))
+        t = torch.randint(policy.steps + 1, (batch,))
+        logits = network(policy.corrupt(data[rows], t), t, take(cond, rows))
+        yield _step(F.cross_entropy(logits, label[rows]), optimizer, number)
+
+
 def warm_cosine(optimizer: torch.optim.Optimizer, steps: int, warm: float = 0.05) -> LambdaLR:
     """The learning rate rises evenly over the first steps, then falls to 0 along half a cosine.
 
