@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from difftilt.particles import alive, log_mean_exp, pick, shares, systematic
+from difftilt.particles import alive, log_mean_exp, pick, resampled, shares, systematic
 
 LOG_W = torch.tensor([[0.0, 1.0, 2.0, -torch.inf], [-900.0, -900.0, -901.0, -900.0]], dtype=torch.float64)
 
@@ -42,3 +42,9 @@ def test_a_population_without_weights_is_named():
     assert alive(dead[:1]) is not None
     with pytest.raises(ValueError, match="none of the 3 particles of population 1"):
         alive(dead)
+
+
+def test_only_populations_that_are_low_are_resampled():
+    torch.manual_seed(0)
+    log_w = torch.tensor([[0.0, -90.0, -90.0], [0.0, -90.0, -90.0]], dtype=torch.float64)
+    assert resampled(log_w, torch.tensor([True, False])).tolist() == [0, 0, 0, 3, 4, 5]

@@ -66,7 +66,7 @@ class Objective:
             )
         states, log_prob, log_ratio, kl = [], [], [], []
         for d in chain(policy, cond):
-            base = law(self.reference, d.x, d.t, cond)
+            base = d.step if policy is self.reference else law(self.reference, d.x, d.t, cond)
             states.append(d.x_next)
             log_prob.append(d.step.log_prob(d.x_next))
             log_ratio.append(log_prob[-1] - base.log_prob(d.x_next))

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from difftilt.shapes import Index, LogWeights, Particles, Some
+from difftilt.shapes import Index, LogWeights, Mask, Particles, Some
 
 
 def log_mean_exp(log_w: LogWeights) -> Some:
@@ -50,6 +50,12 @@ def systematic(log_w: LogWeights) -> Index:
         (torch.arange(n, device=log_w.device) + offset) / n * edges[:, -1:]
     )  # which is 1 but for rounding
     return _flat(torch.searchsorted(edges, points).clamp(max=n - 1), n)
+
+
+def resampled(log_w: LogWeights, low: Mask) -> Index:
+    """Which particles go on: those of some populations resampled, of the others every one."""
+    every = torch.arange(log_w.numel(), device=log_w.device).view_as(log_w)
+    return torch.where(low[:, None], systematic(alive(log_w)).view_as(log_w), every).flatten()
 
 
 def pick(log_w: LogWeights) -> Index:

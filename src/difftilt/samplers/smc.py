@@ -6,9 +6,9 @@ from typing import Literal
 import torch
 
 from difftilt.conditions import batch_size, repeat, take
-from difftilt.particles import alive, log_mean_exp, pick, shares, systematic
+from difftilt.particles import alive, log_mean_exp, pick, resampled, shares, systematic
 from difftilt.settings import Count, Unit
-from difftilt.shapes import Cond, Index, LogWeights, Mask, PerSample
+from difftilt.shapes import Cond, Index, PerSample
 from difftilt.steered import Steered
 from difftilt.steering import Lineage, Sampler, Steering
 
@@ -63,7 +63,7 @@ class SMC(Sampler):
             least = torch.minimum(least, shares(log_w))
             low = shares(log_w) < self.threshold
             if low.any():
-                index = _resampled(log_w, low)
+                index = resampled(log_w, low)
                 x = x[index]
                 product.select(index)
                 line.select(index)
@@ -81,12 +81,6 @@ class SMC(Sampler):
         return steering.answer(
             d.x_next[chosen], take(cond, chosen), score[chosen] * alpha, population, log_z, least, line
         )
-
-
-def _resampled(log_w: LogWeights, low: Mask) -> Index:
-    """Which particles go on: resampled where the share is low, else every one."""
-    every = torch.arange(log_w.numel(), device=log_w.device).view_as(log_w)
-    return torch.where(low[:, None], systematic(alive(log_w)).view_as(log_w), every).flatten()
 
 
 class _Product:
