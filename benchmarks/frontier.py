@@ -66,6 +66,7 @@ class Task:
         chain: The pretrained chain, and a copy to tune.
         delivered: Samples that the costs are shared by.
         rounds: Of PPO, and how many samples each draws.
+        draws: Of x_0 that the posterior mean of tokens is taken of, where calls do not count.
         more: How many times more samples `ppo-more` delivers, and how many times longer it trains.
     """
 
@@ -79,6 +80,7 @@ class Task:
     learning_rate: float
     ppo: Callable[[], Algorithm]
     more: int
+    draws: int
     gold: Callable[[], Mapping[str, Reward]] = dict
 
 
@@ -96,11 +98,11 @@ def six6() -> tuple[Policy, Policy]:
 TASKS = {
     "digits": Task(
         digits, lambda: proxy("class", TARGET), asked, (0.03, 0.1, 0.3, 1.0), 256, 10, 256, 3e-4,
-        lambda: PPO(advantage="critic", minibatches=8), 3, lambda: gold("class", TARGET),
+        lambda: PPO(advantage="critic", minibatches=8), 3, 0, lambda: gold("class", TARGET),
     ),
     "six6": Task(
         six6, lambda: load_landscape("six6").lookup, unconditional, (0.05, 0.1, 0.2), 1000, 30, 1024, 2e-2,
-        lambda: PPO(advantage="path", epochs=1, kl="reward"), 5,
+        lambda: PPO(advantage="path", epochs=1, kl="reward"), 5, 16,
     ),
 }  # fmt: skip
 METHODS = ("ppo", "ppo-more", "guidance", "smc", "svdd", "svdd-r", "best-of-n")
@@ -201,7 +203,9 @@ def by_passes(task: Task, row: dict[str, Any], passes: float) -> dict[str, Any]:
         "svdd-r": SVDD(candidates=CANDIDATES, particles=int(passes / steps / (CANDIDATES + 1)), keep="one"),
         "best-of-n": BestOfN(n=int(passes / steps)),
     }
-    return steer(task, objective, PosteriorMean(objective), samplers[row["method"]], row["seed"])
+    return steer(
+        task, objective, PosteriorMean(objective, draws=task.draws), samplers[row["method"]], row["seed"]
+    )
 
 
 def by_calls(task: Task, row: dict[str, Any], calls: float) -> dict[str, Any]:

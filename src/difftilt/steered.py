@@ -4,8 +4,9 @@ A population of particles that ends with the weight exp(log_z), of mean Z, spend
 
     KL(law of one of its particles || p_pre) <= E[r / alpha - log_z],
 
-so that alpha E[log_z] <= J <= alpha log Z: the sampler's J is known from below, however it works.
-(Andrieu, Lee and Vihola, 2018, https://doi.org/10.3150/15-BEJ785, bound the law by the weight's moments.)
+because the factor exp(log_z - r / alpha) turns the law of all that it draws into one under which that
+particle has the law p_pre (Andrieu et al., 2010, https://doi.org/10.1111/j.1467-9868.2009.00736.x). Hence
+alpha E[log_z] <= J <= alpha log Z: the sampler's J is known from below, however it works.
 """
 
 import math
@@ -35,7 +36,8 @@ class Steered:
             upper bound of it where populations are weighed.
         population: Which population each sample comes from; samples of different ones are independent.
         log_z: One estimate of log Z per population, in nats; the mean of exp(log_z) is Z.
-        ess: Share of the particles that equally weighted ones would need, in [0, 1].
+        ess: Share of the particles that equally weighted ones would need, in [0, 1]; where they are
+            resampled, the least on the way, averaged over populations.
         alpha: The objective's weight of the KL.
         reward_calls: Samples scored, those in between included.
         network_calls: Samples through the denoisers, forward and backward.
@@ -78,7 +80,8 @@ class Steered:
 
     def _log_z(self) -> tuple[float, float]:
         """log Z, averaged over the different conditions, and its standard error."""
-        first_of = torch.tensor([(self.population == k).nonzero()[0, 0] for k in range(len(self.log_z))])
+        populations = torch.arange(len(self.log_z), device=self.population.device)
+        first_of = torch.searchsorted(self.population, populations)
         ids = context(take(self.cond, first_of)).to(self.log_z.device)
         found = [self.log_z[ids == k] for k in range(int(ids.max()) + 1)]
         means = [log_mean_exp(part[None])[0].item() for part in found]

@@ -63,8 +63,10 @@ class Steering:
         """log p_pre - log p of states that the decision's law drew: 0 if the reference proposes."""
         if self.policy is self.objective.reference:
             return torch.zeros(len(x_next), dtype=torch.float64, device=x_next.device)
-        base = law(self.objective.reference, d.x, d.t, cond)
-        return base.log_prob(x_next) - d.step.log_prob(x_next)
+        parts = torch.arange(len(x_next), device=x_next.device).split(self.rows)
+        bases = [law(self.objective.reference, d.x[part], d.t[part], take(cond, part)) for part in parts]
+        log_base = [base.log_prob(x_next[part]) for base, part in zip(bases, parts, strict=True)]
+        return torch.cat(log_base) - d.step.log_prob(x_next)
 
     def answer(
         self,
