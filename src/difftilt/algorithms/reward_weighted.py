@@ -15,10 +15,10 @@ from difftilt import advantages
 from difftilt.conditions import context
 from difftilt.imitation import chain_cost, denoising_cost, diffusion
 from difftilt.objective import Algorithm, Experience, Loss, Objective, Value
-from difftilt.policy import Policy
+from difftilt.policy import Policy, level
 from difftilt.settings import Count, Positive, Share
 from difftilt.shapes import Cond, Index, PerSample, PerStep
-from difftilt.transition import tokens
+from difftilt.values.tweedie import PosteriorMean
 
 HISTORY = 8192  # rewards behind the threshold of `percentile`
 
@@ -110,16 +110,12 @@ class RewardWeighted(Algorithm):
     @torch.no_grad()
     def _values(self, seen: Experience, objective: Objective) -> PerStep:
         """v of the state that each decision drew; v_0 is the reward."""
-        path, reference, values = seen.path, objective.reference, []
-        for k, x in enumerate(path.states[:-1]):
-            t = torch.full((len(x),), len(path.states) - 1 - k, device=x.device)
-            if self.value is not None:
-                values.append(self.value(x, t, path.cond).double())
-            else:
-                clean = diffusion(reference, "value").clean(x, t, path.cond)
-                clean = tokens(clean) if reference.symbols else clean  # rewards know no mixtures of tokens
-                values.append(objective.reward(reference.decode(clean), path.cond).double())
-        return torch.stack([*values, seen.reward.double()])
+        value, path, steps = self.value, seen.path, len(seen.path.states) - 1
+        if value is None:
+            diffusion(objective.reference, "value")
+            value = PosteriorMean(objective)
+        values = [value(x, level(x, steps - k), path.cond) for k, x in enumerate(path.states[:-1])]
+        return torch.stack([*values, seen.reward]).double()
 
     def _cost(self, policy: Policy, seen: Experience, index: Index) -> PerSample:
         """-log p of the pairs that are imitated, up to a constant."""

@@ -108,11 +108,20 @@ def load_policy(folder: Path, policy: Policy, *, average: bool = True) -> int:
     Returns:
         How many rounds the weights were trained for.
     """
-    path = checkpoint.newest(folder / "checkpoints")
-    if path is None:
-        raise ValueError(f"there is no checkpoint in {folder / 'checkpoints'}; train the run first")
+    path = _newest(folder)
     averaged = checkpoint.read(path, "ema") if average else None
     load_weights(policy, checkpoint.read(path, "policy") | (averaged or {}))
+    return checkpoint.read(path, "training")["rounds"]
+
+
+def load_algorithm(folder: Path, algorithm: Algorithm) -> int:
+    """Puts what a run's algorithm learned into one that was set up as the run's was: a value, a critic.
+
+    Returns:
+        How many rounds it was trained for.
+    """
+    path = _newest(folder)
+    algorithm.load_state_dict(checkpoint.read(path, "process-0")["algorithm"])
     return checkpoint.read(path, "training")["rounds"]
 
 
@@ -121,6 +130,13 @@ def load_alpha(folder: Path) -> float | None:
     path = checkpoint.newest(folder / "checkpoints")
     budget = None if path is None else checkpoint.read(path, "training").get("budget")
     return budget and budget["alpha"]
+
+
+def _newest(folder: Path) -> Path:
+    path = checkpoint.newest(folder / "checkpoints")
+    if path is None:
+        raise ValueError(f"there is no checkpoint in {folder / 'checkpoints'}; train the run first")
+    return path
 
 
 @dataclass(frozen=True)

@@ -18,15 +18,18 @@ class ValueNetwork(nn.Module):
         cond: An example of conditions.
         seen: Those of its entries that the network sees; all by default. Text it never sees.
         width: Units in each of two hidden layers.
+        octaves: Of sines and cosines of real states that it sees beside them, for values that oscillate.
     """
 
     centre: Tensor
     scale: Tensor
     calibrated: Tensor
 
-    def __init__(self, policy: Policy, cond: Cond, seen: Cond | None = None, width: int = 128):
+    def __init__(
+        self, policy: Policy, cond: Cond, seen: Cond | None = None, width: int = 128, octaves: int = 0
+    ):
         super().__init__()
-        self.steps, self.symbols = policy.steps, policy.symbols
+        self.steps, self.symbols, self.octaves = policy.steps, policy.symbols, octaves
         x = policy.initial(cond).sample()
         t = torch.zeros(len(x), device=x.device)
         features = self._features(x, t, cond if seen is None else seen).shape[1]
@@ -43,20 +46,25 @@ class ValueNetwork(nn.Module):
         return self.centre + self.scale * self.mlp(self._features(x, t, cond))[:, 0]
 
     @torch.no_grad()
-    def calibrate(self, values: Some) -> None:
-        """The first time, moves 0 to the mean of some values and stretches 1 to their deviation, if larger.
+    def calibrate(self, values: Some, least: float = 1.0) -> None:
+        """The first time, moves 0 to the mean of some values and stretches 1 to their deviation.
 
         What is learned does not depend on the values' origin and unit then.
+
+        Args:
+            least: The smallest deviation that is believed.
         """
         if not self.calibrated:
             self.centre.copy_(values.mean())
-            self.scale.copy_(values.std().clamp(min=1.0))
+            self.scale.copy_(values.std(correction=0).clamp(min=least))
             self.calibrated.fill_(True)
 
     def _features(self, x: State, t: Tensor, cond: Cond) -> Tensor:
         time = t.float()[:, None] / self.steps
-        x = one_hot(x, self.symbols) if self.symbols else x
-        return torch.cat([x.float().flatten(1), time, waves(time), *condition_features(cond)], 1)
+        x = (one_hot(x, self.symbols) if self.symbols else x).float().flatten(1)
+        if self.octaves and not self.symbols:
+            x = torch.cat([x, waves(x.reshape(-1, 1), self.octaves).view(len(x), -1)], 1)
+        return torch.cat([x, time, waves(time), *condition_features(cond)], 1)
 
 
 def ready(network: ValueNetwork | None) -> ValueNetwork:
