@@ -26,19 +26,33 @@ from difftilt.processes.micro_batch import MicroBatch
 from difftilt.processes.simplex import SimplexPolicy
 from difftilt.processes.start import TunedStart
 from difftilt.processes.uniform import UniformPolicy
+from difftilt.samplers.best_of_n import BestOfN
 from difftilt.samplers.classifier_guidance import class_value, classifier_guided
+from difftilt.samplers.discrete_guidance import DiscreteGuidance
+from difftilt.samplers.mcmc import MCMC
+from difftilt.samplers.smc import SMC
+from difftilt.samplers.svdd import SVDD
+from difftilt.samplers.value_guidance import ValueGuidance
 from difftilt.training.fit import NonFiniteError, fit
 from difftilt.transition import Categorical, Gaussian, Transition
+from difftilt.values.nested import NestedMonteCarlo
+from difftilt.values.regression import ValueRegression
+from difftilt.values.tweedie import PosteriorMean
 
 __all__ = [
     "GRPO",
+    "MCMC",
     "NFT",
     "PPO",
+    "SMC",
+    "SVDD",
     "AdjointMatching",
     "Algorithm",
     "Backprop",
+    "BestOfN",
     "Categorical",
     "Diffusion",
+    "DiscreteGuidance",
     "Distill",
     "Experience",
     "FlowSDE",
@@ -51,10 +65,12 @@ __all__ = [
     "Loss",
     "MaskedPolicy",
     "MicroBatch",
+    "NestedMonteCarlo",
     "NonFiniteError",
     "Objective",
     "PathConsistency",
     "Policy",
+    "PosteriorMean",
     "RewardError",
     "RewardWeighted",
     "SimplexPolicy",
@@ -64,6 +80,8 @@ __all__ = [
     "Transitions",
     "TunedStart",
     "UniformPolicy",
+    "ValueGuidance",
+    "ValueRegression",
     "both",
     "class_value",
     "classifier_guided",

@@ -58,10 +58,10 @@ class ValueGuided(Policy):
         return self._policy[0].decode(x)
 
     def _moved(self, law: Gaussian, x: State, t: Step, cond: Cond) -> Gaussian:
-        slope = self._slope(x, t, cond)
+        slope = self.slope(x, t, cond)
         return Gaussian(law.mean + law.std**2 * slope, law.std)
 
-    def _slope(self, x: State, t: Step, cond: Cond) -> Real:
+    def slope(self, x: State, t: Step, cond: Cond) -> Real:
         """grad v_t(x) / alpha."""
         with torch.enable_grad():
             x = x.detach().requires_grad_()
