@@ -28,6 +28,7 @@ from difftilt.algorithms.path_consistency import PathConsistency
 from difftilt.algorithms.ppo import PPO
 from difftilt.algorithms.reward_weighted import RewardWeighted
 from difftilt.algorithms.trajectory_balance import TrajectoryBalance
+from difftilt.best_of import best_of
 from difftilt.conditions import unconditional
 from difftilt.data.landscape import Landscape, load_landscape
 from difftilt.exact import landscape as exact
@@ -228,13 +229,9 @@ def biased(problem: Problem, policy: MaskedPolicy, surrogate: nn.Module) -> dict
 def baselines(problem: Problem, calls: int) -> dict[str, Any]:
     """What takes no training: p_pre, and the best of N of its samples, whose law is known."""
     law = exact.evaluate(problem.objective, problem.reference, problem.table.score).law
-    scores, place = problem.table.score.unique(return_inverse=True)
-    mass = torch.zeros_like(scores).index_add(0, place, law)
     rows: dict[str, Any] = {}
     for name, count in {"1": 1, "4": 4, "16": 16, "64": 64, "calls / 1000": calls // DELIVERED}.items():
-        top = mass.cumsum(0).clamp(max=1) ** count
-        share = torch.diff(top, prepend=top.new_zeros(1)) / mass.clamp(min=1e-300)
-        best = law * share[place]
+        best = best_of(law, problem.table.score, count)
         kl = exact.kl(best, law).item()
         objective = (best @ problem.table.score).item() - problem.alpha * kl
         gap = (problem.solved.optimum.item() - objective) / problem.alpha

@@ -1,10 +1,14 @@
 """Chains of tokens small enough that every state is listed."""
 
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from difftilt.conditions import unconditional
 from difftilt.policy import Policy
+from difftilt.processes.masked import MaskedPolicy
+from difftilt.shapes import Cond
 
 
 def every_state(categories: int, length: int) -> Tensor:
@@ -42,3 +46,23 @@ def evaluate(policy: Policy, reference: Policy, states: Tensor, score: Tensor) -
     cond = unconditional(steps * count)
     kl = policy(*rows, cond).kl(reference(*rows, cond)).view(steps, count)
     return law[0] @ score, (law[1:] * kl).sum()
+
+
+class Table(nn.Module):
+    """Logits of every state with its masks, whatever t."""
+
+    def __init__(self, logits: Tensor):
+        super().__init__()
+        self.logits = nn.Parameter(logits)  # ((K + 1)^L, L, K)
+        self.seen: list[int] = []
+
+    def forward(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        self.seen.append(len(x))
+        digits = x.shape[2] ** torch.arange(x.shape[1]).flip(0)
+        return self.logits[(x.argmax(-1) * digits).sum(1)]
+
+
+def masked_table(categories: int, length: int, **settings: Any) -> MaskedPolicy:
+    """A masked chain whose guesses are random and contradict each other, in double precision."""
+    logits = torch.randn((categories + 1) ** length, length, categories, dtype=torch.float64)
+    return MaskedPolicy(Table(logits), categories, length, **settings).requires_grad_(False)

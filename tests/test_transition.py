@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from difftilt import transition
+from difftilt.flip import Flip, as_flip
 from difftilt.jacobi import Histogram, edges
 from difftilt.transition import Categorical, Gaussian, Joined, Resampling, Transition, event_sum
 
@@ -53,6 +54,15 @@ def resampling_case() -> Case:
     return Case(law, other, states, torch.ones(9, dtype=torch.float64))
 
 
+def flip_case() -> Case:
+    """One of two tokens, 2 and 0, becomes another."""
+    x = torch.tensor([[2, 0]])
+    law = Flip(x, double([[[0.1, 0.3, 0.0], [0.0, 0.4, 0.2]]]))
+    other = Flip(x, double([[[0.3, 0.2, 0.0], [0.0, 0.1, 0.4]]]))
+    states = torch.cartesian_prod(torch.arange(3), torch.arange(3))
+    return Case(law, other, states, torch.ones(9, dtype=torch.float64))
+
+
 def joined_case() -> Case:
     """One row of one part: the orders of several are tested below."""
     case = categorical_case()
@@ -76,6 +86,7 @@ CASES = {
     Histogram: histogram_case,
     Categorical: categorical_case,
     Resampling: resampling_case,
+    Flip: flip_case,
     Joined: joined_case,
 }
 
@@ -189,6 +200,35 @@ def test_categorical_draws_are_one_hot_and_straight_through():
     (found,) = torch.autograd.grad((x * f).sum(), probs)
     (exact,) = torch.autograd.grad((probs * f).sum(), probs)
     assert found.equal(exact)
+
+
+def test_flips_are_one_hot_and_straight_through():
+    """The gradient is exact where the function is linear: the mean of the next state."""
+    joint = flip_case().law.joint.clone().requires_grad_()  # pyright: ignore[reportAttributeAccessIssue]
+    f = torch.randn(2, 3, dtype=torch.float64)
+    x = torch.tensor([[2, 0]])
+    drawn = Flip(x, joint).rsample()
+    assert drawn.detach().eq(0).logical_or(drawn.detach().eq(1)).all() and drawn.sum(-1).eq(1).all()
+    assert (drawn.argmax(-1) != x).sum() == 1
+    (found,) = torch.autograd.grad((drawn * f).sum(), joint)
+    gain = f - f.gather(-1, x[0][:, None])
+    torch.testing.assert_close(found[0], gain)
+
+
+def test_a_flip_is_compared_with_the_resampling_of_one_position():
+    """Which is a flip whose position is drawn uniformly."""
+    case = resampling_case()
+    law, other = as_flip(case.law), as_flip(case.other)
+    assert isinstance(case.other, Resampling)
+    count = len(case.states)
+    expected = spread(case.law, count).log_prob(case.states)
+    torch.testing.assert_close(spread(law, count).log_prob(case.states), expected)
+    assert law.kl(case.other).item() == pytest.approx(case.law.kl(case.other).item(), abs=1e-12)
+    assert law.kl(case.other).item() == law.kl(other).item() > 0.01
+    several = Resampling(torch.full((1, 2), 2), torch.ones(1, 2), torch.ones(1, 2, 3) / 3, torch.tensor([2]))
+    for step in (several, categorical_case().law):
+        with pytest.raises(ValueError, match="a flip changes one position per step, but a"):
+            as_flip(step)
 
 
 @pytest.mark.parametrize("value", ["kl", "log_prob"])

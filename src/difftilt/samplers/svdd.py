@@ -1,0 +1,144 @@
+"""SVDD (Li et al., 2024): of several candidates for each next state, one is kept by its value."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from difftilt.best_of import kl_of_best
+from difftilt.conditions import batch_size, repeat, take
+from difftilt.particles import alive, log_mean_exp, pick, shares, systematic
+from difftilt.policy import Decision, law
+from difftilt.settings import Count, Unit
+from difftilt.shapes import Cond, Index, LogWeights, Mask, PerSample, State
+from difftilt.steered import Steered
+from difftilt.steering import Lineage, Sampler, Steering
+
+
+@dataclass(frozen=True)
+class SVDD(Sampler):
+    """Draws M candidates x^1, ..., x^M of each next state from one pass of the network, and keeps one by
+
+    w_m = exp(v_{t-1}(x^m) / alpha) p_pre(x^m | x_t) / p(x^m | x_t),   v_0 = r.
+
+    As M grows each step tends to the pretrained one tilted by the value, which is optimal if the value is
+    right. What it misses is weighed: W <- W mean_m w_m / exp(v_t(x_t) / alpha) makes the mean of W equal Z
+    for every M and every value, as in nested SMC. x_T is chosen in the same way.
+
+    Args:
+        candidates: M, at least 1, of each state, x_T included. The last ones cost M reward calls.
+        particles: Per population, at least 1. Those of several are resampled by W, which is SVDD-R.
+        threshold: Resample where fewer than this share of the particles carry the weight, in [0, 1].
+        greedy: Keep the best candidate, the limit of small alpha. This has no weights: log Z is NaN, and the
+            KL is a bound, log M - (M - 1) / M per decision. For single particles.
+        keep: `all` particles, which share ancestors, or `one` of each population, drawn by its weight.
+
+    Source:
+        Li et al. (2024), Algorithm 1. https://arxiv.org/abs/2408.08252
+        Naesseth et al. (2015), for the weights. https://arxiv.org/abs/1502.02536
+        Beirami et al. (2024), Theorem 3.1, for the bound. https://arxiv.org/abs/2401.01879
+    """
+
+    candidates: Count = 8
+    particles: Count = 1
+    threshold: Unit = 0.5
+    greedy: bool = False
+    keep: Literal["all", "one"] = "all"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.greedy and self.particles > 1:
+            raise ValueError(
+                f"greedy choices have no weights to resample {self.particles} particles by; take particles=1"
+            )
+
+    @property
+    def population(self) -> int:
+        return self.particles
+
+    @property
+    def kept(self) -> int:
+        return self.particles if self.keep == "all" else 1
+
+    def _draw(self, steering: Steering, cond: Cond) -> Steered:
+        populations = batch_size(cond)
+        cond = repeat(cond, self.particles)
+        d, line = steering.first(cond), Lineage(steering.history)
+        x = d.x_next
+        log_w = torch.zeros(populations, self.particles, dtype=torch.float64, device=d.x.device)
+        log_z, least = torch.zeros_like(log_w[:, 0]), torch.ones_like(log_w[:, 0])
+        score, ratio = torch.zeros_like(log_w.flatten()), torch.zeros_like(log_w.flatten())
+        for t in range(steering.policy.steps, -1, -1):
+            kept = self._keep(steering, d, t, cond, score)
+            x, score, ratio = kept.x, kept.score, ratio + kept.correction
+            line.append(d, x)
+            log_w = log_w + kept.growth.view_as(log_w)
+            least = torch.minimum(least, shares(log_w))
+            low = shares(log_w) < self.threshold
+            if t > 0 and self.particles > 1 and low.any():
+                index = _resampled(log_w, low)
+                x, score, ratio = x[index], score[index], ratio[index]
+                line.select(index)
+                log_z = log_z + torch.where(low, log_mean_exp(log_w), 0)
+                log_w = torch.where(low[:, None], 0, log_w)
+            if t > 0:
+                d = steering.advance(x, t, cond)
+        chosen = systematic(alive(log_w)) if self.keep == "all" else pick(alive(log_w))
+        line.select(chosen)
+        log_z, kl = log_z + log_mean_exp(log_w), None
+        if self.particles == 1:
+            least = shares(log_z[None]).expand_as(log_z)
+        if self.greedy:
+            kl = (steering.policy.steps + 1) * kl_of_best(self.candidates) - ratio
+            log_z, least = torch.full_like(log_z, torch.nan), torch.full_like(least, torch.nan)
+        population = torch.arange(populations, device=log_w.device).repeat_interleave(self.kept)
+        reward = score[chosen] * steering.objective.alpha
+        return steering.answer(x[chosen], take(cond, chosen), reward, population, log_z, least, line, kl)
+
+    def _keep(self, steering: Steering, d: Decision, t: int, cond: Cond, before: PerSample) -> "_Kept":
+        """One of M draws of a decision's law for each row, where the states before had the value `before`."""
+        count = self.candidates
+        draws = [d.x_next, *(d.step.sample() for _ in range(count - 1))]
+        x = torch.stack(draws, 1).flatten(0, 1)
+        correction = _corrections(steering, d, draws, cond)
+        score = steering.potential(x, t, repeat(cond, count)).view_as(correction)
+        # what failed on the way has its parent's value, and has no weight at the end
+        score = torch.where(score.isfinite(), score, before[:, None] if t > 0 else -torch.inf)
+        log_g = score + correction
+        dead = (log_g == -torch.inf).all(1, keepdim=True)
+        chosen = pick(torch.where(dead, 0, log_g))
+        if self.greedy:
+            chosen = score.argmax(1) + count * torch.arange(len(score), device=score.device)
+        growth = log_mean_exp(log_g) - before
+        return _Kept(x[chosen], score.flatten()[chosen], growth, correction.flatten()[chosen])
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """The candidate that each particle keeps.
+
+    Args:
+        score: v / alpha.
+        growth: log of the mean weight of all candidates.
+        correction: log p_pre - log p.
+    """
+
+    x: State
+    score: PerSample
+    growth: PerSample
+    correction: PerSample
+
+
+def _corrections(steering: Steering, d: Decision, draws: Sequence[State], cond: Cond) -> LogWeights:
+    """log p_pre - log p of every candidate, from one pass of the reference."""
+    if steering.policy is steering.objective.reference:
+        return torch.zeros(len(draws[0]), len(draws), dtype=torch.float64, device=draws[0].device)
+    base = law(steering.objective.reference, d.x, d.t, cond)
+    return torch.stack([base.log_prob(x) - d.step.log_prob(x) for x in draws], 1)
+
+
+def _resampled(log_w: LogWeights, low: Mask) -> Index:
+    """Which particles go on: resampled where the share is low, else every one."""
+    every = torch.arange(log_w.numel(), device=log_w.device).view_as(log_w)
+    return torch.where(low[:, None], systematic(alive(log_w)).view_as(log_w), every).flatten()
