@@ -8,10 +8,10 @@ import torch
 
 from difftilt.best_of import kl_of_best
 from difftilt.conditions import batch_size, repeat, take
-from difftilt.particles import alive, log_mean_exp, pick, shares, systematic
+from difftilt.particles import alive, log_mean_exp, pick, resampled, shares, systematic
 from difftilt.policy import Decision, law
 from difftilt.settings import Count, Unit
-from difftilt.shapes import Cond, Index, LogWeights, Mask, PerSample, State
+from difftilt.shapes import Cond, LogWeights, PerSample, State
 from difftilt.steered import Steered
 from difftilt.steering import Lineage, Sampler, Steering
 
@@ -77,7 +77,7 @@ class SVDD(Sampler):
             least = torch.minimum(least, shares(log_w))
             low = shares(log_w) < self.threshold
             if t > 0 and self.particles > 1 and low.any():
-                index = _resampled(log_w, low)
+                index = resampled(log_w, low)
                 x, score, ratio = x[index], score[index], ratio[index]
                 line.select(index)
                 log_z = log_z + torch.where(low, log_mean_exp(log_w), 0)
@@ -136,9 +136,3 @@ def _corrections(steering: Steering, d: Decision, draws: Sequence[State], cond: 
         return torch.zeros(len(draws[0]), len(draws), dtype=torch.float64, device=draws[0].device)
     base = law(steering.objective.reference, d.x, d.t, cond)
     return torch.stack([base.log_prob(x) - d.step.log_prob(x) for x in draws], 1)
-
-
-def _resampled(log_w: LogWeights, low: Mask) -> Index:
-    """Which particles go on: resampled where the share is low, else every one."""
-    every = torch.arange(log_w.numel(), device=log_w.device).view_as(log_w)
-    return torch.where(low[:, None], systematic(alive(log_w)).view_as(log_w), every).flatten()
