@@ -12,8 +12,9 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from difftilt.commands.runs import RECIPES, load, prepare, show, subject
+from difftilt.commands.runs import RECIPES, load, prepare, read_run, show, subject
 from difftilt.commands.sampling import sample_command
+from difftilt.commands.values import resume_value, value_command
 from difftilt.data.command import data_command
 from difftilt.evaluation.report import write_report
 from difftilt.guard import RewardError
@@ -21,7 +22,7 @@ from difftilt.options import UsageError, choose, parse
 from difftilt.recipes import pretrain_digits, pretrain_landscape, pretrain_utr
 from difftilt.recipes.advise import Facts, advise
 from difftilt.recipes.execute import finetune, plan
-from difftilt.recipes.record import describe, to_json, write_json
+from difftilt.recipes.record import VALUE, describe, to_json, write_json
 from difftilt.training.checkpoint import CheckpointError
 from difftilt.training.distributed import finish, make_accelerator
 from difftilt.training.fit import NonFiniteError
@@ -133,6 +134,9 @@ class RunOptions:
 def resume_command(words: list[str]) -> None:
     """Goes on with a run from its newest good checkpoint."""
     folder = parse(run_option, words, "difftilt resume")["run"]
+    if read_run(folder).get("task") == VALUE:
+        resume_value(folder)
+        return
     job = load(folder)
     accelerator = make_accelerator(job.training.mixed_precision)
     conclude(finetune(job, folder, accelerator), folder)
@@ -168,6 +172,7 @@ COMMANDS: Mapping[str, Callable[[list[str]], None]] = {
     "pretrain": pretrain_command,
     "finetune": finetune_command,
     "sample": sample_command,
+    "value": value_command,
     "resume": resume_command,
     "report": report_command,
     "advise": advise_command,

@@ -59,7 +59,7 @@ def parse(
         hints |= typing.get_type_hints(group, include_extras=True)
         doc += "\n" + (inspect.getdoc(group) or "").partition("Args:")[2]
     fields = [
-        _field(name, _subcommands(name, hints[name], default, words), default)
+        _field(name, subcommands(name, hints[name], default, words), default)
         for name, default in defaults.items()
     ]
     options = dataclasses.make_dataclass("Options", fields, frozen=True, namespace={"__doc__": doc})
@@ -94,7 +94,7 @@ def _field(name: str, hint: Any, default: Any) -> tuple[str, Any, Any]:
     return name, hint, dataclasses.field(default_factory=lambda: default)
 
 
-def _subcommands(name: str, hint: Any, default: Any, words: list[str]) -> Any:
+def subcommands(name: str, hint: Any, default: Any, words: Collection[str] = ()) -> Any:
     """A union of settings with a name, the given default and one line of help for each of its classes.
 
     The line is the first of the class's module; the class's own help is shown where it has been chosen.

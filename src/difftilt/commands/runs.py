@@ -1,5 +1,6 @@
 """What commands share: the recipes by name, and the folders that runs leave behind."""
 
+import dataclasses
 import math
 import shutil
 import typing
@@ -9,10 +10,12 @@ from typing import Any
 
 from rich.console import Console
 
+from difftilt.guard import OnError
 from difftilt.options import UsageError, check, choose
 from difftilt.recipes import digits, landscape, utr
 from difftilt.recipes.job import Job
-from difftilt.recipes.record import read_json, restore
+from difftilt.recipes.record import VALUE, read_json, restore
+from difftilt.settings import Count
 
 RECIPES: Mapping[str, Callable[..., Job]] = {
     "digits": digits.digits,
@@ -20,6 +23,23 @@ RECIPES: Mapping[str, Callable[..., Job]] = {
     "protein": landscape.protein,
     "utr": utr.utr,
 }
+# options of recipes that only training has a use for
+ABOUT_TRAINING = ("algorithm", "training", "target_kl", "tune_std", "tune_start")
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreOptions:
+    """How to ask the reward.
+
+    Args:
+        on_error: What a sample without a valid reward does: `stop`, or be dropped and counted.
+        cache: Answer a repeated sample's reward from memory; right for a deterministic black box only.
+        threads: CPU threads of torch, at least 1.
+    """
+
+    on_error: OnError = "stop"
+    cache: bool = False
+    threads: Count = 1
 
 
 def subject(command: str, words: list[str], subjects: Mapping[str, Any]) -> tuple[str, list[str]]:
@@ -35,14 +55,32 @@ def subject(command: str, words: list[str], subjects: Mapping[str, Any]) -> tupl
 
 def load(folder: Path) -> Job:
     """The job of a run folder, from its run.json."""
+    record = read_run(folder)
+    if record.get("task") == VALUE:
+        raise ValueError(f"{folder} holds a soft value and no model: sample a recipe with --value {folder}")
+    return make(record["recipe"], record["settings"])
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """The run.json of a folder: its recipe is known, and its settings are there."""
     record = read_json(folder / "run.json")
-    recipe = choose("recipe", str(record.get("recipe")), RECIPES)
-    settings = record.get("settings")
-    if not isinstance(settings, dict):
+    choose("recipe", str(record.get("recipe")), RECIPES)
+    if not isinstance(record.get("settings"), dict):
         raise ValueError(f"{folder / 'run.json'} holds no settings")
+    return record
+
+
+def make(name: str, settings: Mapping[str, Any]) -> Job:
+    """The job of a recipe with the settings of a run.json."""
+    recipe = RECIPES[name]
     restored = restore(recipe, settings)
     check(restored, typing.get_type_hints(recipe, include_extras=True))
     return recipe(**restored)
+
+
+def taken(group: Any, settings: dict[str, Any]) -> Any:
+    """An option group, whose options leave the settings."""
+    return group(**{field.name: settings.pop(field.name) for field in dataclasses.fields(group)})
 
 
 def prepare(folder: Path, overwrite: bool) -> None:

@@ -1,26 +1,26 @@
 """The command `difftilt sample`."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import annotated_types as at
 import tyro
 
-from difftilt.commands.runs import RECIPES, load, plain, show
-from difftilt.guard import OnError
+from difftilt.commands.runs import ABOUT_TRAINING, RECIPES, ScoreOptions, load, plain, read_run, show, taken
 from difftilt.objective import Value
 from difftilt.options import UsageError, choose, kebab, parse
 from difftilt.policy import Policy
 from difftilt.recipes.execute import sample, trained
+from difftilt.recipes.fit_value import load_value
 from difftilt.recipes.guidances import CORRECTING, VALUES, Guidance
 from difftilt.recipes.job import Job, Training
 from difftilt.recipes.record import to_json, write_json
 from difftilt.recipes.steer import steer
-from difftilt.settings import Count, Natural
+from difftilt.settings import Natural
 
 Subject = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SUBJECT")]
-ABOUT_TRAINING = ("algorithm", "training", "target_kl", "tune_std", "tune_start")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +29,11 @@ class SampleOptions:
 
     Args:
         guidance: How to steer the samples towards the reward as they are drawn; by default not at all.
-            smc proposes with a run's own model and corrects for it; all others steer the pretrained one.
-        value: What steers: `posterior-mean`, the reward of the sample that is expected at each step.
+            smc, svdd and best-of-n propose with a run's own model and correct for it; all others steer the
+            pretrained one.
+        value: What steers: `posterior-mean`, the reward of the sample that is expected at each step;
+            `second-order`, the same with a correction for its spread, of real numbers; `nested`, 16 chains
+            from each state, which is slow; or the folder of a run of difftilt value fit.
         count: How many samples, at least 2; with a guidance, as many as whole populations give.
         seed: Random seed, at least 0.
         out: Where samples go; the run folder's samples by default, or runs/RECIPE-samples.
@@ -41,21 +44,6 @@ class SampleOptions:
     count: Annotated[int, at.Ge(2)] = 64
     seed: Natural = 1
     out: Path | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class ScoreOptions:
-    """How to ask the reward.
-
-    Args:
-        on_error: What a sample without a valid reward does: `stop`, or be dropped and counted.
-        cache: Answer a repeated sample's reward from memory; right for a deterministic black box only.
-        threads: CPU threads of torch, at least 1.
-    """
-
-    on_error: OnError = "stop"
-    cache: bool = False
-    threads: Count = 1
 
 
 def sample_command(words: list[str]) -> None:
@@ -75,7 +63,7 @@ def sample_recipe(recipe: str, words: list[str]) -> None:
     title = f"Samples the pretrained model of {recipe}, steered towards a reward without training."
     program, groups = f"difftilt sample {recipe}", (ScoreOptions, SampleOptions)
     settings = parse(RECIPES[recipe], words, program, *groups, without=ABOUT_TRAINING, title=title)
-    options, score = (_taken(group, settings) for group in (SampleOptions, ScoreOptions))
+    options, score = (taken(group, settings) for group in (SampleOptions, ScoreOptions))
     job = RECIPES[recipe](**settings, training=Training(**dataclasses.asdict(score)))
     written = {"recipe": recipe, "settings": {name: to_json(value) for name, value in settings.items()}}
     _draw(job, None, options, options.out or Path("runs") / f"{recipe}-samples", written)
@@ -84,14 +72,15 @@ def sample_recipe(recipe: str, words: list[str]) -> None:
 def sample_run(words: list[str]) -> None:
     """Samples the model of a run folder."""
     settings = parse(sample_options, words, "difftilt sample", SampleOptions)
-    options, folder = _taken(SampleOptions, settings), Path(settings["subject"])
+    options, folder = taken(SampleOptions, settings), Path(settings["subject"])
     if not (folder / "run.json").exists():
         raise UsageError(
             f"{folder / 'run.json'} does not exist, and no recipe is called {folder}: name a run's folder,"
             f" such as runs/demo, or one of {', '.join(RECIPES)}"
         )
-    job = trained(load(folder), folder)
-    _draw(job, job.policy, options, options.out or folder / "samples", {"run": str(folder)})
+    job, record = trained(load(folder), folder), read_run(folder)
+    written = {"run": str(folder), "recipe": record["recipe"], "settings": record["settings"]}
+    _draw(job, job.policy, options, options.out or folder / "samples", written)
 
 
 def sample_options(subject: Subject) -> None:
@@ -117,7 +106,7 @@ def _draw(job: Job, tuned: Policy | None, options: SampleOptions, out: Path, wri
     else:
         name = f"{kebab(type(sampler).__name__)}-{name}"
         policy = tuned if isinstance(sampler, CORRECTING) else None
-        value = make_value(options.value, job)
+        value = make_value(options.value, job, written)
         row = steer(job, sampler, value, out / name, count=options.count, seed=options.seed, policy=policy)
         written |= {"guidance": to_json(sampler), "value": options.value}
     show(row)
@@ -125,11 +114,13 @@ def _draw(job: Job, tuned: Policy | None, options: SampleOptions, out: Path, wri
     print(f"samples: {out}")
 
 
-def make_value(name: str, job: Job) -> Value:
-    """The soft value of that name."""
-    return choose("value", name, VALUES)(job.objective)
+def make_value(name: str, job: Job, about: Mapping[str, Any]) -> Value:
+    """The soft value of that name, or in the run folder of that name.
 
-
-def _taken(group: Any, settings: dict[str, Any]) -> Any:
-    """An option group, whose options leave the settings."""
-    return group(**{field.name: settings.pop(field.name) for field in dataclasses.fields(group)})
+    Args:
+        about: The recipe of the job, and its settings.
+    """
+    if name not in VALUES and Path(name).is_dir():
+        return load_value(Path(name), job, about["recipe"], about["settings"])
+    choices = {**VALUES, "the folder of a run of difftilt value fit": None}
+    return choose("value", name, choices)(job.objective)

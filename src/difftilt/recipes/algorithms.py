@@ -4,15 +4,19 @@ To add an algorithm, add its class to `Tuner`: its name and its help come from t
 """
 
 import copy
+import dataclasses
+import sys
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
+from inspect import Parameter, Signature
 from typing import Annotated, Any
 
 from tyro.conf import subcommand
 
 from difftilt.algorithms.adjoint_matching import AdjointMatching
 from difftilt.algorithms.backprop import Backprop
+from difftilt.algorithms.distill import Distill
 from difftilt.algorithms.grpo import GRPO
 from difftilt.algorithms.nft import NFT
 from difftilt.algorithms.path_consistency import PathConsistency
@@ -20,7 +24,9 @@ from difftilt.algorithms.ppo import PPO
 from difftilt.algorithms.reward_weighted import RewardWeighted
 from difftilt.algorithms.trajectory_balance import TrajectoryBalance
 from difftilt.objective import Algorithm
-from difftilt.options import choose, kebab
+from difftilt.options import choose, kebab, subcommands
+from difftilt.recipes.guidances import CHOICES
+from difftilt.recipes.record import settable
 
 # name: (settings, one line of help)
 PRESETS: Mapping[str, tuple[PPO, str]] = {
@@ -48,6 +54,31 @@ def _preset(name: str) -> Any:
     return subcommand(name, default=settings, description=line)
 
 
+def offer(settings: type) -> Callable[..., Any]:
+    """A function that makes the settings, and whose signature offers a choice for each abstract type."""
+    hints, parameters = settable(settings), []
+    for field in dataclasses.fields(settings):
+        if field.name in hints:
+            hint, default = CHOICES.get(hints[field.name], (hints[field.name], field.default))
+            hint = subcommands(field.name, hint, default)
+            default = Parameter.empty if default is dataclasses.MISSING else default
+            parameters.append(Parameter(field.name, Parameter.KEYWORD_ONLY, annotation=hint, default=default))
+
+    def make(**fields: Any) -> Any:
+        given = {p.name: p.default for p in parameters if p.default is not Parameter.empty} | fields
+        return settings(**given)
+
+    make.__doc__ = settings.__doc__
+    make.__annotations__ = {p.name: p.annotation for p in parameters}
+    make.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    return make
+
+
+def _offered(settings: type) -> Any:
+    line = (sys.modules[settings.__module__].__doc__ or "").partition("\n")[0]
+    return subcommand(kebab(settings.__name__), constructor=offer(settings), description=line)
+
+
 Tuner = (
     PPO
     | GRPO
@@ -57,6 +88,7 @@ Tuner = (
     | PathConsistency
     | TrajectoryBalance
     | NFT
+    | Annotated[Distill, _offered(Distill)]
     | Annotated[PPO, _preset("ddpo-sf")]
     | Annotated[PPO, _preset("ddpo-is")]
     | Annotated[PPO, _preset("dpok")]
@@ -67,6 +99,6 @@ Tuner = (
 def make_algorithm(name: str) -> Algorithm:
     """The algorithm of that name on the command line, with its default settings."""
     classes = [option for option in typing.get_args(Tuner) if isinstance(option, type)]
-    known = {kebab(option.__name__): option for option in classes}
+    known = {kebab(option.__name__): offer(option) for option in [*classes, Distill]}
     presets = {preset: partial(copy.deepcopy, settings) for preset, (settings, _) in PRESETS.items()}
     return choose("algorithm", name, {**known, **presets})()

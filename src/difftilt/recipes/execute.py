@@ -14,7 +14,7 @@ from difftilt.evaluation.evaluate import Evaluation, evaluate, write_table
 from difftilt.evaluation.report import write_report
 from difftilt.guard import Guard
 from difftilt.objective import Objective
-from difftilt.recipes.job import Job
+from difftilt.recipes.job import Job, Training
 from difftilt.recipes.record import read_json, write_json
 from difftilt.training.run import Totals, denoisers, load_alpha, load_policy, train
 from difftilt.training.seeds import SETUP, seed_round
@@ -29,13 +29,9 @@ def finetune(job: Job, folder: Path, accelerator: Accelerator) -> dict[str, Any]
         The content of summary.json.
     """
     training = job.training
-    share = training.batch // accelerator.num_processes
-    if not share:
-        raise ValueError(
-            f"a batch of {training.batch} cannot be shared by {accelerator.num_processes} processes; raise it"
-        )
+    share = per_process(training, accelerator)
     torch.set_num_threads(training.threads)
-    _place(job, accelerator)
+    place(job, accelerator)
     before = _before(job, folder, accelerator)
     optimizer, scheduler = make_optimizer(job)
     totals = train(
@@ -109,6 +105,16 @@ def plan(job: Job) -> dict[str, Any]:
     }
 
 
+def per_process(training: Training, accelerator: Accelerator) -> int:
+    """The conditions of a round that fall to each process."""
+    share = training.batch // accelerator.num_processes
+    if not share:
+        raise ValueError(
+            f"a batch of {training.batch} cannot be shared by {accelerator.num_processes} processes; raise it"
+        )
+    return share
+
+
 def make_optimizer(job: Job) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """Adam over the policy's trainable weights and the algorithm's own, with a rate set per round."""
     training = job.training
@@ -180,7 +186,7 @@ def _warnings(job: Job) -> list[str]:
     return [warning] if warning else []
 
 
-def _place(job: Job, accelerator: Accelerator) -> None:
+def place(job: Job, accelerator: Accelerator) -> None:
     """Moves networks to the device, after the algorithm has built its own from the run's seed."""
     seed_round(job.training.seed, SETUP)
     job.algorithm.setup(job.policy, job.cond(2))

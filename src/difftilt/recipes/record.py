@@ -12,7 +12,10 @@ from typing import Any
 
 from difftilt.draft import draft
 from difftilt.options import kebab
+from difftilt.recipes.guidances import concrete
 from difftilt.training.checkpoint import versions
+
+VALUE = "value"  # the task of a run that learns a soft value
 
 
 def to_json(value: Any) -> Any:
@@ -25,7 +28,8 @@ def to_json(value: Any) -> Any:
 
 def from_json(value: Any, hint: Any) -> Any:
     """The setting that `to_json` wrote, for a parameter annotated with `hint`."""
-    options: tuple[Any, ...] = typing.get_args(hint) or (hint,)
+    hint = concrete(hint)
+    options = [getattr(option, "__origin__", option) for option in typing.get_args(hint) or (hint,)]
     if isinstance(value, dict):
         for option in filter(dataclasses.is_dataclass, options):
             if isinstance(option, type) and kebab(option.__name__) == value.get("name"):

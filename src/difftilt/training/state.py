@@ -96,7 +96,7 @@ class State:
         """Takes over what a checkpoint holds."""
         training = checkpoint.read(path, "training")
         self._check(path, training)
-        load_weights(self.policy, checkpoint.read(path, "policy"))
+        load_weights(self.policy, checkpoint.read(path, "policy") or {})  # it may have nothing to train
         self.optimizer.load_state_dict(training["optimizer"])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(training["scheduler"])

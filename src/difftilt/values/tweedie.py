@@ -5,6 +5,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from difftilt.conditions import repeat
 from difftilt.objective import Objective, hard_wired
@@ -72,7 +73,7 @@ class PosteriorMean:
 
     def _second(self, x: State, t: Step, cond: Cond) -> PerSample:
         wanted = x.requires_grad and torch.is_grad_enabled()
-        with torch.enable_grad():
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # others have no second derivative
             x = x if wanted else x.detach().requires_grad_()
             m = self._reference.clean(x, t, cond)
             reward = self._score(m, cond)
