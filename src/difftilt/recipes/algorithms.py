@@ -7,7 +7,7 @@ import copy
 import dataclasses
 import sys
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from inspect import Parameter, Signature
 from typing import Annotated, Any
@@ -54,29 +54,35 @@ def _preset(name: str) -> Any:
     return subcommand(name, default=settings, description=line)
 
 
-def offer(settings: type) -> Callable[..., Any]:
-    """A function that makes the settings, and whose signature offers a choice for each abstract type."""
-    hints, parameters = settable(settings), []
-    for field in dataclasses.fields(settings):
-        if field.name in hints:
-            hint, default = CHOICES.get(hints[field.name], (hints[field.name], field.default))
-            hint = subcommands(field.name, hint, default)
-            default = Parameter.empty if default is dataclasses.MISSING else default
-            parameters.append(Parameter(field.name, Parameter.KEYWORD_ONLY, annotation=hint, default=default))
+class Offer:
+    """Makes settings, and has a signature that offers a choice for each abstract type.
 
-    def make(**fields: Any) -> Any:
-        given = {p.name: p.default for p in parameters if p.default is not Parameter.empty} | fields
-        return settings(**given)
+    Args:
+        settings: A dataclass.
+    """
 
-    make.__doc__ = settings.__doc__
-    make.__annotations__ = {p.name: p.annotation for p in parameters}
-    make.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
-    return make
+    def __init__(self, settings: type):
+        self._settings, hints, parameters = settings, settable(settings), []
+        for field in dataclasses.fields(settings):
+            if field.name in hints:
+                hint, default = CHOICES.get(hints[field.name], (hints[field.name], field.default))
+                hint = subcommands(field.name, hint, default)
+                default = Parameter.empty if default is dataclasses.MISSING else default
+                kind = Parameter.KEYWORD_ONLY
+                parameters.append(Parameter(field.name, kind, annotation=hint, default=default))
+        self.__signature__ = Signature(parameters)
+        self.__annotations__ = {p.name: p.annotation for p in parameters}
+        self.__doc__ = settings.__doc__
+
+    def __call__(self, **fields: Any) -> Any:
+        defaults = {p.name: p.default for p in self.__signature__.parameters.values()}
+        given = {name: x for name, x in defaults.items() if x is not Parameter.empty}
+        return self._settings(**(given | fields))
 
 
 def _offered(settings: type) -> Any:
     line = (sys.modules[settings.__module__].__doc__ or "").partition("\n")[0]
-    return subcommand(kebab(settings.__name__), constructor=offer(settings), description=line)
+    return subcommand(kebab(settings.__name__), constructor=Offer(settings), description=line)
 
 
 Tuner = (
@@ -99,6 +105,6 @@ Tuner = (
 def make_algorithm(name: str) -> Algorithm:
     """The algorithm of that name on the command line, with its default settings."""
     classes = [option for option in typing.get_args(Tuner) if isinstance(option, type)]
-    known = {kebab(option.__name__): offer(option) for option in [*classes, Distill]}
+    known = {kebab(option.__name__): Offer(option) for option in [*classes, Distill]}
     presets = {preset: partial(copy.deepcopy, settings) for preset, (settings, _) in PRESETS.items()}
     return choose("algorithm", name, {**known, **presets})()

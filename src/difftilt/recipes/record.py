@@ -31,13 +31,18 @@ def from_json(value: Any, hint: Any) -> Any:
     hint = concrete(hint)
     options = [getattr(option, "__origin__", option) for option in typing.get_args(hint) or (hint,)]
     if isinstance(value, dict):
-        for option in filter(dataclasses.is_dataclass, options):
-            if isinstance(option, type) and kebab(option.__name__) == value.get("name"):
-                known = settable(option)
-                return option(**{k: from_json(v, known[k]) for k, v in value.items() if k in known})
-        raise ValueError(
-            f"run.json names '{value.get('name')}', which this version of difftilt does not have"
-        )
+        named: dict[str, Any] = {
+            kebab(option.__name__): option
+            for option in options
+            if isinstance(option, type) and dataclasses.is_dataclass(option)
+        }
+        if value.get("name") not in named:
+            raise ValueError(
+                f"run.json names '{value.get('name')}', which this version of difftilt does not have: it has"
+                f" {', '.join(named)}"
+            )
+        known = settable(option := named[value["name"]])
+        return option(**{k: from_json(v, known[k]) for k, v in value.items() if k in known})
     return Path(value) if Path in options and isinstance(value, str) else value
 
 
