@@ -226,6 +226,15 @@ def test_rewards_are_asked_once_per_change():
     assert drawn.reward_calls == 10 * (1 + 2 * 2 + 1)  # x itself, two positions with two other tokens
 
 
+def test_nothing_is_asked_where_nothing_can_change():
+    objective = problem(lambda x, c: pytest.fail("the reward was asked"), steps=4, unmasking="bernoulli")
+    x, t = torch.tensor([[0, 1, 1]]), torch.tensor([1])
+    for how in ("exact", "taylor"):
+        guided = FlipGuided(objective.reference, objective, linear, how=how)
+        base = objective.reference(x, t, unconditional(1))
+        assert guided(x, t, unconditional(1)).kl(base).item() == 0
+
+
 def test_a_guided_chain_proposes_for_others():
     objective = problem()
     solved = landscape.solve(objective)

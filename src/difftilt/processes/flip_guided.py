@@ -121,7 +121,9 @@ class FlipGuided(Policy):
 
     def _ask(self, x: State, t: Step, cond: Cond) -> Some:
         """v / alpha in nats, in parts that fit into memory."""
-        parts = torch.arange(len(x), device=x.device).split(self.rows or max(1, len(x)))
+        if len(x) == 0:
+            return torch.zeros(0, dtype=torch.float64, device=x.device)
+        parts = torch.arange(len(x), device=x.device).split(self.rows or len(x))
         v = [hard_wired(self.objective, self.value, x[part], t[part], take(cond, part)) for part in parts]
         v = torch.cat(v).double() / self.objective.alpha
         return v.where(v < torch.inf, torch.nan)
