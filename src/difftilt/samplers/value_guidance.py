@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from difftilt.objective import Objective, Value
 from difftilt.policy import Policy
+from difftilt.processes.once import Once
 from difftilt.processes.value_guided import At, ValueGuided
 from difftilt.settings import Positive
 from difftilt.shapes import Cond
@@ -34,5 +35,8 @@ class ValueGuidance(Sampler):
         return ValueGuided(policy, objective, value, at=self.at, max_norm=self.max_norm, start=self.start)
 
     def _draw(self, steering: Steering, cond: Cond) -> Steered:
-        guided = self.guide(steering.policy, steering.objective, steering.value)
-        return from_experience(steering.objective.sample(guided, cond), steering.history)
+        objective, reference = steering.objective, Once(steering.objective.reference)
+        policy = reference if steering.policy is objective.reference else steering.policy
+        guided = self.guide(policy, objective, steering.value)
+        held = Objective(objective.reward, reference, objective.alpha)
+        return from_experience(held.sample(guided, cond), steering.history)
