@@ -78,13 +78,12 @@ class ValueRegression(Algorithm):
         network = ready(self.network)
         for net in (network, self._later()):
             net.calibrate(seen.reward / seen.alpha, LEAST)
-        states = seen.kl[1:].numel()  # x_T, ..., x_1: what x_0 is worth is known
+        states, stats = seen.kl[1:].numel(), seen.stats()  # x_T, ..., x_1: what x_0 is worth is known
         for _ in range(self.epochs):
             for index in _deal(states, self.minibatches, seen.reward.device):
                 rows = seen.path.transitions(index + len(seen.reward))  # their decisions come after x_T's
                 y, f = self._targets(seen, index), network(rows.x, rows.t, rows.cond).double()
-                stats = {"error_nats": (y - f.detach()).abs().mean()}
-                yield Loss(self._cost(y, f).mean(), seen.stats() | stats)
+                yield Loss(self._cost(y, f).mean(), stats | {"error_nats": (y - f.detach()).abs().mean()})
                 self._follow()
 
     @torch.no_grad()
