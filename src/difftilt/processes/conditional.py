@@ -10,8 +10,9 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from difftilt.features import waves
-from difftilt.shapes import Cond, Output, State
+from difftilt.shapes import Cond, Output, Real, State
+
+OCTAVES = 12  # of the time, with periods of 2 pi, 4 pi, ...: networks are told up to 999
 
 
 class Conditional(nn.Module):
@@ -43,7 +44,7 @@ class Conditional(nn.Module):
         last = nn.Linear(width, prod(output or state))
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
-        features = prod(state) + waves(torch.zeros(1, 1)).shape[1] + classes
+        features = prod(state) + 2 * OCTAVES + classes
         hidden = (nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
         self.branch = nn.Sequential(*hidden, last)
 
@@ -55,6 +56,12 @@ class Conditional(nn.Module):
                 f" {y if isinstance(y, Tensor) else sorted(cond)} came"
             )
         asked = nn.functional.one_hot(y, self.classes).float()
-        features = torch.cat([x.float().flatten(1), waves(time.float()[:, None]), asked], 1)
+        features = torch.cat([x.float().flatten(1), _waves(time), asked], 1)
         base = self.network(x, time, cond)
         return base + self.branch(features).view_as(base).to(base.dtype)
+
+
+def _waves(time: Tensor) -> Real:
+    """Sines and cosines of the time, whatever its unit."""
+    phase = time.float()[:, None] * 0.5 ** torch.arange(OCTAVES, device=time.device)
+    return torch.cat([phase.sin(), phase.cos()], 1)
