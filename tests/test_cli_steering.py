@@ -61,7 +61,7 @@ def test_every_guidance_draws_judges_and_writes(recipe, name, tmp_path, capsys):
         return
     row = drawn(words, tmp_path, capsys)
     kept = 3 if name == "smc" else 1
-    assert row["samples"] == kept * row["populations"] >= 4 and row["populations"] >= 2
+    assert row["samples"] == kept * row["populations"] >= 4 and row["populations"] >= 4
     numbers = [row[key] for key in ("reward", "kl_nats", "objective", "log_z")]
     errors = [row[f"{key}_se"] for key in ("reward", "objective", "log_z")]
     assert all(math.isfinite(x) for x in numbers + errors) and min(errors) > 0
@@ -268,7 +268,7 @@ def test_a_learned_value_steers(value, tmp_path, capsys):
     assert learned["objective"] > plain["objective"]
     assert learned["network_calls"]["backward"] == 0  # the value's own network is no denoiser
     smc = drawn([*words, str(value), "guidance:smc"], tmp_path, capsys)
-    assert smc["reward_calls"] == 32  # a learned value asks no reward on the way
+    assert smc["reward_calls"] == smc["samples"]  # a learned value asks no reward on the way
 
 
 @pytest.mark.parametrize(

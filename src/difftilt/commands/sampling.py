@@ -34,7 +34,8 @@ class SampleOptions:
         value: What steers: `posterior-mean`, the reward of the sample that is expected at each step;
             `second-order`, the same with a correction for its spread, of real numbers; `nested`, 16 chains
             from each state, which is slow; or the folder of a run of difftilt value fit.
-        count: How many samples, at least 2; with a guidance, as many as whole populations give.
+        count: How many samples, at least 2; with a guidance, as many as whole populations give, of which
+            there are at least 4.
         seed: Random seed, at least 0.
         out: Where samples go; the run folder's samples by default, or runs/RECIPE-samples.
     """
