@@ -123,7 +123,7 @@ def test_a_rough_value_leads_to_the_chain_that_it_twists():
 def test_any_proposal_is_corrected(problem, keep):
     objective, solved = problem
     torch.manual_seed(0)
-    proposal = Tempered(objective.reference, 1.5)
+    proposal = Tempered(solved.policy, 1.5)
     sampler = SVDD(candidates=4, particles=4, keep=keep)
     drawn = sampler.draw(objective, wrong_value, unconditional(5000), proposal)
     mean, error = relative_z(drawn.log_z, solved)

@@ -78,7 +78,7 @@ class SVDD(Sampler):
             low = shares(log_w) < self.threshold
             if t > 0 and self.particles > 1 and low.any():
                 index = resampled(log_w, low)
-                x, score, ratio = x[index], score[index], ratio[index]
+                x, score = x[index], score[index]
                 line.select(index)
                 log_z = log_z + torch.where(low, log_mean_exp(log_w), 0)
                 log_w = torch.where(low[:, None], 0, log_w)
