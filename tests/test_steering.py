@@ -64,6 +64,7 @@ def test_conditions_do_not_share_particles():
     assert drawn.cond["prompt"] == ["low"] * 160 + ["high"] * 160
     assert drawn.x_0[:160].mean() < -1 and drawn.x_0[160:].mean() > 1
     assert drawn.population.tolist() == [k for k in range(40) for _ in range(8)]
+    assert drawn.summary()["kl_is_upper_bound"]
     per_condition = [drawn.log_z[rows].logsumexp(0) - math.log(20) for rows in (slice(20), slice(20, None))]
     assert drawn.summary()["log_z"] == pytest.approx(sum(x.item() for x in per_condition) / 2)
 
@@ -74,7 +75,7 @@ def test_samples_of_one_population_are_no_independent_evidence():
     population = torch.tensor([0, 0, 1, 1])
     drawn = Steered(
         torch.zeros(4, 1), torch.zeros(4, 1), unconditional(4), reward, reward - log_z[population],
-        population, log_z, torch.tensor(0.5), 1.0,
+        population, log_z, torch.tensor(0.5), 1.0, True,
     )  # fmt: skip
     row = drawn.summary()
     assert row["reward_se"] == pytest.approx(2.0)  # of two means, 0 and 4

@@ -32,8 +32,8 @@ class Steered:
         sample: decode(x_0), what rewards score.
         cond: The condition of each.
         reward: r(x_0).
-        kl: Nats. Its mean is the path KL to the pretrained chain where the sampler is a policy, and an
-            upper bound of it where populations are weighed.
+        kl: Nats to the pretrained chain; the mean is what the sampler spends.
+        kl_is_bound: Whether that is an upper bound, as it is where populations are weighed.
         population: Which population each sample comes from; samples of different ones are independent.
         log_z: One estimate of log Z per population, in nats; the mean of exp(log_z) is Z.
         ess: Share of the particles that equally weighted ones would need, in [0, 1]; where they are
@@ -53,6 +53,7 @@ class Steered:
     log_z: Some
     ess: Scalar
     alpha: float
+    kl_is_bound: bool
     reward_calls: int = 0
     network_calls: dict[str, int] = field(default_factory=dict)
     path: Trajectory | None = None
@@ -66,6 +67,7 @@ class Steered:
             "alpha": self.alpha,
             "samples": len(self.reward),
             **numbers,
+            "kl_is_upper_bound": self.kl_is_bound,
             "log_z": log_z,
             "log_z_se": log_z_se,
             "ess": self.ess.item(),
@@ -104,6 +106,7 @@ def from_experience(seen: Experience, history: bool) -> Steered:
         log_w,
         shares(log_w[None])[0],
         seen.alpha,
+        False,
         path=path if history else None,
     )
 
@@ -128,6 +131,7 @@ def joined(parts: Sequence[Steered], reward_calls: int, network_calls: dict[str,
         cat(lambda part: part.log_z),
         torch.stack([part.ess * len(part.log_z) for part in parts]).sum() / sum(populations),
         parts[0].alpha,
+        parts[0].kl_is_bound,
         reward_calls,
         network_calls,
         side_by_side(paths) if paths else None,

@@ -78,13 +78,15 @@ class Steering:
         ess: Some,
         line: "Lineage",
         kl: PerSample | None = None,
+        kl_is_bound: bool = True,
     ) -> Steered:
         """Samples, given what is known of them; their KL from the weights of their populations by default."""
-        alpha = self.objective.alpha
-        sample = self.policy.decode(x_0)
+        alpha, sample = self.objective.alpha, self.policy.decode(x_0)
         kl = reward / alpha - log_z[population] if kl is None else kl
         path = line.chains(sample, cond)
-        return Steered(x_0, sample, cond, reward, kl, population, log_z, ess.mean(), alpha, path=path)
+        return Steered(
+            x_0, sample, cond, reward, kl, population, log_z, ess.mean(), alpha, kl_is_bound, path=path
+        )
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ def steered_with(log_z, label):
     x, zero = torch.zeros(count, 1), torch.zeros(count, dtype=torch.float64)
     population = torch.arange(len(log_z)).repeat_interleave(count // len(log_z))
     log_z = torch.tensor(log_z, dtype=torch.float64)
-    return Steered(x, x, {"label": label}, zero, zero, population, log_z, torch.tensor(1.0), 1.0)
+    return Steered(x, x, {"label": label}, zero, zero, population, log_z, torch.tensor(1.0), 1.0, True)
 
 
 def test_weights_have_mean_one_in_each_context():

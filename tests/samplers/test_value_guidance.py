@@ -87,6 +87,7 @@ def test_reports_the_path_kl_and_log_z(reference):
     drawn = ValueGuidance().draw(objective, solved.value, unconditional(4000))
     exact = grid.evaluate(objective, ValueGuided(reference, objective, solved.value), AXIS)
     summary = drawn.summary()
+    assert not summary["kl_is_upper_bound"]
     for name, expected in (("reward", exact.reward), ("kl_nats", exact.kl), ("objective", exact.objective)):
         assert abs(summary[name] - expected.item()) < 4 * summary[f"{name}_se"] < 0.1
     assert abs(summary["log_z"] - solved.optimum.item()) < 4 * summary["log_z_se"] < 0.05

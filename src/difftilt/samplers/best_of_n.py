@@ -54,6 +54,5 @@ class BestOfN(Sampler):
         line.select(best)
         reward = score[best] * steering.objective.alpha
         kl = kl_of_best(self.n) - ratio[best]
-        return steering.answer(
-            x[best], take(cond, best), reward, population, log_mean_exp(log_w), shares(log_w), line, kl
-        )
+        log_z, ess, cond = log_mean_exp(log_w), shares(log_w), take(cond, best)
+        return steering.answer(x[best], cond, reward, population, log_z, ess, line, kl, kl_is_bound=False)
