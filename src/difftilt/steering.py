@@ -1,6 +1,7 @@
 """Drawing from the tilted law without training: what samplers share."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,11 +10,11 @@ from difftilt.conditions import batch_size, deal, on_device_of, take
 from difftilt.counter import Counter
 from difftilt.footprint import MIB, footprint
 from difftilt.objective import Objective, Value, hard_wired
-from difftilt.policy import Decision, Policy, Trajectory, advance, first, law, level
+from difftilt.policy import Decision, Policy, Trajectory, first, law, level
 from difftilt.settings import Positive, check_settings
-from difftilt.shapes import Cond, Index, PerSample, Sample, Some, State
+from difftilt.shapes import Cond, Index, PerSample, Sample, Some, State, Step
 from difftilt.steered import Steered, joined
-from difftilt.transition import join
+from difftilt.transition import Transition, join
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,8 @@ class Steering:
     @torch.no_grad()
     def advance(self, x: State, t: int, cond: Cond) -> Decision:
         """The draw of x_{t-1}."""
-        parts = torch.arange(len(x), device=x.device).split(self.rows)
-        if len(parts) == 1:
-            return advance(self.policy, x, t, cond)
         time = level(x, t)
-        step = join([(rows, self.policy(x[rows], time[rows], take(cond, rows))) for rows in parts])
+        step = self._law(self.policy, x, time, cond)
         return Decision(x, time, step, step.sample())
 
     @torch.no_grad()
@@ -59,14 +57,19 @@ class Steering:
         return torch.cat(values).double() / self.objective.alpha
 
     @torch.no_grad()
-    def correction(self, d: Decision, x_next: State, cond: Cond) -> PerSample:
-        """log p_pre - log p of states that the decision's law drew: 0 if the reference proposes."""
+    def corrections(self, d: Decision, draws: Sequence[State], cond: Cond) -> list[PerSample]:
+        """log p_pre - log p of draws from a decision's law: 0 if the reference proposes."""
         if self.policy is self.objective.reference:
-            return torch.zeros(len(x_next), dtype=torch.float64, device=x_next.device)
-        parts = torch.arange(len(x_next), device=x_next.device).split(self.rows)
-        bases = [law(self.objective.reference, d.x[part], d.t[part], take(cond, part)) for part in parts]
-        log_base = [base.log_prob(x_next[part]) for base, part in zip(bases, parts, strict=True)]
-        return torch.cat(log_base) - d.step.log_prob(x_next)
+            return [torch.zeros(len(x), dtype=torch.float64, device=x.device) for x in draws]
+        base = self._law(self.objective.reference, d.x, d.t, cond)
+        return [base.log_prob(x) - d.step.log_prob(x) for x in draws]
+
+    def _law(self, policy: Policy, x: State, t: Step, cond: Cond) -> Transition:
+        """The law of the next states, found for some rows at a time."""
+        parts = torch.arange(len(x), device=x.device).split(self.rows)
+        if len(parts) == 1:
+            return law(policy, x, t, cond)
+        return join([(rows, law(policy, x[rows], t[rows], take(cond, rows))) for rows in parts])
 
     def answer(
         self,

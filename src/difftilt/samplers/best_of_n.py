@@ -42,7 +42,7 @@ class BestOfN(Sampler):
         for t in range(steering.policy.steps, -1, -1):
             x = d.x_next
             line.append(d, x)
-            ratio = ratio + steering.correction(d, x, cond)
+            ratio = ratio + steering.corrections(d, [x], cond)[0]
             if t > 0:
                 d = steering.advance(x, t, cond)
         x = d.x_next

@@ -58,7 +58,7 @@ class SMC(Sampler):
         for t in range(steering.policy.steps, 0, -1):
             x = d.x_next  # x_t
             line.append(d, x)
-            growth = product.grow(steering.potential(x, t, cond)) + steering.correction(d, x, cond)
+            growth = product.grow(steering.potential(x, t, cond)) + steering.corrections(d, [x], cond)[0]
             log_w = log_w + growth.view_as(log_w)
             least = torch.minimum(least, shares(log_w))
             low = shares(log_w) < self.threshold
@@ -72,7 +72,8 @@ class SMC(Sampler):
             d = steering.advance(x, t, cond)
         line.append(d, d.x_next)
         score = steering.potential(d.x_next, 0, cond)
-        log_w = log_w + (product.end(score) + steering.correction(d, d.x_next, cond)).view_as(log_w)
+        growth = product.end(score) + steering.corrections(d, [d.x_next], cond)[0]
+        log_w = log_w + growth.view_as(log_w)
         least = torch.minimum(least, shares(log_w))
         chosen = systematic(alive(log_w)) if self.keep == "all" else pick(alive(log_w))
         line.select(chosen)

@@ -1,6 +1,5 @@
 """SVDD (Li et al., 2024): of several candidates for each next state, one is kept by its value."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,9 +8,9 @@ import torch
 from difftilt.best_of import kl_of_best
 from difftilt.conditions import batch_size, repeat, take
 from difftilt.particles import alive, log_mean_exp, pick, resampled, shares, systematic
-from difftilt.policy import Decision, law
+from difftilt.policy import Decision
 from difftilt.settings import Count, Unit
-from difftilt.shapes import Cond, LogWeights, PerSample, State
+from difftilt.shapes import Cond, PerSample, State
 from difftilt.steered import Steered
 from difftilt.steering import Lineage, Sampler, Steering
 
@@ -101,7 +100,7 @@ class SVDD(Sampler):
         count = self.candidates
         draws = [d.x_next, *(d.step.sample() for _ in range(count - 1))]
         x = torch.stack(draws, 1).flatten(0, 1)
-        correction = _corrections(steering, d, draws, cond)
+        correction = torch.stack(steering.corrections(d, draws, cond), 1)
         score = steering.potential(x, t, repeat(cond, count)).view_as(correction)
         # what failed on the way has its parent's value, and has no weight at the end
         score = torch.where(score.isfinite(), score, before[:, None] if t > 0 else -torch.inf)
@@ -128,11 +127,3 @@ class _Kept:
     score: PerSample
     growth: PerSample
     correction: PerSample
-
-
-def _corrections(steering: Steering, d: Decision, draws: Sequence[State], cond: Cond) -> LogWeights:
-    """log p_pre - log p of every candidate, from one pass of the reference."""
-    if steering.policy is steering.objective.reference:
-        return torch.zeros(len(draws[0]), len(draws), dtype=torch.float64, device=draws[0].device)
-    base = law(steering.objective.reference, d.x, d.t, cond)
-    return torch.stack([base.log_prob(x) - d.step.log_prob(x) for x in draws], 1)
