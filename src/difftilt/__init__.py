@@ -17,6 +17,7 @@ from difftilt.grid import Grid
 from difftilt.guard import Guard, RewardError
 from difftilt.objective import Algorithm, Experience, Loss, Objective
 from difftilt.policy import Diffusion, Policy, Trajectory, Transitions, path_log_prob, rollout
+from difftilt.processes.conditional import Conditional
 from difftilt.processes.constraint import constrain
 from difftilt.processes.flow_sde import FlowSDE
 from difftilt.processes.gaussian import GaussianPolicy
@@ -51,6 +52,7 @@ __all__ = [
     "Backprop",
     "BestOfN",
     "Categorical",
+    "Conditional",
     "Diffusion",
     "DiscreteGuidance",
     "Distill",

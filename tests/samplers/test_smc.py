@@ -56,7 +56,7 @@ def test_z_is_unbiased_with_and_without_resampling(problem, potential, threshold
     drawn = sampler.draw(objective, lambda x, t, c: size * wrong_value(x, t, c), unconditional(6000))
     mean, error = relative_z(drawn.log_z, solved)
     assert abs(mean - 1) < 3 * error
-    assert error < 0.025  # so that dropping the weights of steps without resampling is seen: it costs 10 %
+    assert error < 0.025  # dropping weights where nothing is resampled makes it 3.1, 0.46 and 2.0
 
 
 def test_with_a_perfect_value_there_is_nothing_to_correct(problem):
