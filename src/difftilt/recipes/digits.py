@@ -15,10 +15,9 @@ from difftilt.draft import draft
 from difftilt.evaluation.evaluate import Evaluation
 from difftilt.evaluation.metrics import diversity, two_sample
 from difftilt.guard import Guard, Reward
-from difftilt.models.digits import CLASSES, SHAPE, asked, digits_policy, load_classifier, load_split
+from difftilt.models.digits import asked, digits_policy, load_classifier, load_split
 from difftilt.objective import Objective
 from difftilt.policy import rollout
-from difftilt.processes.conditional import Conditional
 from difftilt.processes.start import TunedStart
 from difftilt.recipes.algorithms import Tuner
 from difftilt.recipes.job import Job, Training
@@ -27,8 +26,7 @@ from difftilt.settings import Count, Positive, Share
 from difftilt.shapes import Cond, State
 
 Digit = Annotated[int, at.Interval(ge=0, le=9)]
-RewardName = Literal["class", "asked", "ink", "symmetry", "png", "jpeg"]
-ASKED = "digit"  # the condition that reward `asked` reads
+RewardName = Literal["class", "ink", "symmetry", "png", "jpeg"]
 ALGORITHM = PPO(advantage="critic", minibatches=8)
 TRAINING = Training(rounds=30, learning_rate=3e-4, schedule="linear")
 
@@ -49,11 +47,9 @@ def digits(
 
     Args:
         algorithm: How to tune.
-        reward: What to maximise: `class`, log p(target | image) of the proxy classifier in nats; `asked`,
-            log p(y | image) where every sample is asked for a digit y of its own, which the model, that does
-            not know it at first, learns to draw, alpha = 1 being Bayes' rule; `ink`, mean darkness in
-            [0, 1]; `symmetry`, minus the mean squared difference from the mirror image; `png` or `jpeg`,
-            minus the kilobytes of the image at eight times its size.
+        reward: What to maximise: `class`, log p(target | image) of the proxy classifier in nats; `ink`, mean
+            darkness in [0, 1]; `symmetry`, minus the mean squared difference from the mirror image;
+            `png` or `jpeg`, minus the kilobytes of the image at eight times its size.
         target: The digit that reward `class` asks for, 0 to 9.
         alpha: Weight of the KL to the pretrained model, above 0, in units of the reward per nat.
         target_kl: KL to the pretrained model that tuning shall end with, above 0, in nats; alpha is then only
@@ -67,15 +63,13 @@ def digits(
     policy = digits_policy(steps, eta=eta, tune_std=tune_std)
     guard = Guard(proxy(reward, target), reward, training.on_error, training.cache)
     reference = copy.deepcopy(policy).requires_grad_(False)
-    if reward == "asked":
-        policy.network = Conditional(policy.network, ASKED, CLASSES, SHAPE)
     return Job(
         TunedStart(policy) if tune_start else policy,
         Objective(guard, reference, alpha),
         copy.deepcopy(algorithm),
         training,
         target_kl,
-        cond=every if reward == "asked" else asked,
+        cond=asked,
         gold=gold(reward, target),
         draw=draw,
         diversity=lambda sample: diversity(sample).value,
@@ -85,17 +79,10 @@ def digits(
     )
 
 
-def every(count: int) -> Cond:
-    """Any digit for the pretrained model, and each of the ten in turn as what is asked."""
-    return dict(asked(count)) | {ASKED: torch.arange(count) % CLASSES}
-
-
 def proxy(reward: RewardName, target: int) -> Reward:
     """The reward that training sees; for `class`, by the classifier of one half of the data."""
     if reward == "class":
         return image.class_log_prob(load_classifier("proxy"), target)
-    if reward == "asked":
-        return image.class_log_prob(load_classifier("proxy"), ASKED)
     rewards = {"ink": image.ink, "symmetry": image.symmetry, "png": image.png_bytes, "jpeg": image.jpeg_bytes}
     return rewards[reward]
 
@@ -105,14 +92,13 @@ def gold(reward: RewardName, target: int) -> dict[str, Reward]:
     judge = load_classifier("gold")
 
     def accuracy(sample: State, cond: Cond) -> torch.Tensor:
-        wanted = cond[ASKED] if reward == "asked" else torch.full((len(sample),), target)
-        return torch.as_tensor(judge(sample).argmax(1) == wanted).float()
+        return (judge(sample).argmax(1) == target).float()
 
     def confidence(sample: State, cond: Cond) -> torch.Tensor:
         return judge(sample).softmax(1).amax(1)
 
-    if reward in ("class", "asked"):
-        log_prob = image.class_log_prob(judge, ASKED if reward == "asked" else target)
+    if reward == "class":
+        log_prob = image.class_log_prob(judge, target)
         return {"gold accuracy": accuracy, "gold log p": log_prob}
     return {"gold confidence": confidence}
 
