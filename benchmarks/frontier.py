@@ -105,7 +105,8 @@ TASKS = {
         lambda: PPO(advantage="path", epochs=1, kl="reward"), 5, 16,
     ),
 }  # fmt: skip
-METHODS = ("ppo", "ppo-more", "guidance", "smc", "svdd", "svdd-r", "best-of-n")
+SAMPLERS = ("guidance", "smc", "svdd", "svdd-r", "best-of-n")
+METHODS = ("ppo", "ppo-more", *SAMPLERS, "p_r")  # the last is what all aim at, where it is known
 CANDIDATES = 8  # of svdd-r
 
 
@@ -138,10 +139,14 @@ def runs(name: str, alpha: float, seed: int, methods: list[str], known: list[dic
     if "ppo-more" in methods:
         yield tune(name, alpha, seed, TASKS[name].more) | {"method": "ppo-more"}
     task, head = TASKS[name], {"task": name, "seed": seed, "alpha": alpha}
+    if "p_r" in methods and name == "six6":
+        solved = exact.solve(problem(task, alpha)[0])
+        ideal = {"reward": solved.reward, "kl_nats": solved.kl, "objective": solved.optimum}
+        yield head | {"budget": "both", "method": "p_r"} | {k: x.item() for k, x in ideal.items()}
     passes = sum(tuned["network_calls"].values()) / task.delivered
     calls = tuned["reward_calls"] / task.delivered
     for method in methods:
-        if not method.startswith("ppo"):
+        if method in SAMPLERS:
             row = head | {"budget": "network", "method": method}
             yield row | by_passes(task, row, passes)
             row = head | {"budget": "reward", "method": method}
@@ -272,7 +277,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     figure, axes = plt.subplots(len(TASKS), 2, figsize=(10, 8), layout="constrained")
     for (name, task), line in zip(TASKS.items(), axes, strict=True):
         for budget, panel in zip(("network", "reward"), line, strict=True):
-            for k, method in enumerate(METHODS):
+            for k, method in enumerate(METHODS[:-1]):
                 mine = [r for r in rows if (r["task"], r["method"]) == (name, method)]
                 mine = [r for r in mine if r["budget"] in (budget, "both")]
                 points = [average([r for r in mine if r["alpha"] == alpha]) for alpha in task.alphas]
@@ -283,8 +288,9 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
             if name == "six6":
                 panel.plot(*ideal(task), "k:", label="p_r")
             panel.set(title=f"{name}, equal {budget} calls", xlabel="KL, nats", ylabel="reward")
+            panel.set_xscale("log" if name == "digits" else "linear")
             panel.grid(alpha=0.3)
-    axes[0, 0].legend()
+    axes[1, 0].legend(fontsize=8)
     figure.savefig(path, dpi=110)
 
 
