@@ -7,10 +7,10 @@ squared   plain regression on chains of the reference: its |error| / alpha again
 guidance  exact reward, KL and total variation to p_r of chains steered by values that need no training:
           twisted by them at every step, or guided by their gradient
 
-The data are 0.5 N(-2, 0.25) + 0.5 N(1, 0.25), the rewards x and sin 3x. Rows of other parts in FILE.json
-stay. `seconds` are those of one thread.
+The data are 0.5 N(-2, 0.25) + 0.5 N(1, 0.25), the rewards x and sin 3x. Rows of other parts and
+alphas in FILE.json stay. `seconds` are those of one thread.
 
-    python benchmarks/values.py [--only PART ...] [--seeds N] [--out FILE.json]
+    python benchmarks/values.py [--only PART ...] [--alphas ALPHA ...] [--seeds N] [--out FILE.json]
 """
 
 import argparse
@@ -42,7 +42,9 @@ REWARDS: dict[str, Callable[..., Tensor]] = {
 }
 ALPHAS = (0.25, 0.5, 1.0)
 AXIS, WIDE, FINE = exact.Axis(-6, 6, 301), exact.Axis(-8, 8, 641), exact.Axis(-6, 6, 961)
-BATCHES, RATE = [256] * 14 + [1024] * 6, 1e-2  # few chains while the value is coarse
+RATE = 1e-2
+# few chains while the value is coarse; more, the sharper the tilt
+BATCHES = {alpha: [256] * 14 + [1024] * 6 + [4096] * (6 if alpha < 0.5 else 0) for alpha in ALPHAS}
 NETWORK: dict[str, Any] = {"width": 96, "octaves": 4, "minibatches": 160}
 LONGEST_SLOPE = 20.0  # nats per unit, to which guidance is clipped while the value is learned
 METHODS: dict[str, dict[str, Any]] = {
@@ -60,9 +62,10 @@ def main() -> None:
     machine = {"machine": platform.machine(), "python": platform.python_version(), "torch": torch.__version__}
     rows: list[Row] = []
     if options.out and options.out.exists():
-        rows = [row for row in json.loads(options.out.read_text())["rows"] if row["part"] not in options.only]
+        old = json.loads(options.out.read_text())["rows"]
+        rows = [row for row in old if row["part"] not in options.only or row["alpha"] not in options.alphas]
     for part in options.only:
-        for seed, task, alpha in itertools.product(range(options.seeds), REWARDS, ALPHAS):
+        for seed, task, alpha in itertools.product(range(options.seeds), REWARDS, options.alphas):
             for row in PARTS[part](Objective(REWARDS[task], chain(), alpha), seed):
                 rows.append({"part": part, "task": task, "alpha": alpha, **row})
                 show(rows[-1])
@@ -121,9 +124,10 @@ def trained(
         policy = ValueGuided(policy, objective, value, max_norm=LONGEST_SLOPE)
     optimizer = torch.optim.Adam([p for p in algorithm.parameters() if p.requires_grad], RATE, fused=True)
     calls, counter, began = objective.reward.calls, Counter(), time.process_time()
+    batches = BATCHES[objective.alpha]
     with counter.watching([objective.reference.network]):
-        for row in fit(policy, objective, algorithm, map(unconditional, BATCHES), optimizer, seed=seed):
-            share = (row["round"] + 1) / len(BATCHES)
+        for row in fit(policy, objective, algorithm, map(unconditional, batches), optimizer, seed=seed):
+            share = (row["round"] + 1) / len(batches)
             optimizer.param_groups[0]["lr"] = RATE * (1 + math.cos(math.pi * share)) / 2
     return algorithm, {
         "seed": seed,
@@ -131,7 +135,7 @@ def trained(
         "network_calls": counter.forward,
         "seconds": time.process_time() - began,
         "settings": dataclasses.asdict(algorithm)
-        | {"batches": BATCHES, "learning_rate": RATE, "guided": guided},
+        | {"batches": batches, "learning_rate": RATE, "guided": guided},
     }
 
 
@@ -203,6 +207,7 @@ PARTS: dict[str, Callable[[Objective, int], Iterator[Row]]] = {
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART")
+    parser.add_argument("--alphas", nargs="+", type=float, choices=ALPHAS, default=ALPHAS, metavar="ALPHA")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path)
     return parser.parse_args()

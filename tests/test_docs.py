@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/sequences.md"])
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/sequences.md", "docs/steering.md"])
 def test_code_blocks_run(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
@@ -21,7 +21,10 @@ def test_code_blocks_run(name, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name, script", [("algorithms", "document"), ("sequences", "document_sequences")])
+@pytest.mark.parametrize(
+    "name, script",
+    [("algorithms", "document"), ("sequences", "document_sequences"), ("steering", "document_steering")],
+)
 def test_measured_tables_are_those_of_the_results(name, script, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     document = importlib.import_module(script)
