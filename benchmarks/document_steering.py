@@ -220,8 +220,9 @@ def overhead(found: list[Row]) -> str:
     names = ("ratio_of_fastest", "ratio_median", "ratio_min", "ratio_max")
     lines = [[row["method"], *(f"{row[name]:.3f}" for name in names)] for row in found]
     return (
-        "**Overhead** of a steered draw of digits over its bare passes through denoiser and reward, in turn,\n"
-        "CPU time (bar 1.15); single pairs are noisy on a shared machine, the fastest of each side are not.\n\n"
+        "**Overhead** of a steered draw of digits over its bare passes through denoiser and reward, in\n"
+        "turn, CPU time (bar 1.15); single pairs are noisy on a shared machine, the fastest of each\n"
+        "side are not.\n\n"
         + table(["sampler", "fastest over fastest", "median of pairs", "least", "most"], lines)
     )
 
