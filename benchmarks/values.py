@@ -65,7 +65,8 @@ def main() -> None:
         old = json.loads(options.out.read_text())["rows"]
         rows = [row for row in old if row["part"] not in options.only or row["alpha"] not in options.alphas]
     for part in options.only:
-        for seed, task, alpha in itertools.product(range(options.seeds), REWARDS, options.alphas):
+        problems: list[tuple[str, float]] = list(itertools.product(REWARDS, options.alphas))
+        for seed, (task, alpha) in itertools.product(range(options.seeds), problems):
             for row in PARTS[part](Objective(REWARDS[task], chain(), alpha), seed):
                 rows.append({"part": part, "task": task, "alpha": alpha, **row})
                 show(rows[-1])

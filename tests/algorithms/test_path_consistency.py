@@ -41,7 +41,7 @@ class Known(ValueNetwork):
     def forward(self, x, t, cond):
         return self.table[t, x[:, 0]]
 
-    def calibrate(self, values):
+    def calibrate(self, values, least=1.0):
         """Known already."""
 
 

@@ -1,5 +1,7 @@
 """Guided chains: the published table, the case where guidance is exact, and what composes with it."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -30,7 +32,7 @@ GOLDEN = [
 
 
 def chain(network, levels, dimension=1):
-    settings = {"prediction_type": "sample", "variance_type": "fixed_large"}
+    settings: Any = {"prediction_type": "sample", "variance_type": "fixed_large"}
     return GaussianPolicy(network, levels, (dimension,), **settings).double().requires_grad_(False)
 
 
