@@ -35,7 +35,7 @@ def measured(results: Path) -> str:
         (unbiased, some(found["samplers"], task="log-z")),
         (distances, [row for row in found["samplers"] if row["task"] != "log-z"]),
         (frontier, found["frontier"]),
-        (scale, some(found["steering"], task="scale")),
+        (scale, [row for row in found["steering"] if row["task"].startswith("scale")]),
         (distilled, [row for row in found["steering"] if row["task"].startswith("distill")]),
         (overhead, some(found["steering"], task="overhead")),
     ]

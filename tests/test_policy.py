@@ -16,6 +16,7 @@ from torch import Tensor
 from difftilt import processes
 from difftilt.conditions import batch_size, context, repeat, take, unconditional
 from difftilt.grid import linear, shifted_flow
+from difftilt.objective import Objective
 from difftilt.policy import (
     Policy,
     Trajectory,
@@ -26,13 +27,17 @@ from difftilt.policy import (
     path_log_prob,
     rollout,
 )
+from difftilt.processes.corrected import Corrected
+from difftilt.processes.flip_guided import FlipGuided
 from difftilt.processes.flow_sde import FlowSDE
 from difftilt.processes.gaussian import GaussianPolicy
 from difftilt.processes.masked import MaskedPolicy
+from difftilt.processes.once import Once
 from difftilt.processes.simplex import SimplexPolicy, schedule
 from difftilt.processes.start import TunedStart
 from difftilt.processes.tempered import Tempered
 from difftilt.processes.uniform import UniformPolicy
+from difftilt.processes.value_guided import ValueGuided
 from difftilt.shapes import Cond
 from difftilt.transition import Categorical
 
@@ -108,6 +113,30 @@ def simplex() -> SimplexPolicy:
     return SimplexPolicy(Guess(), 2, 3, time=schedule(STEPS))
 
 
+def total(x: Tensor, *_: Any) -> Tensor:
+    """A reward, and a value that knows no time."""
+    return x.double().sum(1) / 3
+
+
+def guided() -> ValueGuided:
+    policy = gaussian()
+    return ValueGuided(policy, Objective(total, policy, 0.5), total, start=True)
+
+
+def flip_guided() -> FlipGuided:
+    policy = masked()
+    return FlipGuided(policy, Objective(total, policy, 0.5), total)
+
+
+def corrected() -> Corrected:
+    policy = GaussianPolicy(Network(2, 2), linear(1), (2,), prediction_type="sample")
+    return Corrected(policy, policy, "gibbs", 1, 0.1)
+
+
+def once() -> Once:
+    return Once(gaussian())
+
+
 CASES: list[Callable[[], Policy]] = [
     gaussian,
     Tokens,
@@ -118,6 +147,10 @@ CASES: list[Callable[[], Policy]] = [
     bernoulli,
     uniform,
     simplex,
+    guided,
+    flip_guided,
+    corrected,
+    once,
 ]
 
 

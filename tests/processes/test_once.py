@@ -33,6 +33,10 @@ def test_another_state_or_level_is_answered_anew():
     assert torch.equal(once(x + 1, t, cond).mean, policy(x + 1, t, cond).mean)
     assert torch.equal(once(x, t - 1, cond).mean, policy(x, t - 1, cond).mean)
     assert not torch.equal(once(x, t, cond).mean, once(x, t - 1, cond).mean)
+    assert once(x, t, cond) is not once(x, t, unconditional(4))
+    with torch.no_grad():
+        unaware = once(x, t, cond)
+    assert once(x, t, cond) is not unaware
 
 
 def test_a_guided_step_passes_the_denoiser_once_unless_another_chain_is_guided():
@@ -53,9 +57,9 @@ def test_a_guided_step_passes_the_denoiser_once_unless_another_chain_is_guided()
 def test_the_counter_sees_every_pass():
     """So that the numbers above are not what memory hides from it."""
     policy, counter = chain(Net()), Counter()
-    once, x, t = Once(policy), torch.randn(4, 2), torch.full((4,), 2)
+    once, x, t, cond = Once(policy), torch.randn(4, 2), torch.full((4,), 2), unconditional(4)
     with counter.watching([policy.network]):
         for _ in range(3):
-            once(x, t, unconditional(4))
-        once(x.clone(), t, unconditional(4))
+            once(x, t, cond)
+        once(x.clone(), t, cond)
     assert counter.forward == 8

@@ -1,5 +1,7 @@
 """A policy that remembers its last answer, for a guided chain and its base, which ask at one state."""
 
+import torch
+
 from difftilt.policy import Policy
 from difftilt.shapes import Cond, Sample, State, Step
 from difftilt.transition import Transition
@@ -16,15 +18,16 @@ class Once(Policy):
         super().__init__()
         self.network, self.steps, self.symbols = policy.network, policy.steps, policy.symbols
         self._policy = (policy,)  # in a tuple: its weights are not this module's
-        self._last: tuple[State, Step, Transition] | None = None
+        self._last: tuple[State, Step, Cond, bool, Transition] | None = None
 
     def initial(self, cond: Cond) -> Transition:
         return self._policy[0].initial(cond)
 
     def forward(self, x: State, t: Step, cond: Cond) -> Transition:
-        if self._last is None or self._last[0] is not x or self._last[1] is not t:
-            self._last = (x, t, self._policy[0](x, t, cond))
-        return self._last[2]
+        asked = (x, t, cond, torch.is_grad_enabled())
+        if self._last is None or any(a is not b for a, b in zip(asked, self._last[:4], strict=True)):
+            self._last = (*asked, self._policy[0](x, t, cond))
+        return self._last[4]
 
     def decode(self, x: State) -> Sample:
         return self._policy[0].decode(x)
