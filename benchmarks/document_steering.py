@@ -245,7 +245,7 @@ def spread(values: list[float]) -> str:
     """Lowest to highest, if there are any."""
     if not values:
         return ""
-    low, high = (f"{value:.3f}" for value in (min(values), max(values)))
+    low, high = (f"{round(value, 3) + 0:.3f}" for value in (min(values), max(values)))  # + 0: no -0.000
     return low if low == high else f"{low} to {high}"
 
 
