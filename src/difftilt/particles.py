@@ -1,10 +1,56 @@
 """Weighted particles, in populations: one row of log-weights per population."""
 
 import math
+from typing import Literal
 
 import torch
 
-from difftilt.shapes import Index, LogWeights, Mask, Particles, Some
+from difftilt.shapes import Index, LogWeights, Mask, Particles, PerSample, Some
+
+Keep = Literal["all", "one"]  # of the particles of a population
+
+
+class Populations:
+    """The log-weights of particles while they are drawn, and what is known of Z.
+
+    Args:
+        count: Populations.
+        particles: In each.
+
+    Attributes:
+        least: Lowest share of particles that carried the weight so far, per population.
+    """
+
+    def __init__(self, count: int, particles: int, device: torch.device):
+        self._log_w = torch.zeros(count, particles, dtype=torch.float64, device=device)
+        self._log_z, self.least = torch.zeros_like(self._log_w[:, 0]), torch.ones_like(self._log_w[:, 0])
+
+    def weigh(self, growth: PerSample) -> None:
+        """Multiplies every weight by exp(growth)."""
+        self._log_w = self._log_w + growth.view_as(self._log_w)
+        self.least = torch.minimum(self.least, shares(self._log_w))
+
+    def resample(self, threshold: float) -> Index | None:
+        """Which particles go on, if some population has a share below the threshold; others keep weights."""
+        low = shares(self._log_w) < threshold
+        if not low.any():
+            return None
+        index = resampled(self._log_w, low)
+        self._log_z = self._log_z + torch.where(low, log_mean_exp(self._log_w), 0)
+        self._log_w = torch.where(low[:, None], 0, self._log_w)
+        return index
+
+    def choose(self, keep: Keep) -> tuple[Index, Index]:
+        """Which particles are the samples, without weights now, and the population of each."""
+        log_w = alive(self._log_w)
+        chosen = systematic(log_w) if keep == "all" else pick(log_w)
+        every = torch.arange(len(log_w), device=log_w.device)
+        return chosen, every.repeat_interleave(len(chosen) // len(log_w))
+
+    @property
+    def log_z(self) -> Some:
+        """The estimates of log Z, from all weights so far."""
+        return self._log_z + log_mean_exp(self._log_w)
 
 
 def log_mean_exp(log_w: LogWeights) -> Some:

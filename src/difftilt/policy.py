@@ -36,6 +36,26 @@ class Policy(nn.Module, ABC):
         """Maps x_0 to the object that rewards score, for instance latents to images."""
 
 
+class Wrapped(Policy, ABC):
+    """A policy around another one, whose weights it uses. It starts and decodes as that one does."""
+
+    def __init__(self, policy: Policy):
+        super().__init__()
+        self.network, self.steps, self.symbols = policy.network, policy.steps, policy.symbols
+        self._base = (policy,)  # in a tuple: its weights are not this module's
+
+    @property
+    def base(self) -> Policy:
+        """The policy inside."""
+        return self._base[0]
+
+    def initial(self, cond: Cond) -> Transition:
+        return self.base.initial(cond)
+
+    def decode(self, x: State) -> Sample:
+        return self.base.decode(x)
+
+
 class Diffusion(Policy, ABC):
     """A chain that reverses a known noising process q."""
 

@@ -10,8 +10,8 @@ from typing import Literal
 import torch
 
 from difftilt.conditions import take
-from difftilt.policy import Diffusion, Policy
-from difftilt.shapes import Cond, Real, Sample, State, Step
+from difftilt.policy import Diffusion, Policy, Wrapped
+from difftilt.shapes import Cond, Real, State, Step
 from difftilt.transition import Gaussian, Transition, join
 
 Corrector = Literal["gibbs", "langevin"]
@@ -19,7 +19,7 @@ Slope = Callable[[State, Step, Cond], Real]
 PREDICT, NOISE, LANGEVIN = range(3)
 
 
-class Corrected(Policy):
+class Corrected(Wrapped):
     """A chain that makes corrector moves after each of its steps.
 
     `gibbs`, of any states: x_{t-1} is noised to x_t ~ q(x_t | x_{t-1}), and the step is taken again. The
@@ -53,16 +53,12 @@ class Corrected(Policy):
         step: float,
         slope: Slope | None = None,
     ):
-        super().__init__()
-        self.network, self.symbols = policy.network, policy.symbols
-        self._policy, self._process = (policy,), (process,)  # in tuples: their weights are not this module's
+        super().__init__(policy)
+        self._process = (process,)  # in a tuple: its weights are not this module's
         self.step, self.slope = step, slope
         moves = [m for t in range(policy.steps, 0, -1) for m in _after(t, corrector, corrections)]
         self.steps = len(moves)
         self._kind, self._level = (torch.tensor(column) for column in zip(*moves, strict=True))
-
-    def initial(self, cond: Cond) -> Transition:
-        return self._policy[0].initial(cond)
 
     def forward(self, x: State, t: Step, cond: Cond) -> Transition:
         kind, level = (table.to(t.device)[self.steps - t] for table in (self._kind, self._level))
@@ -74,12 +70,9 @@ class Corrected(Policy):
             parts.append((rows, self._law(one, x[rows], level[rows], take(cond, rows))))
         return join(parts)
 
-    def decode(self, x: State) -> Sample:
-        return self._policy[0].decode(x)
-
     def _law(self, kind: int, x: State, t: Step, cond: Cond) -> Transition:
         if kind == PREDICT:
-            return self._policy[0](x, t, cond)
+            return self.base(x, t, cond)
         return self._process[0].noising(x, t) if kind == NOISE else self._langevin(x, t, cond)
 
     def _langevin(self, x: State, t: Step, cond: Cond) -> Gaussian:

@@ -8,15 +8,15 @@ from torch import Tensor
 from difftilt.conditions import take
 from difftilt.flip import Flip, as_flip
 from difftilt.objective import Objective, Value, hard_wired
-from difftilt.policy import Policy
+from difftilt.policy import Policy, Wrapped
 from difftilt.settings import check_value
-from difftilt.shapes import Cond, OneHot, Options, Probs, Sample, Some, State, Step, Where
+from difftilt.shapes import Cond, OneHot, Options, Probs, Some, State, Step, Where
 from difftilt.transition import Categorical, Resampling, Transition, event_sum, join, one_hot, tokens
 
 How = Literal["exact", "taylor"]
 
 
-class FlipGuided(Policy):
+class FlipGuided(Wrapped):
     """A chain of tokens, guided by the value of the states that one change leads to.
 
     Where steps change one position, as masked chains do by default, position and token are drawn together,
@@ -52,17 +52,12 @@ class FlipGuided(Policy):
         how: How = "exact",
         rows: int | None = None,
     ):
-        super().__init__()
+        super().__init__(policy)
         check_value("how", how, How)
-        self.network, self.steps, self.symbols = policy.network, policy.steps, policy.symbols
-        self._policy = (policy,)  # in a tuple: its weights are not this module's
         self.objective, self.value, self.how, self.rows = objective, value, how, rows
 
-    def initial(self, cond: Cond) -> Transition:
-        return self._policy[0].initial(cond)
-
     def forward(self, x: State, t: Step, cond: Cond) -> Transition:
-        step = self._policy[0](x, t, cond)
+        step = self.base(x, t, cond)
         if isinstance(step, Categorical):
             stuck = step.probs.gather(-1, tokens(x)[..., None])[..., 0] == 0
             others_stay = event_sum(stuck.float()).view(-1, *(1,) * (stuck.ndim - 1)) == stuck.float()
@@ -82,9 +77,6 @@ class FlipGuided(Policy):
             return join([(rows, self(x[rows], t[rows], take(cond, rows))) for rows in parts])
         never = torch.zeros_like(step.eligible, dtype=torch.bool)
         return Resampling(x, step.eligible, self._each(step.probs, x, t, never, cond), step.count)
-
-    def decode(self, x: State) -> Sample:
-        return self._policy[0].decode(x)
 
     def _each(self, probs: Probs, x: State, t: Step, possible: Where, cond: Cond) -> Probs:
         """Every position's law by itself."""

@@ -1,11 +1,11 @@
 """A policy that explores: every law of another one, tempered."""
 
-from difftilt.policy import Policy
-from difftilt.shapes import Cond, Sample, State, Step
+from difftilt.policy import Policy, Wrapped
+from difftilt.shapes import Cond, State, Step
 from difftilt.transition import Transition
 
 
-class Tempered(Policy):
+class Tempered(Wrapped):
     """Draws from the laws p^(1 / temperature) of another policy: behaviour for off-policy objectives.
 
     Args:
@@ -14,16 +14,11 @@ class Tempered(Policy):
     """
 
     def __init__(self, policy: Policy, temperature: float):
-        super().__init__()
-        self.network, self.steps, self.symbols = policy.network, policy.steps, policy.symbols
-        self._policy = (policy,)  # in a tuple: its weights are not this module's
+        super().__init__(policy)
         self.temperature = temperature
 
     def initial(self, cond: Cond) -> Transition:
-        return self._policy[0].initial(cond).tempered(self.temperature)
+        return self.base.initial(cond).tempered(self.temperature)
 
     def forward(self, x: State, t: Step, cond: Cond) -> Transition:
-        return self._policy[0](x, t, cond).tempered(self.temperature)
-
-    def decode(self, x: State) -> Sample:
-        return self._policy[0].decode(x)
+        return self.base(x, t, cond).tempered(self.temperature)

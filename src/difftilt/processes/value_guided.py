@@ -5,14 +5,14 @@ from typing import Literal
 import torch
 
 from difftilt.objective import Objective, Value, hard_wired
-from difftilt.policy import Policy, level
-from difftilt.shapes import Cond, PerSample, Real, Sample, State, Step
+from difftilt.policy import Policy, Wrapped, level
+from difftilt.shapes import Cond, PerSample, Real, State, Step
 from difftilt.transition import Gaussian
 
 At = Literal["mean", "state"]
 
 
-class ValueGuided(Policy):
+class ValueGuided(Wrapped):
     """A Gaussian chain whose steps draw x_{t-1} ~ N(mean + std^2 / alpha grad v_{t-1}(mean), std^2).
 
     It is the optimal step p(x_{t-1} | x_t) exp(v_{t-1}(x_{t-1}) / alpha) to first order in std, and is exact
@@ -41,21 +41,16 @@ class ValueGuided(Policy):
         max_norm: float | None = None,
         start: bool = False,
     ):
-        super().__init__()
-        self.network, self.steps, self.symbols = policy.network, policy.steps, policy.symbols
-        self._policy = (policy,)  # in a tuple: its weights are not this module's
+        super().__init__(policy)
         self.objective, self.value, self.at, self.max_norm, self.start = objective, value, at, max_norm, start
 
     def initial(self, cond: Cond) -> Gaussian:
-        law = _gaussian(self._policy[0].initial(cond))
+        law = _gaussian(self.base.initial(cond))
         return self._moved(law, law.mean, level(law.mean, self.steps), cond) if self.start else law
 
     def forward(self, x: State, t: Step, cond: Cond) -> Gaussian:
-        step = _gaussian(self._policy[0](x, t, cond))
+        step = _gaussian(self.base(x, t, cond))
         return self._moved(step, *((x, t) if self.at == "state" else (step.mean, t - 1)), cond)
-
-    def decode(self, x: State) -> Sample:
-        return self._policy[0].decode(x)
 
     def _moved(self, law: Gaussian, x: State, t: Step, cond: Cond) -> Gaussian:
         slope = self.slope(x, t, cond)

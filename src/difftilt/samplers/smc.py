@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 
 from difftilt.conditions import batch_size, repeat, take
-from difftilt.particles import alive, log_mean_exp, pick, resampled, shares, systematic
+from difftilt.particles import Keep, Populations
 from difftilt.settings import Count, Unit
 from difftilt.shapes import Cond, Index, PerSample
 from difftilt.steered import Steered
@@ -38,7 +38,7 @@ class SMC(Sampler):
     particles: Count = 16
     threshold: Unit = 0.5
     potential: Literal["difference", "max", "sum"] = "difference"
-    keep: Literal["all", "one"] = "all"
+    keep: Keep = "all"
 
     @property
     def population(self) -> int:
@@ -49,38 +49,29 @@ class SMC(Sampler):
         return self.particles if self.keep == "all" else 1
 
     def _draw(self, steering: Steering, cond: Cond) -> Steered:
-        populations, alpha = batch_size(cond), steering.objective.alpha
-        cond = repeat(cond, self.particles)
+        populations, cond = batch_size(cond), repeat(cond, self.particles)
         d, line = steering.first(cond), Lineage(steering.history)
-        log_w = torch.zeros(populations, self.particles, dtype=torch.float64, device=d.x.device)
-        log_z, least = torch.zeros_like(log_w[:, 0]), torch.ones_like(log_w[:, 0])
-        product = _Product(self.potential, log_w.flatten())
+        weights = Populations(populations, self.particles, d.x.device)
+        product = _Product(self.potential, torch.zeros(len(d.x), dtype=torch.float64, device=d.x.device))
         for t in range(steering.policy.steps, 0, -1):
             x = d.x_next  # x_t
             line.append(d, x)
-            growth = product.grow(steering.potential(x, t, cond)) + steering.corrections(d, [x], cond)[0]
-            log_w = log_w + growth.view_as(log_w)
-            least = torch.minimum(least, shares(log_w))
-            low = shares(log_w) < self.threshold
-            if low.any():
-                index = resampled(log_w, low)
+            weights.weigh(
+                product.grow(steering.potential(x, t, cond)) + steering.corrections(d, [x], cond)[0]
+            )
+            if (index := weights.resample(self.threshold)) is not None:
                 x = x[index]
                 product.select(index)
                 line.select(index)
-                log_z = log_z + torch.where(low, log_mean_exp(log_w), 0)
-                log_w = torch.where(low[:, None], 0, log_w)
             d = steering.advance(x, t, cond)
         line.append(d, d.x_next)
         score = steering.potential(d.x_next, 0, cond)
-        growth = product.end(score) + steering.corrections(d, [d.x_next], cond)[0]
-        log_w = log_w + growth.view_as(log_w)
-        least = torch.minimum(least, shares(log_w))
-        chosen = systematic(alive(log_w)) if self.keep == "all" else pick(alive(log_w))
+        weights.weigh(product.end(score) + steering.corrections(d, [d.x_next], cond)[0])
+        chosen, population = weights.choose(self.keep)
         line.select(chosen)
-        log_z = log_z + log_mean_exp(log_w)
-        population = torch.arange(populations, device=log_w.device).repeat_interleave(self.kept)
+        reward = score[chosen] * steering.objective.alpha
         return steering.answer(
-            d.x_next[chosen], take(cond, chosen), score[chosen] * alpha, population, log_z, least, line
+            d.x_next[chosen], take(cond, chosen), reward, population, weights.log_z, weights.least, line
         )
 
 

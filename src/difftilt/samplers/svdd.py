@@ -1,13 +1,12 @@
 """SVDD (Li et al., 2024): of several candidates for each next state, one is kept by its value."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
 from difftilt.best_of import kl_of_best
 from difftilt.conditions import batch_size, repeat, take
-from difftilt.particles import alive, log_mean_exp, pick, resampled, shares, systematic
+from difftilt.particles import Keep, Populations, log_mean_exp, pick, shares
 from difftilt.policy import Decision
 from difftilt.settings import Count, Unit
 from difftilt.shapes import Cond, PerSample, State
@@ -43,7 +42,7 @@ class SVDD(Sampler):
     particles: Count = 1
     threshold: Unit = 0.5
     greedy: bool = False
-    keep: Literal["all", "one"] = "all"
+    keep: Keep = "all"
 
     def __post_init__(self):
         super().__post_init__()
@@ -61,37 +60,30 @@ class SVDD(Sampler):
         return self.particles if self.keep == "all" else 1
 
     def _draw(self, steering: Steering, cond: Cond) -> Steered:
-        populations = batch_size(cond)
-        cond = repeat(cond, self.particles)
+        populations, cond = batch_size(cond), repeat(cond, self.particles)
         d, line = steering.first(cond), Lineage(steering.history)
+        weights = Populations(populations, self.particles, d.x.device)
         x = d.x_next
-        log_w = torch.zeros(populations, self.particles, dtype=torch.float64, device=d.x.device)
-        log_z, least = torch.zeros_like(log_w[:, 0]), torch.ones_like(log_w[:, 0])
-        score, ratio = torch.zeros_like(log_w.flatten()), torch.zeros_like(log_w.flatten())
+        score = ratio = torch.zeros(len(x), dtype=torch.float64, device=x.device)
         for t in range(steering.policy.steps, -1, -1):
             kept = self._keep(steering, d, t, cond, score)
             x, score, ratio = kept.x, kept.score, ratio + kept.correction
             line.append(d, x)
-            log_w = log_w + kept.growth.view_as(log_w)
-            least = torch.minimum(least, shares(log_w))
-            low = shares(log_w) < self.threshold
-            if t > 0 and self.particles > 1 and low.any():
-                index = resampled(log_w, low)
+            weights.weigh(kept.growth)
+            if t == 0:
+                break
+            if self.particles > 1 and (index := weights.resample(self.threshold)) is not None:
                 x, score = x[index], score[index]
                 line.select(index)
-                log_z = log_z + torch.where(low, log_mean_exp(log_w), 0)
-                log_w = torch.where(low[:, None], 0, log_w)
-            if t > 0:
-                d = steering.advance(x, t, cond)
-        chosen = systematic(alive(log_w)) if self.keep == "all" else pick(alive(log_w))
+            d = steering.advance(x, t, cond)
+        chosen, population = weights.choose(self.keep)
         line.select(chosen)
-        log_z, kl = log_z + log_mean_exp(log_w), None
+        log_z, least, kl = weights.log_z, weights.least, None
         if self.particles == 1:
             least = shares(log_z[None]).expand_as(log_z)
         if self.greedy:
             kl = (steering.policy.steps + 1) * kl_of_best(self.candidates) - ratio
             log_z, least = torch.full_like(log_z, torch.nan), torch.full_like(least, torch.nan)
-        population = torch.arange(populations, device=log_w.device).repeat_interleave(self.kept)
         reward = score[chosen] * steering.objective.alpha
         return steering.answer(x[chosen], take(cond, chosen), reward, population, log_z, least, line, kl)
 

@@ -42,9 +42,7 @@ def denoise(
             network learns the unconditional law.
         seed: Step k draws from generators seeded by (seed, k).
     """
-    for number in range(steps):
-        seed_round(seed, number)
-        rows = torch.randint(len(data), (batch,))
+    for number, rows in _minibatches(len(data), batch, steps, seed):
         t = torch.randint(1, policy.steps + 1, (batch,))
         x_0, given = data[rows], _forget(take(cond, rows), null or {}, drop)
         a, s = (level[t].view(-1, *(1,) * (data.ndim - 1)) for level in (policy.alpha, policy.sigma))
@@ -72,9 +70,7 @@ def explain(
         cond: The condition of each.
         seed: Step k draws from generators seeded by (seed, k).
     """
-    for number in range(steps):
-        seed_round(seed, number)
-        rows = torch.randint(len(data), (batch,))
+    for number, rows in _minibatches(len(data), batch, steps, seed):
         yield _step(-elbo(policy, data[rows], take(cond, rows)).mean(), optimizer, number)
 
 
@@ -94,9 +90,7 @@ def regress(
         network: Maps samples to one number each.
         seed: Step k draws from generators seeded by (seed, k).
     """
-    for number in range(steps):
-        seed_round(seed, number)
-        rows = torch.randint(len(data), (batch,))
+    for number, rows in _minibatches(len(data), batch, steps, seed):
         yield _step(F.huber_loss(network(data[rows]), value[rows]), optimizer, number)
 
 
@@ -120,9 +114,7 @@ def classify(
         smoothing: Share of the label's probability that is spread over all classes, in [0, 1).
         seed: Step k draws from generators seeded by (seed, k).
     """
-    for number in range(steps):
-        seed_round(seed, number)
-        rows = torch.randint(len(data), (batch,))
+    for number, rows in _minibatches(len(data), batch, steps, seed):
         logits = network(augment(data[rows]))
         loss = F.cross_entropy(logits, label[rows], label_smoothing=smoothing)
         yield _step(loss, optimizer, number)
@@ -152,9 +144,7 @@ def classify_noised(
         cond: The condition of each sample.
         seed: Step k draws from generators seeded by (seed, k).
     """
-    for number in range(steps):
-        seed_round(seed, number)
-        rows = torch.randint(len(data), (batch,))
+    for number, rows in _minibatches(len(data), batch, steps, seed):
         t = torch.randint(policy.steps + 1, (batch,))
         logits = network(policy.corrupt(data[rows], t), t, take(cond, rows))
         yield _step(F.cross_entropy(logits, label[rows]), optimizer, number)
@@ -205,6 +195,13 @@ def _forget(cond: Cond, null: Mapping[str, Tensor], drop: float) -> Cond:
             )
         forgotten[name] = torch.where(lost.view(-1, *(1,) * (value.ndim - 1)), blank, value)
     return forgotten
+
+
+def _minibatches(count: int, batch: int, steps: int, seed: int) -> Iterator[tuple[int, Index]]:
+    """The number of each step, after it is seeded, and which rows of the data it sees."""
+    for number in range(steps):
+        seed_round(seed, number)
+        yield number, torch.randint(count, (batch,))
 
 
 def _step(loss: Tensor, optimizer: torch.optim.Optimizer, number: int) -> dict[str, float]:
