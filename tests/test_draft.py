@@ -2,7 +2,7 @@
 
 import pytest
 
-from difftilt.draft import draft, draft_folder
+from difftilt.draft import CONTENTS, draft, draft_folder
 
 
 def test_a_folder_takes_the_place_of_the_old_one(tmp_path):
@@ -11,7 +11,7 @@ def test_a_folder_takes_the_place_of_the_old_one(tmp_path):
         with draft_folder(place) as new:
             (new / name).write_text(name)
             assert not (place / name).exists()
-        assert [path.name for path in place.iterdir()] == [name]
+        assert {path.name for path in place.iterdir()} == {name, CONTENTS}
     assert list(tmp_path.iterdir()) == [place]
 
 
@@ -21,10 +21,32 @@ def test_after_an_error_all_is_as_before(make, tmp_path):
     if make is draft:
         place.write_text("old")
     else:
-        place.mkdir()
-        (place / "old").touch()
+        with make(place) as new:
+            (new / "old").touch()
     with pytest.raises(OSError, match="full"), make(place) as new:
         (new if make is draft else new / "part").write_text("half")
         raise OSError("full")
     assert place.read_text() == "old" if make is draft else (place / "old").exists()
     assert list(tmp_path.iterdir()) == [place]
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "link", "one file more"])
+def test_what_a_user_put_there_is_neither_deleted_nor_moved(kind, tmp_path):
+    place, theirs = tmp_path / "thesis", tmp_path / "elsewhere"
+    theirs.mkdir()
+    (theirs / "chapter.tex").write_text("years of work")
+    if kind == "file":
+        place.write_text("years of work")
+    elif kind == "link":
+        place.symlink_to(theirs)
+    else:
+        if kind == "one file more":
+            with draft_folder(place) as new:
+                (new / "model").touch()
+        place.mkdir(exist_ok=True)
+        (place / "chapter.tex").write_text("years of work")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match="not replaced; name another folder"), draft_folder(place):
+        pytest.fail("work was begun that could not have been written")
+    assert sorted(tmp_path.rglob("*")) == before
+    assert (place if kind == "file" else place / "chapter.tex").read_text() == "years of work"

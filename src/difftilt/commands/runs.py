@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import shutil
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,6 +24,21 @@ RECIPES: Mapping[str, Callable[..., Job]] = {
 }
 # options of recipes that only training has a use for
 ABOUT_TRAINING = ("algorithm", "training", "target_kl", "tune_std", "tune_start")
+
+
+# what a run leaves in its folder
+WRITTEN = (
+    *("run.json", "before.json", "summary.json", "metrics.jsonl", "report.html"),
+    *(
+        "checkpoints",
+        "checkpoints/round-*",
+        "checkpoints/round-*/*",
+        "checkpoints/.tmp-*",
+        "checkpoints/.tmp-*/*",
+    ),
+    *("samples", "samples/before.*", "samples/after.*", "samples/*-seed[0-9]*.*"),
+    *("tensorboard", "tensorboard/events.out.tfevents.*"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,17 +98,38 @@ def taken(group: Any, settings: dict[str, Any]) -> Any:
 
 
 def prepare(folder: Path, overwrite: bool) -> None:
-    """Makes the run folder; an earlier run is only deleted if asked for."""
+    """Makes the run folder; of an earlier run only what difftilt wrote is deleted, and only if asked for."""
     if (folder / "run.json").exists():
         if not overwrite:
             raise ValueError(
                 f"{folder} already holds a run; go on with difftilt resume {folder}, name another folder with"
                 " --out, or delete it with --overwrite"
             )
-        shutil.rmtree(folder)
+        clear(folder)
     elif folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty and holds no run; name another folder with --out")
     folder.mkdir(parents=True, exist_ok=True)
+
+
+def clear(folder: Path) -> None:
+    """Deletes the run of a folder; what else lies there stays where it is.
+
+    Raises:
+        ValueError: Before anything is deleted, if the folder's run.json is not one of ours, or if a folder
+            of the run is a link to elsewhere.
+    """
+    if "difftilt" not in (read_json(folder / "run.json").get("versions") or {}):
+        raise ValueError(f"{folder / 'run.json'} was not written by difftilt, so nothing is deleted")
+    for place in (folder, *(folder / name for name in ("checkpoints", "samples", "tensorboard"))):
+        if place.is_symlink():
+            raise ValueError(f"{place} is a link to elsewhere, so nothing is deleted; name another folder")
+    found = sorted({path for pattern in WRITTEN for path in folder.glob(pattern)}, reverse=True)
+    for path in found:  # what lies in a folder before the folder itself
+        if path.is_dir() and not path.is_symlink():
+            if not any(path.iterdir()):
+                path.rmdir()
+        else:
+            path.unlink()
 
 
 def show(content: Mapping[str, Any]) -> None:

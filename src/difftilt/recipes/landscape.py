@@ -47,7 +47,7 @@ def dna(
     target_kl: Positive | None = None,
     template: str | None = None,
     forbidden: tuple[str, ...] = (),
-    gc: tuple[Unit, Unit] = (0, 1),
+    gc: tuple[Unit, Unit] = (0.0, 1.0),
     weights: Path | None = None,
     training: Training = TRAINING,
 ) -> Job:
@@ -82,7 +82,7 @@ def protein(
     alpha: Positive = 0.05,
     target_kl: Positive | None = None,
     template: str | None = None,
-    charged: tuple[Unit, Unit] = (0, 1),
+    charged: tuple[Unit, Unit] = (0.0, 1.0),
     weights: Path | None = None,
     training: Training = TRAINING,
 ) -> Job:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+import types
 import typing
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -23,27 +24,49 @@ def to_json(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {name: to_json(getattr(value, name)) for name in settable(type(value))}
         return {"name": kebab(type(value).__name__), **fields}
+    if isinstance(value, list | tuple):
+        return [to_json(item) for item in value]
     return str(value) if isinstance(value, Path) else value
 
 
 def from_json(value: Any, hint: Any) -> Any:
-    """The setting that `to_json` wrote, for a parameter annotated with `hint`."""
-    hint = concrete(hint)
-    options = [getattr(option, "__origin__", option) for option in typing.get_args(hint) or (hint,)]
+    """The setting that `to_json` wrote, for a parameter annotated with `hint`: equal, type by type."""
+    options = _options(concrete(hint))
     if isinstance(value, dict):
-        named: dict[str, Any] = {
-            kebab(option.__name__): option
-            for option in options
-            if isinstance(option, type) and dataclasses.is_dataclass(option)
-        }
-        if value.get("name") not in named:
-            raise ValueError(
-                f"run.json names '{value.get('name')}', which this version of difftilt does not have: it has"
-                f" {', '.join(named)}"
-            )
-        known = settable(option := named[value["name"]])
-        return option(**{k: from_json(v, known[k]) for k, v in value.items() if k in known})
+        return _settings(value, options)
+    if isinstance(value, list):
+        sequence = next((option for option in options if typing.get_origin(option) in (tuple, list)), list)
+        kind, inner = typing.get_origin(sequence) or list, typing.get_args(sequence)
+        inner = inner[:1] * len(value) if kind is list or Ellipsis in inner else inner
+        return kind(from_json(*pair) for pair in zip(value, inner or [Any] * len(value), strict=True))
+    if isinstance(value, int) and not isinstance(value, bool) and float in options and int not in options:
+        return float(value)
     return Path(value) if Path in options and isinstance(value, str) else value
+
+
+def _options(hint: Any) -> list[Any]:
+    """The types that a value may have, without what is said of their ranges."""
+    if typing.get_origin(hint) is typing.Annotated:
+        return _options(hint.__origin__)
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return [inner for option in typing.get_args(hint) for inner in _options(option)]
+    return [hint]
+
+
+def _settings(value: dict[str, Any], options: list[Any]) -> Any:
+    """An instance of the dataclass that the JSON names."""
+    named: dict[str, Any] = {
+        kebab(option.__name__): option
+        for option in options
+        if isinstance(option, type) and dataclasses.is_dataclass(option)
+    }
+    if value.get("name") not in named:
+        raise ValueError(
+            f"run.json names '{value.get('name')}', which this version of difftilt does not have: it has"
+            f" {', '.join(named)}"
+        )
+    known = settable(option := named[value["name"]])
+    return option(**{k: from_json(v, known[k]) for k, v in value.items() if k in known})
 
 
 def settable(settings: type) -> dict[str, Any]:
