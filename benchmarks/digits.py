@@ -15,9 +15,9 @@ from pathlib import Path
 
 import torch
 
-from difftilt.recipes.digits import ALGORITHM, TRAINING, digits
-from difftilt.recipes.execute import finetune
-from difftilt.recipes.record import describe, to_json, write_json
+from difftilt.domains.digits.recipe import ALGORITHM, TRAINING, digits
+from difftilt.experiment.finetune import finetune
+from difftilt.experiment.record import describe, to_json, write_json
 from difftilt.training.distributed import make_accelerator
 
 SETTINGS = {

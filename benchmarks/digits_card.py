@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
-from difftilt.models.digits import STEPS, asked, digits_policy, packaged
+from difftilt.domains.digits.model import STEPS, asked, digits_policy, packaged
+from difftilt.domains.digits.pretrain import quality
 from difftilt.policy import rollout
-from difftilt.recipes.pretrain_digits import quality
 
 
 def main() -> None:

@@ -34,10 +34,10 @@ from difftilt import (
     RewardWeighted,
     TrajectoryBalance,
 )
-from difftilt.recipes.digits import digits
-from difftilt.recipes.execute import finetune
-from difftilt.recipes.job import Training
-from difftilt.recipes.record import describe, to_json, write_json
+from difftilt.domains.digits.recipe import digits
+from difftilt.experiment.finetune import finetune
+from difftilt.experiment.job import Training
+from difftilt.experiment.record import describe, to_json, write_json
 from difftilt.training.distributed import make_accelerator
 
 TARGET_KL, START_ALPHA, STEPS = 4.0, 0.3, 10

@@ -44,15 +44,15 @@ from difftilt import (
     fit,
     unconditional,
 )
-from difftilt.counter import Counter
+from difftilt.algorithms.choices import make_algorithm
 from difftilt.exact import gaussian, grid
-from difftilt.grid import shifted_flow
+from difftilt.exact.toy import AffineResidual, GaussianDenoiser, Residual, Velocity, gmm, gmm_grid
+from difftilt.experiment.record import to_json
 from difftilt.guard import Reward
-from difftilt.models.toy import AffineResidual, GaussianDenoiser, Residual, Velocity, gmm, gmm_grid
-from difftilt.recipes.algorithms import make_algorithm
-from difftilt.recipes.record import to_json
+from difftilt.networks.network_calls import NetworkCalls
+from difftilt.processes.schedule import shifted_flow
 from difftilt.training.ema import EMA
-from difftilt.training.run import denoisers
+from difftilt.training.train import denoisers
 
 DIMENSION, STEPS = 16, 20
 
@@ -255,7 +255,7 @@ def run(name: str, algorithm_name: str, seed: int) -> dict[str, Any]:
     torch.manual_seed(seed)
     reference, policy = task.chain(False), task.chain(True)
     objective = Objective(task.reward, reference.requires_grad_(False), task.alpha)
-    algorithm, counter = entry.algorithm(), Counter()
+    algorithm, counter = entry.algorithm(), NetworkCalls()
     wall, cpu = time.perf_counter(), time.process_time()
     algorithm.setup(policy, unconditional(2))
     with counter.watching(denoisers(policy, reference, algorithm)):

@@ -32,13 +32,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from difftilt.conditions import unconditional
-from difftilt.data.alphabet import PROTEIN
 from difftilt.data.landscape import Landscape, load_landscape
+from difftilt.data.vocabulary import PROTEIN
+from difftilt.domains.landscape.model import landscape_network
 from difftilt.exact import landscape as exact
-from difftilt.models.landscape import landscape_network
+from difftilt.experiment.record import write_json
 from difftilt.objective import Objective
 from difftilt.processes.masked import MaskedPolicy, Unmasking
-from difftilt.recipes.record import write_json
 
 ALPHA, SAMPLES, BATCH = 0.1, 1_000_000, 25_000
 BITS, STEPS, BIT_ALPHA = (2, 3, 4), (1, 2, 4, 8, 16, 32), 0.25

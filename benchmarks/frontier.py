@@ -31,26 +31,26 @@ import torch
 
 from difftilt import PPO, Objective, Policy, fit
 from difftilt.conditions import unconditional
-from difftilt.counter import Counter
 from difftilt.data.landscape import load_landscape
+from difftilt.domains.digits.model import asked, digits_policy
+from difftilt.domains.digits.recipe import gold, proxy
+from difftilt.domains.landscape.model import landscape_policy, tunable
 from difftilt.evaluation.evaluate import evaluate
 from difftilt.exact import landscape as exact
+from difftilt.experiment.record import write_json
 from difftilt.guard import Reward
-from difftilt.models.digits import asked, digits_policy
-from difftilt.models.landscape import landscape_policy, tunable
+from difftilt.networks.network_calls import NetworkCalls
 from difftilt.objective import Algorithm, Value
-from difftilt.recipes.digits import gold, proxy
-from difftilt.recipes.record import write_json
+from difftilt.samplers.base import Sampler
 from difftilt.samplers.best_of_n import BestOfN
 from difftilt.samplers.discrete_guidance import DiscreteGuidance
+from difftilt.samplers.result import Steered
 from difftilt.samplers.smc import SMC
 from difftilt.samplers.svdd import SVDD
 from difftilt.samplers.value_guidance import ValueGuidance
 from difftilt.shapes import Cond
-from difftilt.steered import Steered
-from difftilt.steering import Sampler
-from difftilt.training.run import denoisers
 from difftilt.training.seeds import seed_round
+from difftilt.training.train import denoisers
 from difftilt.values.regression import ValueRegression
 from difftilt.values.tweedie import PosteriorMean
 
@@ -162,7 +162,7 @@ def tune(name: str, alpha: float, seed: int, times: int = 1) -> dict[str, Any]:
     """PPO, with the passes that its samples take after training."""
     task, start = TASKS[name], time.process_time()
     objective, policy = problem(task, alpha)
-    algorithm, counter = task.ppo(), Counter()
+    algorithm, counter = task.ppo(), NetworkCalls()
     seed_round(seed, 0)
     algorithm.setup(policy, task.cond(2))
     tuned = [p for p in policy.parameters() if p.requires_grad]

@@ -26,14 +26,24 @@ from typing import Any
 
 import torch
 
-from difftilt import Backprop, Diffusion, FlowSDE, GaussianPolicy, Grid, Objective, Policy, fit, unconditional
-from difftilt.counter import Counter
+from difftilt import (
+    Backprop,
+    Diffusion,
+    FlowSDE,
+    GaussianPolicy,
+    NoiseSchedule,
+    Objective,
+    Policy,
+    fit,
+    unconditional,
+)
 from difftilt.evaluation.diagnostics import frozen_start
 from difftilt.exact import gaussian, tabular
-from difftilt.grid import linear, shifted_flow
-from difftilt.models.toy import AffineResidual, GaussianDenoiser, Velocity
+from difftilt.exact.toy import AffineResidual, GaussianDenoiser, Velocity
+from difftilt.guidance.start import TunedStart
+from difftilt.networks.network_calls import NetworkCalls
 from difftilt.processes.flow_sde import MEMORYLESS
-from difftilt.processes.start import TunedStart
+from difftilt.processes.schedule import linear, shifted_flow
 
 STEPS, ALPHA = 8, 0.5
 F64 = torch.float64
@@ -118,11 +128,11 @@ def flow(tuned: bool, noise_level: float = 0.3, integrator: Any = "euler") -> Fl
     return FlowSDE(network, levels, (2,), noise_level=noise_level, integrator=integrator, tune_std=tuned)
 
 
-def told_the_index(levels: Grid) -> Grid:
+def told_the_index(levels: NoiseSchedule) -> NoiseSchedule:
     return dataclasses.replace(levels, time=torch.arange(STEPS + 1))
 
 
-def denoiser(levels: Grid, tuned: bool, scale: torch.Tensor) -> torch.nn.Module:
+def denoiser(levels: NoiseSchedule, tuned: bool, scale: torch.Tensor) -> torch.nn.Module:
     base = GaussianDenoiser(levels, torch.tensor([1.0, -0.5]), 0.5 * torch.eye(2))
     return AffineResidual(base, scale, 2, terms=STEPS + 1) if tuned else base
 
@@ -148,7 +158,11 @@ def run(make: Callable[[bool], Diffusion], start: str, seed: int) -> Row:
     measured = frozen_start(Objective(REWARD, reference, ALPHA), unconditional(1), starts=500, repeats=32)
     if start == "tuned":
         policy = TunedStart(policy)
-    objective, algorithm, counter = Objective(REWARD, reference, ALPHA), Backprop(recompute=False), Counter()
+    objective, algorithm, counter = (
+        Objective(REWARD, reference, ALPHA),
+        Backprop(recompute=False),
+        NetworkCalls(),
+    )
     began = time.perf_counter()
     with counter.watching([reference.network, policy.network]):
         train(policy, objective, algorithm, seed)

@@ -33,10 +33,10 @@ from difftilt import (
     fit,
     unconditional,
 )
-from difftilt.counter import Counter
-from difftilt.grid import Grid
-from difftilt.models.toy import MixtureDenoiser, Residual
-from difftilt.recipes.record import to_json, write_json
+from difftilt.exact.toy import MixtureDenoiser, Residual
+from difftilt.experiment.record import to_json, write_json
+from difftilt.networks.network_calls import NetworkCalls
+from difftilt.processes.schedule import NoiseSchedule
 from difftilt.training.ema import EMA
 
 SCALE, VARIANCE, STEPS, FLOOR = 7.0, 0.3, 100, -10.0
@@ -64,11 +64,11 @@ def reward(x: torch.Tensor, cond: object) -> torch.Tensor:
     return (log_density(x, WEIGHTS.log()) - log_density(x, prior)).clamp(min=FLOOR)
 
 
-def levels() -> Grid:
+def levels() -> NoiseSchedule:
     """Variance preserving, its noise-to-data ratio geometric from 0.01 to 30."""
     ratio = torch.logspace(math.log10(0.01), math.log10(30), STEPS + 1, dtype=torch.float64)
     alpha = (1 + ratio**2).rsqrt()
-    return Grid(torch.arange(STEPS + 1), alpha.float(), (alpha * ratio).float())
+    return NoiseSchedule(torch.arange(STEPS + 1), alpha.float(), (alpha * ratio).float())
 
 
 def chain(tuned: bool) -> GaussianPolicy:
@@ -93,7 +93,7 @@ def measure(policy: GaussianPolicy, objective: Objective, count: int) -> dict[st
 def run(name: str, seed: int, minutes: float, rounds: int) -> dict[str, Any]:
     torch.manual_seed(seed)
     reference, policy = chain(False).requires_grad_(False), chain(True)
-    objective, algorithm, counter = Objective(reward, reference, 1.0), ALGORITHMS[name](), Counter()
+    objective, algorithm, counter = Objective(reward, reference, 1.0), ALGORITHMS[name](), NetworkCalls()
     algorithm.setup(policy, unconditional(2))
     groups = [
         {"params": [p for p in module.parameters() if p.requires_grad], "lr": rate, "full": rate}

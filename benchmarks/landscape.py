@@ -28,11 +28,9 @@ from difftilt.algorithms.path_consistency import PathConsistency
 from difftilt.algorithms.ppo import PPO
 from difftilt.algorithms.reward_weighted import RewardWeighted
 from difftilt.algorithms.trajectory_balance import TrajectoryBalance
-from difftilt.best_of import best_of
 from difftilt.conditions import unconditional
 from difftilt.data.landscape import Landscape, load_landscape
-from difftilt.exact import landscape as exact
-from difftilt.models.landscape import (
+from difftilt.domains.landscape.model import (
     SHIPPED,
     best_seen,
     chain_of,
@@ -40,9 +38,11 @@ from difftilt.models.landscape import (
     landscape_policy,
     tunable,
 )
+from difftilt.domains.landscape.pretrain import train
+from difftilt.exact import landscape as exact
 from difftilt.objective import Algorithm, Objective
 from difftilt.processes.masked import MaskedPolicy
-from difftilt.recipes.pretrain_landscape import train
+from difftilt.samplers.best_of import best_of
 from difftilt.training.fit import fit
 from difftilt.training.pretrain import explain, regress
 from difftilt.training.seeds import seed_round

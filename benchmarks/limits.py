@@ -20,9 +20,9 @@ import exact
 import torch
 
 from difftilt import Algorithm, Backprop, GaussianPolicy, RewardWeighted
-from difftilt.grid import linear
-from difftilt.models.toy import AffineResidual, GaussianDenoiser
-from difftilt.recipes.record import write_json
+from difftilt.exact.toy import AffineResidual, GaussianDenoiser
+from difftilt.experiment.record import write_json
+from difftilt.processes.schedule import linear
 
 LAST, STEPS, ALPHAS = (1, 5, 10, 20), (5, 10, 20, 40, 80), (1, 2, 4)
 BIASES = ["truncation", "reversal", "blindness"]

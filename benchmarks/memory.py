@@ -19,9 +19,9 @@ from difftilt.algorithms.backprop import Backprop
 from difftilt.algorithms.path_consistency import PathConsistency
 from difftilt.algorithms.trajectory_balance import TrajectoryBalance
 from difftilt.conditions import unconditional
-from difftilt.grid import linear
 from difftilt.objective import Objective
 from difftilt.processes.gaussian import GaussianPolicy
+from difftilt.processes.schedule import linear
 
 RESULTS = Path(__file__).parent / "results" / "memory.json"
 BATCH, DIMENSION, WIDTH = 16, 8, 16384

@@ -19,8 +19,8 @@ import torch
 import torch.nn as nn
 
 from difftilt import PPO, Objective, fit
-from difftilt.models.digits import asked, digits_policy
-from difftilt.recipes.digits import proxy
+from difftilt.domains.digits.model import asked, digits_policy
+from difftilt.domains.digits.recipe import proxy
 
 
 def main() -> None:

@@ -25,24 +25,17 @@ import matplotlib.pyplot as plt
 import torch
 from torch import nn
 
-from difftilt import (
-    SMC,
-    GaussianPolicy,
-    MaskedPolicy,
-    Objective,
-    load_landscape,
-    unconditional,
-)
-from difftilt.best_of import best_of, kl_of_best
-from difftilt.data.alphabet import all_sequences, place_values
+from difftilt import SMC, GaussianPolicy, MaskedPolicy, Objective, load_landscape, unconditional
+from difftilt.data.vocabulary import all_sequences, place_values
+from difftilt.domains.landscape.model import landscape_policy
 from difftilt.exact import grid, landscape
 from difftilt.exact.sampler_laws import evaluate_flips, evaluate_svdd, one_of, tabulate
-from difftilt.models.landscape import landscape_policy
-from difftilt.models.toy import gmm, gmm_grid
+from difftilt.exact.toy import gmm, gmm_grid
+from difftilt.guidance.flip_guided import FlipGuided
+from difftilt.guidance.value_guided import ValueGuided
 from difftilt.objective import Value
 from difftilt.policy import level
-from difftilt.processes.flip_guided import FlipGuided
-from difftilt.processes.value_guided import ValueGuided
+from difftilt.samplers.best_of import best_of, kl_of_best
 from difftilt.shapes import Points
 from difftilt.transition import Gaussian, relative_entropy
 from difftilt.values.tweedie import PosteriorMean

@@ -39,15 +39,15 @@ from difftilt import (
     classifier_guided,
     unconditional,
 )
-from difftilt.counter import Counter
+from difftilt.domains.digits.model import asked, digits_policy, load_classifier
 from difftilt.exact import grid
-from difftilt.grid import from_betas
-from difftilt.models.digits import asked, digits_policy, load_classifier
-from difftilt.models.toy import gmm
-from difftilt.recipes.record import write_json
+from difftilt.exact.toy import gmm
+from difftilt.experiment.record import write_json
+from difftilt.networks.network_calls import NetworkCalls
+from difftilt.processes.schedule import from_betas
 from difftilt.rewards.image import class_log_prob
-from difftilt.steering import Sampler
-from difftilt.training.run import denoisers
+from difftilt.samplers.base import Sampler
+from difftilt.training.train import denoisers
 
 Row = dict[str, Any]
 SCALES = (1.0, 2.0, 4.0)
@@ -160,7 +160,7 @@ def distill(reward, alpha: float, seeds: int) -> Iterator[Row]:
 
 def trained(policy: GaussianPolicy, objective: Objective, entry: Entry, seed: int) -> Row:
     """Trains, and counts what it took."""
-    algorithm, counter, start = entry.algorithm(), Counter(), time.process_time()
+    algorithm, counter, start = entry.algorithm(), NetworkCalls(), time.process_time()
     with counter.watching(denoisers(policy, objective.reference, algorithm)):
         train(policy, objective, algorithm, entry, seed)
     policy.requires_grad_(False)

@@ -28,14 +28,14 @@ from matplotlib.axes import Axes
 
 from difftilt import PPO, Algorithm, Backprop
 from difftilt.conditions import unconditional
+from difftilt.domains.utr.model import user_folder
+from difftilt.domains.utr.recipe import TRAINING, utr
 from difftilt.evaluation.evaluate import evaluate
-from difftilt.evaluation.folder import read_run
 from difftilt.evaluation.report import outcome
+from difftilt.evaluation.run_folder import read_run
 from difftilt.evaluation.verdict import ceiling, findings, headline
-from difftilt.models.utr import user_folder
-from difftilt.recipes.execute import finetune
-from difftilt.recipes.record import describe, to_json, write_json
-from difftilt.recipes.utr import TRAINING, utr
+from difftilt.experiment.finetune import finetune
+from difftilt.experiment.record import describe, to_json, write_json
 from difftilt.training.distributed import make_accelerator
 
 NOTHING = 1e-6

@@ -28,13 +28,13 @@ import torch
 from torch import Tensor
 
 from difftilt import GaussianPolicy, Objective, PosteriorMean, ValueRegression, fit, unconditional
-from difftilt.counter import Counter
 from difftilt.exact import grid as exact
-from difftilt.models.toy import gmm, gmm_grid
+from difftilt.exact.toy import gmm, gmm_grid
+from difftilt.experiment.record import write_json
+from difftilt.guidance.value_guided import ValueGuided
+from difftilt.networks.network_calls import NetworkCalls
 from difftilt.objective import Value
 from difftilt.policy import Policy, level
-from difftilt.processes.value_guided import ValueGuided
-from difftilt.recipes.record import write_json
 
 REWARDS: dict[str, Callable[..., Tensor]] = {
     "gmm-sin": lambda x, c: torch.sin(3 * x[:, 0]),
@@ -124,7 +124,7 @@ def trained(
     if guided:
         policy = ValueGuided(policy, objective, value, max_norm=LONGEST_SLOPE)
     optimizer = torch.optim.Adam([p for p in algorithm.parameters() if p.requires_grad], RATE, fused=True)
-    calls, counter, began = objective.reward.calls, Counter(), time.process_time()
+    calls, counter, began = objective.reward.calls, NetworkCalls(), time.process_time()
     batches = BATCHES[objective.alpha]
     with counter.watching([objective.reference.network]):
         for row in fit(policy, objective, algorithm, map(unconditional, batches), optimizer, seed=seed):

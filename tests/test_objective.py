@@ -8,13 +8,13 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from difftilt import advantages
+from difftilt.algorithms import advantages
 from difftilt.conditions import unconditional
-from difftilt.grid import linear
 from difftilt.guard import Guard, RewardError
 from difftilt.objective import Experience, Objective, to_go
 from difftilt.policy import path_kl, path_log_prob, rollout
 from difftilt.processes.gaussian import GaussianPolicy
+from difftilt.processes.schedule import linear
 from difftilt.shapes import Cond
 
 

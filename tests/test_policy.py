@@ -15,29 +15,20 @@ from torch import Tensor
 
 from difftilt import processes
 from difftilt.conditions import batch_size, context, repeat, take, unconditional
-from difftilt.grid import linear, shifted_flow
+from difftilt.guidance.cached import Cached
+from difftilt.guidance.corrected import Corrected
+from difftilt.guidance.flip_guided import FlipGuided
+from difftilt.guidance.start import TunedStart
+from difftilt.guidance.tempered import Tempered
+from difftilt.guidance.value_guided import ValueGuided
 from difftilt.objective import Objective
-from difftilt.policy import (
-    Policy,
-    Trajectory,
-    Transitions,
-    chain,
-    decide,
-    path_kl,
-    path_log_prob,
-    rollout,
-)
-from difftilt.processes.corrected import Corrected
-from difftilt.processes.flip_guided import FlipGuided
+from difftilt.policy import Policy, Trajectory, Transitions, chain, decide, path_kl, path_log_prob, rollout
 from difftilt.processes.flow_sde import FlowSDE
 from difftilt.processes.gaussian import GaussianPolicy
 from difftilt.processes.masked import MaskedPolicy
-from difftilt.processes.once import Once
+from difftilt.processes.schedule import linear, shifted_flow
 from difftilt.processes.simplex import SimplexPolicy, schedule
-from difftilt.processes.start import TunedStart
-from difftilt.processes.tempered import Tempered
 from difftilt.processes.uniform import UniformPolicy
-from difftilt.processes.value_guided import ValueGuided
 from difftilt.shapes import Cond
 from difftilt.transition import Categorical
 
@@ -133,8 +124,8 @@ def corrected() -> Corrected:
     return Corrected(policy, policy, "gibbs", 1, 0.1)
 
 
-def once() -> Once:
-    return Once(gaussian())
+def once() -> Cached:
+    return Cached(gaussian())
 
 
 CASES: list[Callable[[], Policy]] = [

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from difftilt import transition
-from difftilt.flip import Flip, as_flip
-from difftilt.jacobi import Histogram, edges
+from difftilt.guidance.flip import Flip, as_flip
+from difftilt.processes.jacobi import Histogram, edges
 from difftilt.transition import Categorical, Gaussian, Joined, Resampling, Transition, event_sum
 
 DRAWS = 20_000

@@ -9,23 +9,23 @@ from difftilt.algorithms.path_consistency import PathConsistency
 from difftilt.algorithms.ppo import PPO
 from difftilt.algorithms.reward_weighted import RewardWeighted
 from difftilt.algorithms.trajectory_balance import TrajectoryBalance
-from difftilt.automaton import both, count_range, forbid, gc_range
 from difftilt.conditions import unconditional
 from difftilt.data.landscape import Landscape, load_landscape, make_landscape
-from difftilt.evidence import elbo
-from difftilt.grid import Grid
 from difftilt.guard import Guard, RewardError
+from difftilt.guidance.start import TunedStart
+from difftilt.networks.automaton import both, count_range, forbid, gc_range
+from difftilt.networks.conditional import Conditional
+from difftilt.networks.constraint import constrain
+from difftilt.networks.guidance import ClassifierFreeGuidance
+from difftilt.networks.micro_batch import MicroBatch
 from difftilt.objective import Algorithm, Experience, Loss, Objective
 from difftilt.policy import Diffusion, Policy, Trajectory, Transitions, path_log_prob, rollout
-from difftilt.processes.conditional import Conditional
-from difftilt.processes.constraint import constrain
 from difftilt.processes.flow_sde import FlowSDE
 from difftilt.processes.gaussian import GaussianPolicy
-from difftilt.processes.guidance import Guided
+from difftilt.processes.likelihood import elbo
 from difftilt.processes.masked import MaskedPolicy
-from difftilt.processes.micro_batch import MicroBatch
+from difftilt.processes.schedule import NoiseSchedule
 from difftilt.processes.simplex import SimplexPolicy
-from difftilt.processes.start import TunedStart
 from difftilt.processes.uniform import UniformPolicy
 from difftilt.samplers.best_of_n import BestOfN
 from difftilt.samplers.classifier_guidance import class_value, classifier_guided
@@ -52,6 +52,7 @@ __all__ = [
     "Backprop",
     "BestOfN",
     "Categorical",
+    "ClassifierFreeGuidance",
     "Conditional",
     "Diffusion",
     "DiscreteGuidance",
@@ -60,14 +61,13 @@ __all__ = [
     "FlowSDE",
     "Gaussian",
     "GaussianPolicy",
-    "Grid",
     "Guard",
-    "Guided",
     "Landscape",
     "Loss",
     "MaskedPolicy",
     "MicroBatch",
     "NestedMonteCarlo",
+    "NoiseSchedule",
     "NonFiniteError",
     "Objective",
     "PathConsistency",

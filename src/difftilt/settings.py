@@ -1,8 +1,11 @@
-"""Ranges of settings: declared once in a field's annotation, checked when the settings are made."""
+"""Settings: their ranges, declared once in annotations, and their names on the command line and in files."""
 
+import difflib
 import math
+import re
 import types
 import typing
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Annotated, Any
 
@@ -55,3 +58,31 @@ def _bounds(item: Any) -> list[tuple[str, float]]:
 
 def _holds(key: str, value: float, limit: float) -> bool:
     return {"gt": value > limit, "ge": value >= limit, "lt": value < limit, "le": value <= limit}[key]
+
+
+class UsageError(ValueError):
+    """The command line cannot be understood."""
+
+
+def choose(kind: str, name: str, options: Mapping[str, Any]) -> Any:
+    """The option of that name, or an error that names the valid ones."""
+    if name in options:
+        return options[name]
+    close = difflib.get_close_matches(name, options, 1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    raise UsageError(f"there is no {kind} {name!r}: valid are {', '.join(options)}{hint}")
+
+
+def kebab(name: str) -> str:
+    """RewardWeighted to reward-weighted, BestOfN to best-of-n, PPO to ppo: a class on the command line."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", name).lower()
+
+
+def settable(settings: type) -> dict[str, Any]:
+    """The annotations of those settings that can be written down, which a function cannot."""
+    hints = typing.get_type_hints(settings, include_extras=True)
+    return {f.name: hints[f.name] for f in fields(settings) if not _is_function(hints[f.name])}
+
+
+def _is_function(hint: Any) -> bool:
+    return any(typing.get_origin(option) is Callable for option in (hint, *typing.get_args(hint)))

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 
 from difftilt.exact import gaussian, tabular
-from difftilt.grid import Grid, from_betas
-from difftilt.models.toy import AffineResidual, GaussianDenoiser
+from difftilt.exact.toy import AffineResidual, GaussianDenoiser
 from difftilt.objective import Objective
 from difftilt.policy import Policy
 from difftilt.processes.gaussian import GaussianPolicy
+from difftilt.processes.schedule import NoiseSchedule, from_betas
 from difftilt.transition import Categorical
 
 ALPHA = 0.5
@@ -78,7 +78,7 @@ def reversal():
     data N(0, 1), a linear reward, and a denoiser to tune for each step."""
     torch.manual_seed(0)
     grid = from_betas(torch.tensor([0.3, 0.5, 0.7, 0.999]))
-    grid = Grid(grid.time, grid.alpha.double(), grid.sigma.double())
+    grid = NoiseSchedule(grid.time, grid.alpha.double(), grid.sigma.double())
     reward = gaussian.linear(torch.ones(1, dtype=F64))
 
     def policy(tuned=True) -> Any:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from difftilt import advantages
+from difftilt.algorithms import advantages
 
 IDS = torch.tensor([0, 1, 0, 2, 1, 0, 0])
 

@@ -12,10 +12,10 @@ from difftilt.algorithms.distill import Distill
 from difftilt.conditions import unconditional
 from difftilt.exact import tabular
 from difftilt.objective import Objective
+from difftilt.samplers.base import Steering
+from difftilt.samplers.result import Steered
 from difftilt.samplers.smc import SMC
 from difftilt.samplers.value_guidance import ValueGuidance
-from difftilt.steered import Steered
-from difftilt.steering import Sampler, Steering
 from difftilt.training.fit import fit
 
 
@@ -132,18 +132,18 @@ def test_the_numbers_are_the_policys_and_the_samplers_stand_apart():
 
 
 def test_chains_of_another_length_are_refused_unless_they_are_noised_anew():
-    task, longer = reversal(), Longer()
+    task, longer = reversal(), Longer(particles=1)
     with pytest.raises(ValueError, match=r"8 steps and the policy's 4.*form 'denoising'"):
         next(iter(Distill(longer).losses(task.start, task.objective, unconditional(8))))
     found = Distill(longer, form="denoising").losses(task.start, task.objective, unconditional(8))
     assert next(iter(found)).value.isfinite()
 
 
-class Longer(Sampler):
+class Longer(SMC):
     """Takes every step twice."""
 
     def _draw(self, steering, cond):
-        found = SMC(particles=1)._draw(steering, cond)
+        found = super()._draw(steering, cond)
         if found.path is None:
             return found
         states = torch.cat([found.path.states[:-1], found.path.states])

@@ -9,8 +9,8 @@ from problems import EveryPath, cosine, flat
 
 from difftilt import policy as policy_module
 from difftilt import transition
-from difftilt.advantages import clipped_surrogate
 from difftilt.algorithms import ppo
+from difftilt.algorithms.advantages import clipped_surrogate
 from difftilt.algorithms.ppo import PPO
 from difftilt.conditions import unconditional
 from difftilt.exact import gaussian, tabular

@@ -7,10 +7,10 @@ from test_contracts import found, made
 
 from difftilt.conditions import unconditional
 from difftilt.exact import grid, tabular
-from difftilt.grid import from_betas
-from difftilt.models.toy import GaussianDenoiser
+from difftilt.exact.toy import GaussianDenoiser
 from difftilt.objective import Objective
 from difftilt.processes.gaussian import GaussianPolicy
+from difftilt.processes.schedule import from_betas
 from difftilt.training.fit import fit
 
 TOLERANCE = 1e-5  # relative; the 1e-6 that keeps spreads above zero is seen, and a critic's float32

@@ -6,7 +6,7 @@ import pytest
 import torch
 from problems import cosine, finite, flat, reversal
 
-from difftilt import advantages
+from difftilt.algorithms import advantages
 from difftilt.algorithms.nft import NFT
 from difftilt.conditions import unconditional
 from difftilt.objective import Objective

@@ -4,8 +4,7 @@ import pytest
 import torch
 from problems import Problem, flat
 
-from difftilt import replay
-from difftilt.algorithms import path_consistency
+from difftilt.algorithms import path_consistency, replay
 from difftilt.algorithms.path_consistency import PathConsistency
 from difftilt.conditions import unconditional
 from difftilt.exact import tabular

@@ -9,9 +9,9 @@ from difftilt.algorithms.ppo import HISTORY, MIN_HISTORY, PPO
 from difftilt.conditions import unconditional
 from difftilt.exact import tabular
 from difftilt.exact.tabular import sticky
-from difftilt.grid import cosine
 from difftilt.objective import Objective
 from difftilt.processes.gaussian import GaussianPolicy
+from difftilt.processes.schedule import cosine
 
 
 class Network(nn.Module):

@@ -7,15 +7,15 @@ import pytest
 import torch
 from problems import EveryPath, finite, flat, reversal
 
-from difftilt import advantages
+from difftilt.algorithms import advantages
 from difftilt.algorithms.reward_weighted import RewardWeighted
 from difftilt.conditions import unconditional
 from difftilt.exact import tabular
-from difftilt.grid import Grid
-from difftilt.models.toy import GaussianDenoiser
+from difftilt.exact.toy import GaussianDenoiser
 from difftilt.objective import Experience, Objective
 from difftilt.policy import Trajectory
 from difftilt.processes.gaussian import GaussianPolicy
+from difftilt.processes.schedule import NoiseSchedule
 
 F64 = torch.float64
 
@@ -250,7 +250,7 @@ def at_mean(mean, form):
     """The expected gradient at the chain that reverses the noising of N(mean, 1), and its ESS."""
     problem = reversal()
     policy: Any = problem.start
-    grid = Grid(policy.time, policy.alpha, policy.sigma)
+    grid = NoiseSchedule(policy.time, policy.alpha, policy.sigma)
     policy.network.base = GaussianDenoiser(grid, torch.tensor([mean]), torch.eye(1)).double()
     torch.manual_seed(0)
     algorithm = RewardWeighted(form=form, minibatches=1)

@@ -11,7 +11,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from difftilt.data.alphabet import DNA, PROTEIN, encode, spell
 from difftilt.data.landscape import (
     EPSILON,
     SIX6,
@@ -21,6 +20,7 @@ from difftilt.data.landscape import (
     read_gb1,
     read_tfbind8,
 )
+from difftilt.data.vocabulary import DNA, PROTEIN, encode, spell
 
 WORDS = ["AA", "AB", "BA", "BB"]
 

@@ -8,14 +8,14 @@ import torch
 from difftilt.conditions import unconditional
 from difftilt.evaluation import diagnostics
 from difftilt.evaluation.diagnostics import FrozenStart, frozen_start, frozen_start_warning
-from difftilt.evaluation.number import Number
+from difftilt.evaluation.estimate import Number
 from difftilt.exact import gaussian, tabular
-from difftilt.grid import Grid, linear
+from difftilt.exact.toy import GaussianDenoiser
 from difftilt.guard import Guard, RewardError
-from difftilt.models.toy import GaussianDenoiser
+from difftilt.guidance.start import TunedStart
 from difftilt.objective import Objective
 from difftilt.processes.gaussian import GaussianPolicy
-from difftilt.processes.start import TunedStart
+from difftilt.processes.schedule import NoiseSchedule, linear
 
 F64 = torch.float64
 SCORE = torch.tensor([0, 1, 1, 1, 1, 3], dtype=F64)
@@ -36,7 +36,7 @@ def exactly(objective):
 
 
 def told_the_index(grid):
-    return Grid(torch.arange(len(grid.alpha)), grid.alpha, grid.sigma)
+    return NoiseSchedule(torch.arange(len(grid.alpha)), grid.alpha, grid.sigma)
 
 
 def assert_agrees(number, value, at_most):

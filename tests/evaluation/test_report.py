@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from difftilt.evaluation.folder import read_run
-from difftilt.evaluation.number import Change, Number, log_best_of
+from difftilt.evaluation.estimate import Change, Number, log_best_of
 from difftilt.evaluation.plots import curve, histogram
 from difftilt.evaluation.report import outcome, write_report
+from difftilt.evaluation.run_folder import read_run
 from difftilt.evaluation.verdict import Outcome, ceiling, findings, headline
 
 ROUNDS, STEPS, SAMPLES = 60, 8, 512

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from difftilt.exact import gaussian as exact
-from difftilt.grid import Grid, linear, shifted_flow
-from difftilt.models.toy import AffineResidual, GaussianDenoiser, Velocity
+from difftilt.exact.toy import AffineResidual, GaussianDenoiser, Velocity
+from difftilt.guidance.start import TunedStart
 from difftilt.processes.flow_sde import MEMORYLESS, FlowSDE
 from difftilt.processes.gaussian import GaussianPolicy
-from difftilt.processes.start import TunedStart
+from difftilt.processes.schedule import NoiseSchedule, linear, shifted_flow
 
 STEPS, ALPHA = 8, 0.5
 F64 = torch.float64
@@ -24,7 +24,7 @@ def told_the_index(grid):
     return dataclasses.replace(grid, time=torch.arange(STEPS + 1))
 
 
-def data(grid: Grid):
+def data(grid: NoiseSchedule):
     return GaussianDenoiser(grid, torch.tensor([1.0, -0.5]), 0.5 * torch.eye(2))
 
 

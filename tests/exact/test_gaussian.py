@@ -5,10 +5,10 @@ import torch
 
 from difftilt.conditions import unconditional
 from difftilt.exact import gaussian as exact
-from difftilt.grid import from_betas
-from difftilt.models.toy import GaussianDenoiser, gmm, gmm_grid
+from difftilt.exact.toy import GaussianDenoiser, gmm, gmm_grid
 from difftilt.objective import Objective
 from difftilt.processes.gaussian import GaussianPolicy
+from difftilt.processes.schedule import from_betas
 
 ALPHA = 0.7
 

@@ -6,10 +6,10 @@ import torch
 from difftilt.conditions import unconditional
 from difftilt.exact import gaussian
 from difftilt.exact import grid as exact
-from difftilt.grid import from_betas
-from difftilt.models.toy import GaussianDenoiser, Residual, gmm, gmm_grid
+from difftilt.exact.toy import GaussianDenoiser, Residual, gmm, gmm_grid
 from difftilt.objective import Objective
 from difftilt.processes.gaussian import GaussianPolicy
+from difftilt.processes.schedule import from_betas
 
 REWARDS = {"x": lambda x, c: x[:, 0], "sin 3x": lambda x, c: torch.sin(3 * x[:, 0])}
 # reward, alpha, E_pre r, E_{p_r} r, alpha log Z, KL, and the nats that a fixed variance loses

@@ -5,7 +5,7 @@ import torch
 from enumeration import masked_table
 
 from difftilt.conditions import unconditional
-from difftilt.data.alphabet import place_values
+from difftilt.data.vocabulary import place_values
 from difftilt.exact import landscape, sampler_laws
 from difftilt.objective import Objective
 from difftilt.policy import level

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from difftilt.conditions import unconditional
 from difftilt.exact import gaussian as exact
-from difftilt.grid import Grid, linear, shifted_flow
-from difftilt.models.toy import GaussianDenoiser, Velocity
+from difftilt.exact.toy import GaussianDenoiser, Velocity
 from difftilt.policy import path_log_prob, rollout
 from difftilt.processes.flow_sde import MEMORYLESS, FlowSDE, Integrator
 from difftilt.processes.gaussian import GaussianPolicy
+from difftilt.processes.schedule import NoiseSchedule, linear, shifted_flow
 from difftilt.shapes import Cond
 
 INTEGRATORS: list[Integrator] = ["exponential", "euler"]
@@ -43,14 +43,14 @@ class Wavy(nn.Module):
         return (self.weight * x + time.double()[(...,) + (None,) * (x.ndim - 1)] / 300).sin().to(x.dtype)
 
 
-def gaussian_flow(grid: Grid, mean: Tensor, cov: Tensor) -> Velocity:
+def gaussian_flow(grid: NoiseSchedule, mean: Tensor, cov: Tensor) -> Velocity:
     """The flow of Gaussian data."""
     return Velocity(GaussianDenoiser(grid, mean, cov), grid)
 
 
-def even_grid(steps: int, low: float = 0.01, high: float = 1.0) -> Grid:
+def even_grid(steps: int, low: float = 0.01, high: float = 1.0) -> NoiseSchedule:
     s = torch.linspace(low, high, steps + 1)
-    return Grid(torch.arange(steps + 1), 1 - s, s)
+    return NoiseSchedule(torch.arange(steps + 1), 1 - s, s)
 
 
 def every_step(policy: FlowSDE, x: Tensor):
@@ -155,7 +155,7 @@ def test_both_integrators_are_one_sde(noise_level):
     x, gaps = torch.randn(3, 2), []
     for width in (1e-3, 1e-4):
         s = torch.tensor([0.6 - width, 0.6])
-        grid, gap = Grid(s, 1 - s, s), 0.0
+        grid, gap = NoiseSchedule(s, 1 - s, s), 0.0
         for kind in INTEGRATORS:
             step = every_step(FlowSDE(Wavy(), grid, (2,), noise_level=noise_level, integrator=kind), x)
             g2 = noise_level**2 * 0.6 / 0.4

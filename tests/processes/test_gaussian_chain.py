@@ -11,10 +11,17 @@ import torch.nn as nn
 from torch import Tensor
 
 from difftilt.conditions import unconditional
-from difftilt.grid import Grid, from_alpha_bar, from_betas, karras, linear, shifted_flow
-from difftilt.models.toy import gmm_grid
+from difftilt.exact.toy import gmm_grid
 from difftilt.policy import rollout
 from difftilt.processes.gaussian import GaussianPolicy, PredictionType, clean_from, target_for
+from difftilt.processes.schedule import (
+    NoiseSchedule,
+    from_alpha_bar,
+    from_betas,
+    karras,
+    linear,
+    shifted_flow,
+)
 from difftilt.shapes import Cond
 from difftilt.transition import Gaussian
 
@@ -54,7 +61,7 @@ def in_double(scheduler: Any) -> Any:
     return scheduler
 
 
-def grid_of(scheduler: Any) -> Grid:
+def grid_of(scheduler: Any) -> NoiseSchedule:
     """The scheduler's timesteps, with one level below the last: 0, or clean data."""
     time = scheduler.timesteps.flip(0)
     below = scheduler.final_alpha_cumprod if "final_alpha_cumprod" in vars(scheduler) else scheduler.one
@@ -105,7 +112,7 @@ def test_ddpm(prediction_type, variance_type, spacing):
     grid = grid_of(scheduler)
     if variance_type == "fixed_small":  # the last step of diffusers' adds no noise: here the grid ends above
         sigma = grid.sigma.clone()
-        grid = Grid(grid.time, grid.alpha, sigma.clamp(min=1e-12))
+        grid = NoiseSchedule(grid.time, grid.alpha, sigma.clamp(min=1e-12))
     chain = GaussianPolicy(
         Network(), grid, SHAPE, prediction_type=prediction_type, variance_type=variance_type
     )
@@ -153,7 +160,7 @@ def test_flow_matching_tends_to_the_euler_step(shift):
     scheduler.set_timesteps(8)
     scheduler.sigmas = scheduler.sigmas.double()
     sigma = scheduler.sigmas[:-1].flip(0)
-    grid = Grid(scheduler.timesteps.flip(0), 1 - sigma, sigma)
+    grid = NoiseSchedule(scheduler.timesteps.flip(0), 1 - sigma, sigma)
     x, cond = torch.randn(4, *SHAPE), unconditional(4)
     errors = []
     for eta in (0.1, 0.01):
@@ -177,7 +184,9 @@ def test_variance_exploding_chains_are_ancestral_euler():
     sigma = scheduler.sigmas.double()
     scheduler.sigmas = sigma
     levels = sigma[:-1].flip(0)
-    chain = GaussianPolicy(Network(), Grid(scheduler.timesteps.flip(0), torch.ones(8), levels), SHAPE)
+    chain = GaussianPolicy(
+        Network(), NoiseSchedule(scheduler.timesteps.flip(0), torch.ones(8), levels), SHAPE
+    )
     x = 10 * torch.randn(4, *SHAPE)
     for t, time in zip(range(7, 0, -1), scheduler.timesteps, strict=False):
         step = chain(x, torch.full((4,), t), unconditional(4))

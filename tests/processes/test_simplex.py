@@ -11,10 +11,10 @@ from difftilt.algorithms.backprop import Backprop
 from difftilt.algorithms.nft import NFT
 from difftilt.algorithms.ppo import PPO
 from difftilt.conditions import unconditional
-from difftilt.evidence import elbo, step_evidence
-from difftilt.jacobi import angles, jacobi, kernels
 from difftilt.objective import Objective
 from difftilt.policy import chain, rollout
+from difftilt.processes.jacobi import angles, jacobi, kernels
+from difftilt.processes.likelihood import elbo, step_evidence
 from difftilt.processes.simplex import SimplexPolicy, cross_entropy, schedule
 from difftilt.training.fit import fit
 from difftilt.training.pretrain import explain

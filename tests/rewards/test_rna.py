@@ -7,7 +7,7 @@ import RNA as vienna  # noqa: N811
 import torch
 
 from difftilt.conditions import unconditional
-from difftilt.data.alphabet import encode
+from difftilt.data.vocabulary import encode
 from difftilt.guard import Guard
 from difftilt.rewards.rna import RNA, minimum_free_energy, target_structure
 

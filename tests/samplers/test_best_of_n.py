@@ -6,15 +6,15 @@ import math
 import pytest
 import torch
 
-from difftilt.best_of import best_of, kl_of_best
 from difftilt.conditions import unconditional
 from difftilt.exact import landscape, tabular
+from difftilt.exact.toy import gmm, gmm_grid
 from difftilt.guard import Guard
-from difftilt.models.toy import gmm, gmm_grid
+from difftilt.guidance.tempered import Tempered
 from difftilt.objective import Objective
 from difftilt.policy import decide
 from difftilt.processes.gaussian import GaussianPolicy
-from difftilt.processes.tempered import Tempered
+from difftilt.samplers.best_of import best_of, kl_of_best
 from difftilt.samplers.best_of_n import BestOfN
 
 ALPHA, STATES, STEPS = 0.5, 6, 4

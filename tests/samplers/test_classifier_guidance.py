@@ -8,7 +8,7 @@ from torch import nn
 
 from difftilt.conditions import unconditional
 from difftilt.exact import grid
-from difftilt.models.toy import gmm, gmm_grid
+from difftilt.exact.toy import gmm, gmm_grid
 from difftilt.objective import Objective
 from difftilt.policy import level
 from difftilt.processes.gaussian import GaussianPolicy

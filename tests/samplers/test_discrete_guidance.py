@@ -5,13 +5,13 @@ import torch
 from enumeration import Table, evaluate, every_state, laws, masked_table
 
 from difftilt.conditions import unconditional
-from difftilt.data.alphabet import place_values
+from difftilt.data.vocabulary import place_values
 from difftilt.exact import landscape, sampler_laws
-from difftilt.flip import Flip
-from difftilt.models.toy import gmm, gmm_grid
+from difftilt.exact.toy import gmm, gmm_grid
+from difftilt.guidance.flip import Flip
+from difftilt.guidance.flip_guided import FlipGuided
 from difftilt.objective import Objective
 from difftilt.policy import path_kl, rollout
-from difftilt.processes.flip_guided import FlipGuided
 from difftilt.processes.gaussian import GaussianPolicy
 from difftilt.processes.masked import MaskedPolicy
 from difftilt.processes.uniform import UniformPolicy

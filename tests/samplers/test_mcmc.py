@@ -9,15 +9,15 @@ from enumeration import Table, every_state
 from difftilt.algorithms.distill import Distill
 from difftilt.conditions import unconditional
 from difftilt.exact import grid, landscape
-from difftilt.grid import from_betas
-from difftilt.models.toy import GaussianDenoiser, gmm, gmm_grid
+from difftilt.exact.toy import GaussianDenoiser, gmm, gmm_grid
+from difftilt.guidance.corrected import Corrected
+from difftilt.guidance.start import TunedStart
+from difftilt.guidance.value_guided import ValueGuided
 from difftilt.objective import Objective
 from difftilt.policy import path_kl, rollout
-from difftilt.processes.corrected import Corrected
 from difftilt.processes.gaussian import GaussianPolicy
 from difftilt.processes.masked import MaskedPolicy
-from difftilt.processes.start import TunedStart
-from difftilt.processes.value_guided import ValueGuided
+from difftilt.processes.schedule import from_betas
 from difftilt.samplers.mcmc import MCMC
 
 AXIS = grid.Axis(-7, 10, 426)

@@ -6,9 +6,9 @@ import torch
 from difftilt.conditions import unconditional
 from difftilt.exact import tabular
 from difftilt.guard import Guard
+from difftilt.guidance.tempered import Tempered
 from difftilt.objective import Objective
 from difftilt.policy import decide
-from difftilt.processes.tempered import Tempered
 from difftilt.samplers.smc import SMC
 
 ALPHA, STATES, STEPS = 0.5, 6, 5

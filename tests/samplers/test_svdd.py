@@ -8,12 +8,12 @@ import torch
 from difftilt.conditions import unconditional
 from difftilt.exact import grid, tabular
 from difftilt.exact.sampler_laws import one_of
+from difftilt.exact.toy import gmm, gmm_grid
 from difftilt.guard import Guard
-from difftilt.models.toy import gmm, gmm_grid
+from difftilt.guidance.tempered import Tempered
 from difftilt.objective import Objective
 from difftilt.policy import decide
 from difftilt.processes.gaussian import GaussianPolicy
-from difftilt.processes.tempered import Tempered
 from difftilt.samplers.svdd import SVDD
 from difftilt.values.tweedie import PosteriorMean
 

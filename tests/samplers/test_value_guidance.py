@@ -7,11 +7,11 @@ import torch
 
 from difftilt.conditions import unconditional
 from difftilt.exact import grid
-from difftilt.grid import from_betas
-from difftilt.models.toy import GaussianDenoiser, gmm, gmm_grid
+from difftilt.exact.toy import GaussianDenoiser, gmm, gmm_grid
 from difftilt.objective import Objective
 from difftilt.policy import path_kl, rollout
 from difftilt.processes.gaussian import GaussianPolicy
+from difftilt.processes.schedule import from_betas
 from difftilt.samplers.smc import SMC
 from difftilt.samplers.value_guidance import ValueGuidance, ValueGuided
 from difftilt.values.tweedie import PosteriorMean

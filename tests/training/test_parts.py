@@ -8,8 +8,8 @@ import torch.nn as nn
 from torch.utils.checkpoint import checkpoint
 from toy_run import Job
 
-from difftilt.counter import Counter
-from difftilt.processes.micro_batch import MicroBatch
+from difftilt.networks.micro_batch import MicroBatch
+from difftilt.networks.network_calls import NetworkCalls
 from difftilt.training.ema import EMA
 from difftilt.training.log import MetricLog, Tracker, progress_bar
 
@@ -57,7 +57,7 @@ class Twice(nn.Module):
 
 def test_samples_are_counted_once_forwards_and_backwards():
     inner = nn.Linear(2, 2)
-    outer, counter, x = Twice(inner), Counter(), torch.randn(5, 2)
+    outer, counter, x = Twice(inner), NetworkCalls(), torch.randn(5, 2)
     with counter.watching([inner, outer, outer]):
         y = outer(x)  # the inner one within the outer one is the same call
         assert (counter.forward, counter.backward) == (5, 0)
@@ -73,7 +73,7 @@ def test_samples_are_counted_once_forwards_and_backwards():
 
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_what_is_computed_again_is_not_counted(reentrant):
-    network, counter, x = nn.Linear(2, 2), Counter(), torch.randn(5, 2, requires_grad=True)
+    network, counter, x = nn.Linear(2, 2), NetworkCalls(), torch.randn(5, 2, requires_grad=True)
     with counter.watching([network]):
         checkpoint(network, x, use_reentrant=reentrant).square().sum().backward()
     assert (counter.forward, counter.backward) == (5, 5)
@@ -88,14 +88,14 @@ def test_micro_batches_count_as_their_whole():
         def forward(self, x, time, cond):
             return self.linear(x)
 
-    network, counter = MicroBatch(Net(), 2), Counter()
+    network, counter = MicroBatch(Net(), 2), NetworkCalls()
     with counter.watching([network]):
         network(torch.randn(5, 2), torch.zeros(5), {}).sum().backward()
     assert (counter.forward, counter.backward) == (5, 5)
 
 
 def test_a_failing_network_does_not_upset_the_counter():
-    network, counter = nn.Linear(2, 2), Counter()
+    network, counter = nn.Linear(2, 2), NetworkCalls()
     with counter.watching([network]):
         with pytest.raises(RuntimeError):
             network(torch.randn(5, 3))

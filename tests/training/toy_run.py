@@ -14,13 +14,13 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from difftilt import grid
 from difftilt.algorithms.ppo import PPO
 from difftilt.conditions import unconditional
 from difftilt.objective import Objective
+from difftilt.processes import schedule as grid
 from difftilt.processes.gaussian import GaussianPolicy
 from difftilt.shapes import Cond
-from difftilt.training.run import Totals, train
+from difftilt.training.train import Totals, train
 
 
 class Net(nn.Module):

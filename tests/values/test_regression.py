@@ -10,13 +10,13 @@ from torch import nn
 from difftilt.conditions import unconditional
 from difftilt.exact import grid as exact_grid
 from difftilt.exact import tabular
+from difftilt.exact.toy import gmm, gmm_grid
 from difftilt.guard import Guard
-from difftilt.models.toy import gmm, gmm_grid
 from difftilt.objective import Objective
 from difftilt.processes.gaussian import GaussianPolicy
 from difftilt.samplers.value_guidance import ValueGuided
 from difftilt.training.fit import fit
-from difftilt.training.run import load_algorithm, train
+from difftilt.training.train import load_algorithm, train
 from difftilt.transition import Categorical
 from difftilt.values.network import ValueNetwork
 from difftilt.values.regression import LARGEST, ValueRegression, exponential, linex

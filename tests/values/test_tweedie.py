@@ -9,12 +9,12 @@ from torch import nn
 from difftilt.conditions import unconditional
 from difftilt.exact import grid as exact_grid
 from difftilt.exact import tabular
-from difftilt.grid import Grid, from_betas
-from difftilt.models.toy import GaussianDenoiser, gmm, gmm_grid
+from difftilt.exact.toy import GaussianDenoiser, gmm, gmm_grid
 from difftilt.objective import Objective
 from difftilt.processes.flow_sde import FlowSDE
 from difftilt.processes.gaussian import GaussianPolicy
 from difftilt.processes.masked import MaskedPolicy
+from difftilt.processes.schedule import NoiseSchedule, from_betas
 from difftilt.processes.simplex import SimplexPolicy, schedule
 from difftilt.samplers.value_guidance import ValueGuided
 from difftilt.values.tweedie import PosteriorMean
@@ -28,7 +28,7 @@ HESSIAN, SLOPE = (
 )
 
 
-def levels() -> Grid:
+def levels() -> NoiseSchedule:
     return from_betas(torch.tensor([0.2, 0.4, 0.6], dtype=F64))
 
 
@@ -217,7 +217,7 @@ def test_it_says_what_it_cannot_do(sentence):
 
 
 def test_where_there_is_no_signal_there_is_no_second_order():
-    grid = Grid(torch.arange(3), torch.tensor([0.9, 0.5, 0.0]), torch.tensor([0.1, 0.5, 1.0]))
+    grid = NoiseSchedule(torch.arange(3), torch.tensor([0.9, 0.5, 0.0]), torch.tensor([0.1, 0.5, 1.0]))
     objective = Objective(
         lambda x, c: x[:, 0], FlowSDE(GaussianDenoiser(grid, torch.zeros(1), torch.eye(1)), grid, (1,)), 1.0
     )

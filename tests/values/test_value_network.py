@@ -6,9 +6,9 @@ from torch import nn
 
 from difftilt.conditions import unconditional
 from difftilt.exact.tabular import random_chain
+from difftilt.guidance.tempered import Tempered
 from difftilt.policy import Policy
 from difftilt.processes.masked import MaskedPolicy
-from difftilt.processes.tempered import Tempered
 from difftilt.processes.uniform import UniformPolicy
 from difftilt.transition import one_hot
 from difftilt.values.network import ValueNetwork

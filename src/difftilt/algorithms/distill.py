@@ -5,21 +5,22 @@ Reward-weighted likelihood (Peters and Schaal, 2007) on the samples of guidance,
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from difftilt import advantages
+from difftilt.algorithms import advantages
 from difftilt.conditions import batch_size, context, take
-from difftilt.imitation import chain_cost, denoising_cost
 from difftilt.objective import Algorithm, Loss, Objective, Value, outcome
 from difftilt.policy import Policy
+from difftilt.processes.imitation import chain_cost, denoising_cost
+from difftilt.samplers.choices import AnySampler
+from difftilt.samplers.result import Steered
+from difftilt.samplers.smc import SMC
 from difftilt.settings import Count
 from difftilt.shapes import Cond, Index, PerSample
-from difftilt.steered import Steered
-from difftilt.steering import Sampler
 from difftilt.values.tweedie import PosteriorMean
 
 
@@ -47,7 +48,7 @@ class Distill(Algorithm):
         value: Soft values v_t(x_t) for the sampler; by default r(E[x_0 | x_t]) of the reference.
     """
 
-    sampler: Sampler
+    sampler: AnySampler = field(default_factory=SMC)
     form: Literal["trajectory", "denoising"] = "trajectory"
     weighted: bool = True
     epochs: Count = 1

@@ -10,7 +10,7 @@ from typing import Annotated
 import annotated_types as at
 import torch
 
-from difftilt import advantages
+from difftilt.algorithms import advantages
 from difftilt.conditions import batch_size, context, repeat, take
 from difftilt.objective import Algorithm, Loss, Objective, to_go
 from difftilt.policy import Policy, check_ratio, decide

@@ -8,7 +8,7 @@ from typing import Annotated, cast
 import annotated_types as at
 import torch
 
-from difftilt import advantages
+from difftilt.algorithms import advantages
 from difftilt.conditions import context
 from difftilt.objective import Algorithm, Experience, Loss, Objective
 from difftilt.policy import Diffusion, Policy, Trajectory

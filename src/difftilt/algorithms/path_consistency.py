@@ -13,10 +13,10 @@ from typing import Annotated, Any, Literal
 import annotated_types as at
 import torch
 
-from difftilt import replay
+from difftilt.algorithms import replay
+from difftilt.algorithms.replay import Scored
 from difftilt.objective import Algorithm, Loss, Objective
 from difftilt.policy import Policy, Transitions, path_log_prob, per_decision, tunes_start
-from difftilt.replay import Scored
 from difftilt.settings import Count, Natural, Share
 from difftilt.shapes import Cond, PerLevel, PerSample, Scalar, Weights
 from difftilt.values.network import ValueNetwork, ready

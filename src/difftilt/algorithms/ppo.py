@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import annotated_types as at
 import torch
 
-from difftilt import advantages
+from difftilt.algorithms import advantages
 from difftilt.conditions import context, context_keys
 from difftilt.objective import Algorithm, Experience, Loss, Objective, to_go
 from difftilt.policy import Policy, Trajectory, check_ratio, decide

@@ -11,11 +11,11 @@ from typing import Any, Literal
 
 import torch
 
-from difftilt import advantages
+from difftilt.algorithms import advantages
 from difftilt.conditions import context
-from difftilt.imitation import chain_cost, denoising_cost, diffusion
 from difftilt.objective import Algorithm, Experience, Loss, Objective, Value
 from difftilt.policy import Policy, level
+from difftilt.processes.imitation import chain_cost, denoising_cost, diffusion
 from difftilt.settings import Count, Positive, Share
 from difftilt.shapes import Cond, Index, PerSample, PerStep
 from difftilt.values.tweedie import PosteriorMean

@@ -12,7 +12,8 @@ from typing import Annotated, Literal
 import annotated_types as at
 import torch
 
-from difftilt import advantages, replay
+from difftilt.algorithms import advantages, replay
+from difftilt.algorithms.replay import Scored
 from difftilt.conditions import context
 from difftilt.objective import Algorithm, Loss, Objective
 from difftilt.policy import (
@@ -24,7 +25,6 @@ from difftilt.policy import (
     per_decision,
     tunes_start,
 )
-from difftilt.replay import Scored
 from difftilt.settings import Count
 from difftilt.shapes import Cond, PerLevel, PerSample, PerStep, State
 from difftilt.values.network import ValueNetwork, ready

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from difftilt.atomic import atomic_file
 from difftilt.data.landscape import GB1, TFBIND8, read_gb1, read_tfbind8
 from difftilt.data.libraries import SPLITS, UTR, pack_utr, read_smiles, read_utr
 from difftilt.data.store import contents, root
-from difftilt.draft import draft
 
 PYPI = "https://files.pythonhosted.org/packages/"
 
@@ -146,13 +146,13 @@ def adopt(name: str, path: Path) -> list[str]:
     files, remarks = DATASETS[name].files, []
     with _sources(name, path) as sources:
         for file, source in sources.items():
-            with draft(root() / name / file) as part:
+            with atomic_file(root() / name / file) as part:
                 part.write_bytes(files[file].pack(source))
                 if hashlib.sha256(contents(part)).hexdigest() == files[file].sha256:
                     continue
                 try:
                     files[file].read(part)
-                except ValueError as error:  # the user knows the source, not the draft
+                except ValueError as error:  # the user knows the source, not our copy
                     raise ValueError(str(error).replace(str(part), str(source))) from None
                 remarks.append(
                     f"{file} is well-formed, but differs from the copy that difftilt was tested with"

@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 from safetensors.torch import load_file
 
-from difftilt.data.alphabet import DNA, PROTEIN, all_sequences, check_tokens, encode, place_values, spell
 from difftilt.data.store import locate, naming, numbers, read_table
+from difftilt.data.vocabulary import DNA, PROTEIN, all_sequences, check_tokens, encode, place_values, spell
 from difftilt.shapes import Cond, Index, Mask, PerSample, Points, Sample, Tokens
 from difftilt.transition import tokens as hard
 

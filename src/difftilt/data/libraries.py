@@ -9,8 +9,8 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 
-from difftilt.data.alphabet import DNA, encode
 from difftilt.data.store import contents, locate, naming, numbers, read_table
+from difftilt.data.vocabulary import DNA, encode
 from difftilt.settings import check_value
 from difftilt.shapes import PerSample, Tokens
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from difftilt.conditions import batch_size, on_device_of, repeat, take
-from difftilt.evaluation.number import Number, average
+from difftilt.evaluation.estimate import Number, average
 from difftilt.guard import RewardError
 from difftilt.objective import Objective
 from difftilt.policy import Policy, tunes_start

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from difftilt.atomic import atomic_file
 from difftilt.conditions import batch_size, on_device_of, take
-from difftilt.draft import draft
 from difftilt.guard import Reward
 from difftilt.objective import Experience, Objective, outcome
 from difftilt.policy import Policy
@@ -85,7 +85,7 @@ def write_table(path: Path, evaluation: Evaluation, text: Sequence[str] | None =
     columns = {name: x.tolist() for name, x in scores.items()}
     if text is not None:
         columns = {"sample": list(text), **columns}
-    with draft(path) as part, part.open("w", newline="", encoding="utf-8") as file:
+    with atomic_file(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
         writer.writerows(zip(*columns.values(), strict=True))

@@ -11,10 +11,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from difftilt.draft import draft
-from difftilt.evaluation.folder import Run, Samples, as_float, read_pictures, read_run
-from difftilt.evaluation.number import MINUS, Change, Number
+from difftilt.atomic import atomic_file
+from difftilt.evaluation.estimate import MINUS, Change, Number
 from difftilt.evaluation.plots import curve, histogram
+from difftilt.evaluation.run_folder import Run, Samples, as_float, read_pictures, read_run
 from difftilt.evaluation.verdict import Outcome, ceiling, findings, headline
 
 CURVES = {
@@ -34,7 +34,7 @@ def write_report(folder: Path) -> Path:
     """
     page = render(read_run(Path(folder)))
     path = Path(folder) / "report.html"
-    with draft(path) as file:
+    with atomic_file(path) as file:
         file.write_text(page, encoding="utf-8")
     return path
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from difftilt.evaluation.number import CLEAR, Change, Number, average, log_best_of
+from difftilt.evaluation.estimate import CLEAR, Change, Number, average, log_best_of
 
 FEW_SAMPLES = 100
 LARGE_KL = 10.0  # nats; best-of-n reaches it with n = 60,000

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from difftilt.data.alphabet import all_sequences, place_values
+from difftilt.data.vocabulary import all_sequences, place_values
 from difftilt.exact import result
 from difftilt.objective import Objective
 from difftilt.policy import Policy

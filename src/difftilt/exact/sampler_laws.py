@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import torch
 
-from difftilt.data.alphabet import all_sequences, place_values
+from difftilt.data.vocabulary import all_sequences, place_values
 from difftilt.exact import result
-from difftilt.flip import as_flip
+from difftilt.guidance.flip import as_flip
 from difftilt.objective import Objective, Value
 from difftilt.policy import Policy, level
 from difftilt.processes.masked import MaskedPolicy

@@ -23,8 +23,8 @@ import torch.nn as nn
 from torch import Tensor
 
 from difftilt.conditions import batch_size
-from difftilt.grid import Grid
 from difftilt.policy import Diffusion
+from difftilt.processes.schedule import NoiseSchedule
 from difftilt.settings import Positive, check_value
 from difftilt.shapes import Cond, PerSample, Real, Sample, State, Step
 from difftilt.transition import Gaussian
@@ -58,7 +58,7 @@ class FlowSDE(Diffusion):
     def __init__(
         self,
         network: nn.Module,
-        grid: Grid,
+        grid: NoiseSchedule,
         shape: tuple[int, ...],
         *,
         noise_level: float = MEMORYLESS,
@@ -139,7 +139,7 @@ class FlowSDE(Diffusion):
         return level[(...,) + (None,) * len(self.shape)]
 
 
-def _check(grid: Grid, noise_level: float, integrator: str) -> None:
+def _check(grid: NoiseSchedule, noise_level: float, integrator: str) -> None:
     check_value("noise_level", noise_level, Positive)
     check_value("integrator", integrator, Integrator)
     if not torch.allclose(grid.alpha + grid.sigma, torch.ones_like(grid.sigma)):

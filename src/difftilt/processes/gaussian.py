@@ -16,8 +16,8 @@ import torch.nn as nn
 from torch import Tensor
 
 from difftilt.conditions import batch_size
-from difftilt.grid import Grid
 from difftilt.policy import Diffusion
+from difftilt.processes.schedule import NoiseSchedule
 from difftilt.shapes import Cond, PerSample, Real, Sample, State, Step
 from difftilt.transition import Gaussian
 
@@ -49,7 +49,7 @@ class GaussianPolicy(Diffusion):
     def __init__(
         self,
         network: nn.Module,
-        grid: Grid,
+        grid: NoiseSchedule,
         shape: tuple[int, ...],
         *,
         eta: float = 1.0,
@@ -139,7 +139,7 @@ def target_for(prediction_type: PredictionType, x_0: Real, z: Real, a: Tensor, s
     return cast(Real, targets[prediction_type])
 
 
-def _check(grid: Grid, eta: float, prediction_type: str, variance_type: str) -> None:
+def _check(grid: NoiseSchedule, eta: float, prediction_type: str, variance_type: str) -> None:
     if not 0 < eta <= 1:
         raise ValueError(f"eta must be in (0, 1], but {eta} came; without noise a step has no density")
     for name, value, kind in (

@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from difftilt.conditions import batch_size
-from difftilt.jacobi import CELLS, Histogram, kernels, stationary, to_angle
 from difftilt.policy import Diffusion
+from difftilt.processes.jacobi import CELLS, Histogram, kernels, stationary, to_angle
 from difftilt.shapes import Cond, Levels, PerSample, Probs, Real, Sample, State, Step, Tokens
 from difftilt.transition import Gaussian
 

@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 
-from difftilt.data.alphabet import spell
+from difftilt.data.vocabulary import spell
 from difftilt.guard import Reward
 from difftilt.shapes import Cond, PerSample, State
 from difftilt.transition import tokens

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 
 import torch
 
-from difftilt.best_of import kl_of_best
 from difftilt.conditions import batch_size, repeat, take
-from difftilt.particles import alive, log_mean_exp, shares
+from difftilt.samplers.base import Lineage, Sampler, Steering
+from difftilt.samplers.best_of import kl_of_best
+from difftilt.samplers.particles import alive, log_mean_exp, shares
+from difftilt.samplers.result import Steered
 from difftilt.settings import Count
 from difftilt.shapes import Cond
-from difftilt.steered import Steered
-from difftilt.steering import Lineage, Sampler, Steering
 
 
 @dataclass(frozen=True)

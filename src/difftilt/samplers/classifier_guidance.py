@@ -14,9 +14,9 @@ p(x_0) p(y | x_0)^w. Fine-tuning with alpha = 1 / w does, and so does SMC, whate
 
 import torch.nn as nn
 
+from difftilt.guidance.value_guided import At, ValueGuided
 from difftilt.objective import Objective, Value
 from difftilt.policy import Policy
-from difftilt.processes.value_guided import At, ValueGuided
 from difftilt.rewards.image import class_log_prob
 from difftilt.settings import Positive, check_value
 from difftilt.shapes import Cond, PerSample, State, Step

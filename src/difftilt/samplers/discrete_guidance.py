@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
+from difftilt.guidance.flip_guided import FlipGuided, How
 from difftilt.objective import Objective, Value
 from difftilt.policy import Policy
-from difftilt.processes.flip_guided import FlipGuided, How
+from difftilt.samplers.base import Sampler, Steering
+from difftilt.samplers.result import Steered, from_experience
 from difftilt.shapes import Cond
-from difftilt.steered import Steered, from_experience
-from difftilt.steering import Sampler, Steering
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,15 @@
 
 from dataclasses import dataclass
 
+from difftilt.guidance.corrected import Corrected, Corrector
+from difftilt.guidance.flip_guided import FlipGuided, How
+from difftilt.guidance.value_guided import At, ValueGuided
 from difftilt.objective import Objective, Value
 from difftilt.policy import Diffusion, Policy
-from difftilt.processes.corrected import Corrected, Corrector
-from difftilt.processes.flip_guided import FlipGuided, How
-from difftilt.processes.value_guided import At, ValueGuided
+from difftilt.samplers.base import Sampler, Steering
+from difftilt.samplers.result import Steered, from_experience
 from difftilt.settings import Count, Positive
 from difftilt.shapes import Cond
-from difftilt.steered import Steered, from_experience
-from difftilt.steering import Sampler, Steering
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from typing import Literal
 import torch
 
 from difftilt.conditions import batch_size, repeat, take
-from difftilt.particles import Keep, Populations
+from difftilt.samplers.base import Lineage, Sampler, Steering
+from difftilt.samplers.particles import Keep, Populations
+from difftilt.samplers.result import Steered
 from difftilt.settings import Count, Unit
 from difftilt.shapes import Cond, Index, PerSample
-from difftilt.steered import Steered
-from difftilt.steering import Lineage, Sampler, Steering
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,14 @@ from dataclasses import dataclass
 
 import torch
 
-from difftilt.best_of import kl_of_best
 from difftilt.conditions import batch_size, repeat, take
-from difftilt.particles import Keep, Populations, log_mean_exp, pick, shares
 from difftilt.policy import Decision
+from difftilt.samplers.base import Lineage, Sampler, Steering
+from difftilt.samplers.best_of import kl_of_best
+from difftilt.samplers.particles import Keep, Populations, log_mean_exp, pick, shares
+from difftilt.samplers.result import Steered
 from difftilt.settings import Count, Unit
 from difftilt.shapes import Cond, PerSample, State
-from difftilt.steered import Steered
-from difftilt.steering import Lineage, Sampler, Steering
 
 
 @dataclass(frozen=True)

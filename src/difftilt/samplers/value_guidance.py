@@ -6,14 +6,14 @@ with v = r(E[x_0 | x_t]) it is DPS.
 
 from dataclasses import dataclass
 
+from difftilt.guidance.cached import Cached
+from difftilt.guidance.value_guided import At, ValueGuided
 from difftilt.objective import Objective, Value
 from difftilt.policy import Policy
-from difftilt.processes.once import Once
-from difftilt.processes.value_guided import At, ValueGuided
+from difftilt.samplers.base import Sampler, Steering
+from difftilt.samplers.result import Steered, from_experience
 from difftilt.settings import Positive
 from difftilt.shapes import Cond
-from difftilt.steered import Steered, from_experience
-from difftilt.steering import Sampler, Steering
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class ValueGuidance(Sampler):
         return ValueGuided(policy, objective, value, at=self.at, max_norm=self.max_norm, start=self.start)
 
     def _draw(self, steering: Steering, cond: Cond) -> Steered:
-        objective, reference = steering.objective, Once(steering.objective.reference)
+        objective, reference = steering.objective, Cached(steering.objective.reference)
         policy = reference if steering.policy is objective.reference else steering.policy
         guided = self.guide(policy, objective, steering.value)
         held = Objective(objective.reward, reference, objective.alpha)

@@ -14,7 +14,7 @@ from difftilt.conditions import on_device_of
 from difftilt.objective import Algorithm, Objective
 from difftilt.policy import Policy
 from difftilt.shapes import Cond
-from difftilt.training.budget import Budget
+from difftilt.training.kl_controller import KLController
 from difftilt.training.seeds import seed_round
 
 
@@ -34,7 +34,7 @@ def fit(
     start: int = 0,
     accumulate: int = 1,
     max_norm: float = 1.0,
-    budget: Budget | None = None,
+    budget: KLController | None = None,
 ) -> Iterator[dict[str, float]]:
     """Runs one round per batch of conditions, and yields the numbers of every gradient step.
 

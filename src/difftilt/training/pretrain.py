@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from difftilt.conditions import take
-from difftilt.evidence import elbo
 from difftilt.policy import Diffusion
 from difftilt.processes.gaussian import GaussianPolicy, target_for
+from difftilt.processes.likelihood import elbo
 from difftilt.shapes import Cond, Index, PerSample, Real, State
 from difftilt.training.seeds import seed_round
 

@@ -12,14 +12,14 @@ import torch.nn as nn
 from accelerate import Accelerator
 from torch import Tensor
 
-from difftilt.counter import Counter
 from difftilt.guard import Guard
+from difftilt.networks.network_calls import NetworkCalls
 from difftilt.objective import Algorithm
 from difftilt.policy import Policy
 from difftilt.training import checkpoint
-from difftilt.training.budget import Budget
 from difftilt.training.checkpoint import Snapshot
 from difftilt.training.ema import EMA
+from difftilt.training.kl_controller import KLController
 from difftilt.training.tree import pack
 
 Scheduler = torch.optim.lr_scheduler.LRScheduler
@@ -44,11 +44,11 @@ class State:
     optimizer: torch.optim.Optimizer
     scheduler: Scheduler | None
     ema: EMA | None
-    budget: Budget | None
+    budget: KLController | None
     generators: Sequence[torch.Generator]
     accelerator: Accelerator
     seed: int
-    counter: Counter = field(default_factory=Counter)
+    counter: NetworkCalls = field(default_factory=NetworkCalls)
     rounds: int = 0
     steps: int = 0
     seconds: float = 0.0

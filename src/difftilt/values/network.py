@@ -4,7 +4,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from difftilt.features import condition_features, waves
+from difftilt.networks.features import condition_features, waves
 from difftilt.policy import Policy
 from difftilt.shapes import Cond, PerSample, Some, State, Step
 from difftilt.transition import one_hot

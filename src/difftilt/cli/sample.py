@@ -1,0 +1,127 @@
+"""The command `difftilt sample`."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import annotated_types as at
+import tyro
+
+from difftilt.cli.options import parse
+from difftilt.cli.runs import ABOUT_TRAINING, RECIPES, ScoreOptions, load, plain, read_run, show, taken
+from difftilt.experiment.finetune import sample, trained
+from difftilt.experiment.fit_value import load_value
+from difftilt.experiment.job import Job, Training
+from difftilt.experiment.record import to_json, write_json
+from difftilt.experiment.steer import steer
+from difftilt.objective import Value
+from difftilt.policy import Policy
+from difftilt.samplers.choices import CORRECTING, VALUES, AnySampler
+from difftilt.settings import Natural, UsageError, choose, kebab
+
+Subject = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SUBJECT")]
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleOptions:
+    """How to sample.
+
+    Args:
+        sampler: How to steer the samples towards the reward as they are drawn; by default not at all.
+            smc, svdd and best-of-n propose with a run's own model and correct for it; all others steer the
+            pretrained one.
+        value: What steers: `posterior-mean`, the reward of the sample that is expected at each step;
+            `second-order`, the same with a correction for its spread, of real numbers; `nested`, 16 chains
+            from each state, which is slow; or the folder of a run of difftilt value fit.
+        count: How many samples, at least 2; with a sampler, as many as whole populations give, of which
+            there are at least 4.
+        seed: Random seed, at least 0.
+        out: Where samples go; the run folder's samples by default, or runs/RECIPE-samples.
+    """
+
+    sampler: AnySampler | None = None
+    value: str = "posterior-mean"
+    count: Annotated[int, at.Ge(2)] = 64
+    seed: Natural = 1
+    out: Path | None = None
+
+
+def sample_command(words: list[str]) -> None:
+    """Draws samples from a run's or a recipe's model, steered if asked, and judges them."""
+    if not words:
+        raise UsageError(
+            f"difftilt sample needs a run folder, such as runs/demo, or a recipe: {', '.join(RECIPES)}"
+        )
+    if words[0] in RECIPES:
+        sample_recipe(words[0], words[1:])
+    else:
+        sample_run(words)
+
+
+def sample_recipe(recipe: str, words: list[str]) -> None:
+    """Samples the pretrained model of a recipe."""
+    title = f"Samples the pretrained model of {recipe}, steered towards a reward without training."
+    program, groups = f"difftilt sample {recipe}", (ScoreOptions, SampleOptions)
+    settings = parse(RECIPES[recipe], words, program, *groups, without=ABOUT_TRAINING, title=title)
+    options, score = (taken(group, settings) for group in (SampleOptions, ScoreOptions))
+    job = RECIPES[recipe](**settings, training=Training(**dataclasses.asdict(score)))
+    written = {"recipe": recipe, "settings": {name: to_json(value) for name, value in settings.items()}}
+    _draw(job, None, options, options.out or Path("runs") / f"{recipe}-samples", written)
+
+
+def sample_run(words: list[str]) -> None:
+    """Samples the model of a run folder."""
+    settings = parse(sample_options, words, "difftilt sample", SampleOptions)
+    options, folder = taken(SampleOptions, settings), Path(settings["subject"])
+    if not (folder / "run.json").exists():
+        raise UsageError(
+            f"{folder / 'run.json'} does not exist, and no recipe is called {folder}: name a run's folder,"
+            f" such as runs/demo, or one of {', '.join(RECIPES)}"
+        )
+    job, record = trained(load(folder), folder), read_run(folder)
+    written = {"run": str(folder), "recipe": record["recipe"], "settings": record["settings"]}
+    _draw(job, job.policy, options, options.out or folder / "samples", written)
+
+
+def sample_options(subject: Subject) -> None:
+    """Draws samples from a run's or a recipe's model, steered if asked, and judges them.
+
+    difftilt sample RECIPE --help tells the options of a recipe, such as its reward and alpha.
+
+    Args:
+        subject: A run folder, for instance runs/demo, or the name of a recipe, for instance digits.
+    """
+
+
+def _draw(job: Job, tuned: Policy | None, options: SampleOptions, out: Path, written: dict[str, Any]) -> None:
+    """Draws the samples, and leaves them with their numbers in a folder.
+
+    Args:
+        tuned: The run's own model, if there is one.
+    """
+    sampler, name = options.sampler, f"seed{options.seed}"
+    if sampler is None:
+        name = f"sample-{name}"
+        row = sample(job, out / name, options.count, options.seed)
+    else:
+        name = f"{kebab(type(sampler).__name__)}-{name}"
+        policy = tuned if isinstance(sampler, CORRECTING) else None
+        value = make_value(options.value, job, written)
+        row = steer(job, sampler, value, out / name, count=options.count, seed=options.seed, policy=policy)
+        written |= {"sampler": to_json(sampler), "value": options.value}
+    show(row)
+    write_json(out / f"{name}.json", plain(written | {"seed": options.seed} | row))
+    print(f"samples: {out}")
+
+
+def make_value(name: str, job: Job, about: Mapping[str, Any]) -> Value:
+    """The soft value of that name, or in the run folder of that name.
+
+    Args:
+        about: The recipe of the job, and its settings.
+    """
+    if name not in VALUES and Path(name).is_dir():
+        return load_value(Path(name), job, about["recipe"], about["settings"])
+    choices = {**VALUES, "the folder of a run of difftilt value fit": None}
+    return choose("value", name, choices)(job.objective)

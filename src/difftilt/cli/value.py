@@ -1,0 +1,136 @@
+"""The command `difftilt value`."""
+
+import copy
+import dataclasses
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import annotated_types as at
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from difftilt.cli.options import parse
+from difftilt.cli.runs import ABOUT_TRAINING, RECIPES, ScoreOptions, make, prepare, read_run, subject, taken
+from difftilt.experiment.fit_value import RollIn, fit_value, roll_in
+from difftilt.experiment.job import Schedule, Training
+from difftilt.experiment.record import VALUE, describe, from_json, write_json
+from difftilt.settings import Count, Natural, Positive, UsageError, choose
+from difftilt.training.distributed import finish, make_accelerator
+from difftilt.values.regression import ValueRegression
+
+REGRESSION = ValueRegression()
+
+
+@dataclasses.dataclass(frozen=True)
+class FitOptions:
+    """How to learn a value.
+
+    Args:
+        value: What is regressed on what.
+        roll_in: Whose chains it learns from: the `reference`, or the chain `guided` by the value itself, for
+            real numbers and differentiable rewards.
+        rounds: Rounds of sampling and learning, at least 1.
+        batch: Chains per round over all processes, at least 1.
+        learning_rate: Adam's step size, above 0.
+        schedule: How the learning rate falls to zero over the run.
+        save_every: Rounds between checkpoints, at least 1.
+        evaluate: Fresh chains that the value is checked on at the end, at least 2.
+        seed: Random seed, at least 0.
+        out: The run folder; runs/RECIPE-value by default.
+        overwrite: Delete what the folder holds of an earlier run.
+    """
+
+    value: Annotated[ValueRegression, tyro.conf.arg(name="value")] = REGRESSION
+    roll_in: RollIn = "reference"
+    rounds: Count = 100
+    batch: Count = 256
+    learning_rate: Positive = 3e-3
+    schedule: Schedule = "linear"
+    save_every: Count = 10
+    evaluate: Annotated[int, at.Ge(2)] = 1024
+    seed: Natural = 0
+    out: Path | None = None
+    overwrite: bool = False
+
+
+def value_command(words: list[str]) -> None:
+    """Learns the soft value of a recipe's pretrained model, for difftilt sample --value."""
+    if not words:
+        raise UsageError(f"difftilt value needs one of {', '.join(ACTIONS)}")
+    if words[0] in ("-h", "--help"):
+        print("usage: difftilt value fit RECIPE [OPTIONS]\n")
+        print(f"  fit RECIPE  {(inspect.getdoc(fit_command) or '').splitlines()[0]}")
+        return
+    choose("value command", words[0], ACTIONS)(words[1:])
+
+
+def fit_command(words: list[str]) -> None:
+    """Learns v_t = alpha log E[exp(r / alpha) | x_t] from chains, in a run folder, and checks it."""
+    recipe, rest = subject("value fit", words, RECIPES)
+    title = f"Learns the soft value of {recipe}'s pretrained model from its chains, and checks it."
+    groups = (FitOptions, ScoreOptions)
+    program = f"difftilt value fit {recipe}"
+    settings = parse(RECIPES[recipe], rest, program, *groups, without=ABOUT_TRAINING, title=title)
+    options, score = (taken(group, settings) for group in groups)
+    settings["training"] = _training(options, score)
+    job, regression = RECIPES[recipe](**settings), copy.deepcopy(options.value)
+    policy = roll_in(options.roll_in, job.objective, regression)
+    settings |= {"value": options.value, "roll_in": options.roll_in}
+    folder, accelerator = options.out or Path("runs") / f"{recipe}-value", make_accelerator()
+    if accelerator.is_main_process:
+        prepare(folder, options.overwrite)
+        record = describe(recipe, settings, accelerator.num_processes, str(accelerator.device))
+        write_json(folder / "run.json", {"task": VALUE, **record})
+    accelerator.wait_for_everyone()
+    _conclude(fit_value(job, regression, policy, folder, accelerator), folder)
+    finish(accelerator)
+
+
+def resume_value(folder: Path) -> None:
+    """Learns on from the newest good checkpoint of a run folder."""
+    record = read_run(folder)
+    settings, accelerator = dict(record["settings"]), make_accelerator()
+    regression: ValueRegression = from_json(settings.pop("value"), ValueRegression)
+    chain, job = settings.pop("roll_in"), make(record["recipe"], settings)
+    policy = roll_in(chain, job.objective, regression)
+    _conclude(fit_value(job, regression, policy, folder, accelerator), folder)
+    finish(accelerator)
+
+
+ACTIONS = {"fit": fit_command}
+
+
+def _training(options: FitOptions, score: ScoreOptions) -> Training:
+    return Training(
+        rounds=options.rounds,
+        batch=options.batch,
+        own_learning_rate=options.learning_rate,
+        schedule=options.schedule,
+        save_every=options.save_every,
+        evaluate=options.evaluate,
+        seed=options.seed,
+        **dataclasses.asdict(score),
+    )
+
+
+def _conclude(summary: Mapping[str, Any], folder: Path) -> None:
+    """Prints what fresh chains say about the value, in the first process."""
+    if not summary:
+        return
+    table = Table("t", "mean of exp((r - v) / alpha): 1 if v is right", "LINEX loss", box=None)
+    for row in summary["calibration"]:
+        numbers = (f"{row[name]:.3f} ± {row[f'{name}_se']:.3f}" for name in ("mean", "linex"))
+        table.add_row(str(row["t"]), *numbers)
+    console = Console()
+    console.print(table)
+    share = 100 * summary["importance_ess"]
+    console.print(
+        f"log Z {summary['log_z']:.3f} ± {summary['log_z_se']:.3f} by the value,"
+        f" {summary['importance_log_z']:.3f} ± {summary['importance_log_z_se']:.3f} by {summary['chains']}"
+        f" chains, of whose weights {share:.1f} % count",
+        soft_wrap=True,
+    )
+    print(f"value: {folder}")

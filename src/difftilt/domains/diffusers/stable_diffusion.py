@@ -1,0 +1,213 @@
+"""Stable Diffusion 1.x and 2.x: the UNet is the network, prompts are the condition, the VAE decodes.
+
+    pipe = StableDiffusionPipeline.from_pretrained(...)
+    policy, encode = stable_diffusion(pipe)
+    reference = lora(policy, pipe)
+
+The weights are diffusers' own, so that `pipe("a prompt")` draws from what was trained.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn as nn
+from safetensors import safe_open
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from difftilt.networks.adapters import load_peft, without_adapters
+from difftilt.networks.guidance import ClassifierFreeGuidance
+from difftilt.networks.micro_batch import MicroBatch
+from difftilt.policy import Policy
+from difftilt.processes.gaussian import GaussianPolicy
+from difftilt.processes.schedule import NoiseSchedule
+from difftilt.shapes import Cond, Output, Sample, State
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+Encode = Callable[[Sequence[str]], Cond]
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+LORA_FILE = "pytorch_lora_weights.safetensors"  # what diffusers looks for
+
+
+def stable_diffusion(
+    pipe: "StableDiffusionPipeline",
+    steps: int = 50,
+    eta: float = 1.0,
+    guidance_scale: float = 7.5,
+    micro_batch: int | None = None,
+    negative_prompt: str = "",
+) -> tuple[GaussianPolicy, Encode]:
+    """The pipeline as a chain over latents, and the encoder of its prompts.
+
+    The VAE and the text encoder are frozen. x_0 is the scheduler's least noisy level.
+
+    Args:
+        pipe: On the device, and in the precision, that it is to be used in.
+        steps: Timesteps of the pipeline's scheduler, in its own spacing.
+        eta: Share of the DDPM noise, in (0, 1].
+        guidance_scale: Classifier-free guidance in sampling and in training; 1 is none, at half the cost.
+        micro_batch: Rows that pass through the UNet or the VAE at a time; all by default.
+        negative_prompt: What guidance leads away from.
+    """
+    _check(pipe)
+    pipe.vae.requires_grad_(False)
+    pipe.text_encoder.requires_grad_(False)
+    encode = _encoder(pipe)
+    network: nn.Module = Unet(pipe.unet)
+    if guidance_scale != 1:
+        embed = encode([negative_prompt])["embed"]
+        network = ClassifierFreeGuidance(network, guidance_scale, {"embed": torch.as_tensor(embed)[0]})
+    if micro_batch is not None:
+        network = MicroBatch(network, micro_batch)
+    side = pipe.unet.config["sample_size"]
+    policy = GaussianPolicy(
+        network,
+        scheduler_grid(pipe.scheduler, steps),
+        (pipe.unet.config["in_channels"], side, side),
+        eta=eta,
+        prediction_type=pipe.scheduler.config["prediction_type"],
+        decode=_decoder(pipe, micro_batch),
+    )
+    return policy.to(pipe.unet.device), encode
+
+
+class Unet(nn.Module):
+    """A diffusers UNet as a function of (x, time, cond). It computes in the precision of the embedding."""
+
+    def __init__(self, unet: nn.Module):
+        super().__init__()
+        self.unet = unet
+
+    def forward(self, x: State, time: Tensor, cond: Cond) -> Output:
+        embed = torch.as_tensor(cond["embed"])
+        return self.unet(x.to(embed.dtype), time, embed).sample
+
+
+def scheduler_grid(scheduler: Any, steps: int) -> NoiseSchedule:
+    """The noise levels of any diffusers scheduler, in its own spacing.
+
+    Where the scheduler's last step would reach clean data, and so have no density, the chain stops at the
+    least noisy level that the network knows. T is `steps`, or one less if that level is a timestep itself.
+
+    Args:
+        scheduler: Any scheduler of diffusers; it is left as it was.
+        steps: What its `set_timesteps` is asked for, at least 2.
+    """
+    from diffusers import EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
+
+    scheduler = copy.deepcopy(scheduler)
+    scheduler.set_timesteps(steps)
+    time = scheduler.timesteps.cpu()
+    if "sigmas" not in vars(scheduler):  # a training grid of alpha-bar, visited at whole numbers
+        time = torch.cat([torch.zeros(1, dtype=torch.long), time.long()]).unique()
+        alpha_bar = scheduler.alphas_cumprod.cpu().double()[time]
+        return _grid(time, alpha_bar.sqrt(), (1 - alpha_bar).sqrt())
+    sigma = scheduler.sigmas.cpu().double()[: len(time)].flip(0)
+    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler) or scheduler.config.get("use_flow_sigmas"):
+        return _grid(time.flip(0), 1 - sigma, sigma)
+    if isinstance(scheduler, EDMEulerScheduler):
+        return _grid(time.flip(0), torch.ones_like(sigma), sigma)
+    alpha = (1 + sigma**2).rsqrt()
+    return _grid(time.flip(0), alpha, alpha * sigma)
+
+
+def lora(
+    policy: GaussianPolicy, pipe: "StableDiffusionPipeline", rank: int = 4, targets: Sequence[str] = ATTENTION
+) -> Policy:
+    """Freezes the UNet, adds LoRA to it (Hu et al., 2021), and returns the chain without: the reference.
+
+    Args:
+        rank: Of the update of each layer, at least 1.
+        targets: Ends of the names of the layers that get one.
+    """
+    unet: Any = pipe.unet
+    config = load_peft().LoraConfig(r=rank, lora_alpha=rank, target_modules=list(targets))
+    unet.requires_grad_(False)
+    unet.add_adapter(config)
+    for p in unet.parameters():
+        if p.requires_grad:
+            p.data = p.data.to(torch.promote_types(p.dtype, torch.float32))  # half steps would round away
+    return without_adapters(policy, unet)
+
+
+def save_lora(pipe: "StableDiffusionPipeline", folder: Path) -> None:
+    """Writes the adapters as `pipe.load_lora_weights(folder)` reads them."""
+    pipe.save_lora_weights(
+        folder,
+        unet_lora_layers=load_peft().get_peft_model_state_dict(pipe.unet),
+        unet_lora_adapter_metadata=pipe.unet.peft_config["default"].to_dict(),
+        weight_name=LORA_FILE,
+    )
+
+
+def load_lora(pipe: "StableDiffusionPipeline", folder: Path) -> None:
+    """Adds saved adapters to a pipeline that has none.
+
+    Raises:
+        ValueError: If a weight belongs to no layer of the UNet. diffusers would pass over it in silence.
+    """
+    with safe_open(folder / LORA_FILE, "pt") as file:
+        names = list(file.keys())
+    layers = {f"unet.{name}" for name, _ in pipe.unet.named_modules()}
+    stray = [name for name in names if name.rpartition(".lora")[0] not in layers]
+    if stray or not names:
+        raise ValueError(
+            f"{folder / LORA_FILE} holds {len(stray)} of {len(names)} weights that belong to no layer of the"
+            f" UNet, such as {stray[:1]}; names must read unet.LAYER.lora_A.weight"
+        )
+    pipe.load_lora_weights(str(folder), weight_name=LORA_FILE)
+
+
+def _check(pipe: Any) -> None:
+    try:
+        from diffusers import StableDiffusionPipeline
+    except ImportError as error:
+        message = "Stable Diffusion needs diffusers; install it with pip install 'difftilt[diffusers]'"
+        raise ImportError(message) from error
+    if not isinstance(pipe, StableDiffusionPipeline):
+        raise ValueError(
+            f"a StableDiffusionPipeline (1.x or 2.x) is needed, but a {type(pipe).__name__} came"
+        )
+
+
+def _encoder(pipe: "StableDiffusionPipeline") -> Encode:
+    """Each prompt passes through the text encoder once."""
+    known: dict[str, Tensor] = {}
+    device, dtype = pipe.unet.device, pipe.unet.dtype  # asked before adapters of another dtype join
+
+    def encode(prompts: Sequence[str]) -> Cond:
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in known]
+        if new:
+            with torch.no_grad():
+                embed, _ = pipe.encode_prompt(new, device, 1, False)
+            known.update(zip(new, embed.to(dtype), strict=True))
+        return {"prompt": list(prompts), "embed": torch.stack([known[prompt] for prompt in prompts])}
+
+    return encode
+
+
+def _decoder(pipe: "StableDiffusionPipeline", micro_batch: int | None) -> Callable[[State], Sample]:
+    """Latents to images in [0, 1], with a gradient where one is asked for."""
+
+    def images(latent: State) -> Sample:
+        latent = latent.to(pipe.vae.dtype) / pipe.vae.config["scaling_factor"]
+        image = pipe.vae.decode(latent).sample
+        return (image.to(torch.promote_types(image.dtype, torch.float32)) / 2 + 0.5).clamp(0, 1)
+
+    def decode(latent: State) -> Sample:
+        parts = latent.split(micro_batch or len(latent))
+        if len(parts) > 1 and torch.is_grad_enabled():
+            return torch.cat([torch.as_tensor(checkpoint(images, x, use_reentrant=False)) for x in parts])
+        return torch.cat([images(x) for x in parts])
+
+    return decode
+
+
+def _grid(time: Tensor, alpha: Tensor, sigma: Tensor) -> NoiseSchedule:
+    dtype = torch.get_default_dtype()
+    return NoiseSchedule(time, alpha.to(dtype), sigma.to(dtype))

@@ -1,0 +1,290 @@
+"""Makes the weights that come with the package: the digits model, the proxy and the gold classifier."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from rich.progress import track
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from difftilt.atomic import atomic_folder
+from difftilt.domains.bundle import save_half
+from difftilt.domains.digits.model import (
+    CLASSES,
+    NULL,
+    Classifier,
+    DiT,
+    Images,
+    asked,
+    chain_of,
+    digits_policy,
+    load_classifier,
+    load_split,
+    training_grid,
+)
+from difftilt.evaluation.metrics import diversity, frechet, two_sample
+from difftilt.policy import rollout
+from difftilt.settings import Count, Natural, Positive
+from difftilt.shapes import PerSample, Samples
+from difftilt.training.pretrain import classify, denoise, noisy, shifted, warm_cosine
+
+NETWORK = {"patch": 4, "width": 128, "depth": 2, "heads": 4, "expand": 4}
+CLASSIFIER = {"width": 24, "features": 32}
+DROP = 0.5  # share of label-free training: fine-tuning starts from the unconditional law
+CLASSIFIER_RATE = 2e-3
+Numbers = dict[str, Any]  # as JSON holds them
+
+
+def pretrain_digits(
+    out: Path = Path("models/digits"),
+    steps: Count = 4500,
+    batch: Count = 128,
+    learning_rate: Positive = 2e-3,
+    classifier_steps: Count = 800,
+    threads: Count = 1,
+    seed: Natural = 0,
+) -> None:
+    """Trains the digits model and its two classifiers, measures them and writes weights and model card.
+
+    Args:
+        out: The folder to write; an existing one is replaced once all is done.
+        steps: Gradient steps of the diffusion model.
+        batch: Images per gradient step of the diffusion model.
+        learning_rate: The highest of the diffusion model's schedule.
+        classifier_steps: Gradient steps of each classifier.
+        threads: CPU threads of torch; a second one costs more than it brings if the other core is busy.
+        seed: Of weights and training; the split of the data is always the same.
+    """
+    torch.set_num_threads(threads)
+    start, busy, split = time.monotonic(), time.process_time(), load_split()
+    networks = {
+        "model": _train_model(split.train, steps, batch, learning_rate, seed),
+        "proxy": _train_classifier("proxy", split.proxy, classifier_steps, seed + 1),
+        "gold": _train_classifier("gold", split.gold, classifier_steps, seed + 2),
+    }
+    made = {
+        "settings": {
+            "steps": steps,
+            "batch": batch,
+            "learning_rate": learning_rate,
+            "classifier_steps": classifier_steps,
+            "seed": seed,
+        },
+        "seconds": round(time.monotonic() - start),
+        "processor_seconds": round(time.process_time() - busy),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+    _publish(out, networks, made)
+
+
+def _publish(out: Path, networks: dict[str, nn.Module], made: Numbers) -> None:
+    """Writes weights, config and card, and puts them in place at once."""
+    with atomic_folder(out) as new:
+        for name, network in networks.items():
+            save_half(network, new / f"{name}.safetensors")
+        config = {"network": NETWORK, "classifier": CLASSIFIER, "made": made}
+        (new / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        (new / "README.md").write_text(card(made, quality(new)))
+
+
+def _train_model(data: Images, steps: int, batch: int, learning_rate: float, seed: int) -> nn.Module:
+    """The running average of the weights."""
+    torch.manual_seed(seed)
+    network = DiT(**NETWORK)
+    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(0.999))
+    optimizer = torch.optim.AdamW(network.parameters(), learning_rate, weight_decay=0.01)
+    schedule = warm_cosine(optimizer, steps)
+    rows = denoise(
+        chain_of(network, training_grid()),
+        data.image,
+        {"label": data.label},
+        optimizer,
+        steps=steps,
+        batch=batch,
+        null={"label": torch.tensor(NULL)},
+        drop=DROP,
+        seed=seed,
+    )
+    for _ in track(rows, "diffusion model", total=steps):
+        schedule.step()
+        average.update_parameters(network)
+    return average.module
+
+
+def _train_classifier(name: str, data: Images, steps: int, seed: int) -> nn.Module:
+    """Noise, shifts and soft labels make a reward that is hard to exploit and has a useful slope."""
+    torch.manual_seed(seed)
+    classifier = Classifier(**CLASSIFIER)
+    optimizer = torch.optim.AdamW(classifier.parameters(), CLASSIFIER_RATE, weight_decay=0.02)
+    schedule = warm_cosine(optimizer, steps)
+    rows = classify(
+        classifier,
+        data.image,
+        data.label,
+        optimizer,
+        steps=steps,
+        augment=lambda image: noisy(shifted(image), 0.4),
+        smoothing=0.05,
+        seed=seed,
+    )
+    for _ in track(rows, f"{name} classifier", total=steps):
+        schedule.step()
+    return classifier
+
+
+@torch.no_grad()
+def quality(folder: Path, steps: int | None = None, seed: int = 0) -> Numbers:
+    """What the model card states, measured on images that no network has seen.
+
+    The real images beside the generated ones are those of the proxy part, as many, with the same labels:
+    the gold classifier, whose features are compared, knows neither them nor the held-out ones.
+
+    Args:
+        folder: The weights.
+        steps: Transitions of the chain; the model's own number by default.
+    """
+    torch.manual_seed(seed)
+    policy = digits_policy(folder=folder) if steps is None else digits_policy(steps, folder=folder)
+    gold, split = load_classifier("gold", folder), load_split()
+    real, held_out = split.proxy, split.held_out
+    conditional = rollout(policy, {"label": real.label}).sample
+    free = rollout(policy, asked(len(real.label))).sample
+    sets = {"real": real.image, "conditional": conditional, "unconditional": free}
+    hits = (gold(conditional).argmax(1) == real.label).double()
+    chosen = gold(conditional).softmax(1).gather(1, real.label[:, None])
+    return {
+        "steps": policy.steps,
+        "images": len(real.label),
+        "held_out_images": len(held_out.label),
+        "classifiers": {name: accuracy(name, folder, held_out) for name in ("proxy", "gold")},
+        "gold_accuracy": _mean(hits),
+        "gold_confidence": _mean(chosen[:, 0].double()),
+        "gold_on_real": accuracy("gold", folder, real),
+        "unconditional_classes": gold(free).argmax(1).bincount(minlength=CLASSES).tolist(),
+        "frechet": {k: frechet(gold.features(x), gold.features(held_out.image)) for k, x in sets.items()},
+        "energy": {k: two_sample(gold.features(x), gold.features(held_out.image)) for k, x in sets.items()},
+        "energy_pixels": {k: two_sample(x, held_out.image) for k, x in sets.items()},
+        "diversity": {k: diversity(x) for k, x in sets.items()},
+        "nearest_training_image": {
+            "conditional": _nearest(conditional, split.train.image),
+            "held_out": _nearest(held_out.image, split.train.image),
+        },
+    }
+
+
+@torch.no_grad()
+def accuracy(name: str, folder: Path, data: Images) -> Numbers:
+    """A classifier's share of right answers, cross-entropy and mean probability of the right class."""
+    logits = load_classifier(name, folder)(data.image)
+    right = (logits.argmax(1) == data.label).double()
+    return {
+        "accuracy": _mean(right),
+        "nats": F.cross_entropy(logits, data.label).item(),
+        "confidence": _mean(logits.softmax(1).gather(1, data.label[:, None])[:, 0]),
+    }
+
+
+def _mean(values: PerSample) -> tuple[float, float]:
+    return values.mean().item(), values.std().item() / len(values) ** 0.5
+
+
+def _nearest(sample: Samples, train: Samples) -> float:
+    """Mean distance to the nearest training image; far below the held-out images' it means copying."""
+    return torch.cdist(sample.flatten(1), train.flatten(1)).min(1).values.mean().item()
+
+
+def card(made: Numbers, found: Numbers) -> str:
+    """The model card, in Markdown."""
+    options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in made["settings"].items())
+    rows = "\n".join(
+        f"| {label} | {' | '.join(_cell(found[key][name]) for name in SETS)} |" for label, key in TABLE
+    )
+    proxy, gold = (found["classifiers"][name] for name in ("proxy", "gold"))
+    nearest = found["nearest_training_image"]
+    return CARD.format(
+        command=f"difftilt pretrain digits {options}",
+        seconds=made["seconds"],
+        busy=made["processor_seconds"],
+        threads=made["threads"],
+        torch=made["torch"],
+        steps=found["steps"],
+        images=found["images"],
+        held_out=found["held_out_images"],
+        proxy=_cell(proxy["accuracy"]),
+        proxy_nats=f"{proxy['nats']:.3f}",
+        gold=_cell(gold["accuracy"]),
+        gold_nats=f"{gold['nats']:.3f}",
+        hits=_cell(found["gold_accuracy"]),
+        confidence=_cell(found["gold_confidence"]),
+        real_hits=_cell(found["gold_on_real"]["accuracy"]),
+        real_confidence=_cell(found["gold_on_real"]["confidence"]),
+        classes=", ".join(map(str, found["unconditional_classes"])),
+        rows=rows,
+        nearest=f"{nearest['conditional']:.2f}",
+        nearest_real=f"{nearest['held_out']:.2f}",
+    )
+
+
+def _cell(estimate: tuple[float, float]) -> str:
+    value, se = estimate
+    return f"{value:.3f} ± {se:.3f}"
+
+
+SETS = ("real", "conditional", "unconditional")
+TABLE = (
+    ("Frechet distance, gold features", "frechet"),
+    ("energy distance, gold features", "energy"),
+    ("energy distance, pixels", "energy_pixels"),
+    ("mean distance of two images, pixels", "diversity"),
+)
+CARD = """# Digits: a diffusion model of 8x8 handwritten digits, and two classifiers
+
+Data: the 1797 images of scikit-learn's `load_digits` (the test part of the UCI data set "Optical
+Recognition of Handwritten Digits", Alpaydin and Kaynak, 1998, CC BY 4.0), scaled to [-1, 1]. They are split
+once and for all, with the same share of every digit: 40 % *proxy*, 40 % *gold*, 20 % *held out*.
+
+| file | what | learned from |
+| --- | --- | --- |
+| `model.safetensors` | class-conditional diffusion transformer; label 10 is any digit | proxy + gold |
+| `proxy.safetensors` | classifier for rewards | proxy |
+| `gold.safetensors` | classifier that only judges | gold |
+
+Weights are float16 on disk and float32 in memory.
+
+## How it was made
+
+    {command}
+
+{seconds} s of training ({busy} s of processor time), CPU threads: {threads}, torch {torch}.
+
+## How good it is
+
+Measured on the {held_out} held-out images, which no network has seen. Errors are standard errors.
+
+| | proxy | gold |
+| --- | --- | --- |
+| accuracy | {proxy} | {gold} |
+| cross-entropy in nats | {proxy_nats} | {gold_nats} |
+
+{images} images were drawn in {steps} steps with the labels of the proxy part. The gold classifier sees the
+asked digit in a share of {hits} of them, with a confidence of {confidence}.
+For the real images of the proxy part the two are {real_hits} and {real_confidence}.
+Digits 0 to 9 among as many unconditional images: {classes}.
+
+Distances from sets of as many images to the held-out ones; `real` is the proxy part, which the gold
+classifier has not seen either:
+
+| | real | conditional | unconditional |
+| --- | --- | --- | --- |
+{rows}
+
+The Frechet distance of finite sets is biased upwards, so that of the real images is the mark and not 0.
+The nearest training image is {nearest} away from a drawn one, and {nearest_real} from a held-out one; much
+less would mean copying.
+`benchmarks/digits_card.py` measures the same for other numbers of steps.
+"""

@@ -1,0 +1,1 @@
+"""Short sequences of which every score was measured."""

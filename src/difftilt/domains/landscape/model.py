@@ -1,0 +1,98 @@
+"""Masked diffusion models of sequences short enough that every score is known, such as DNA 8-mers.
+
+Each is pretrained on the lower half of its landscape by score, so that "better than anything it has seen"
+can be told exactly.
+"""
+
+import copy
+import json
+from importlib import resources
+from pathlib import Path
+
+import torch.nn as nn
+
+from difftilt.data.landscape import Landscape
+from difftilt.data.vocabulary import DNA
+from difftilt.domains.bundle import load_half
+from difftilt.networks.sequence import MLP, BothStrands, Corrected, WordValues
+from difftilt.processes.masked import MaskedPolicy
+from difftilt.shapes import Index
+
+WIDTH, ROWS = 32, 2**12  # of the pretrained network
+SHIPPED = "six6"
+
+
+def landscape_network(landscape: Landscape, width: int = WIDTH, rows: int = ROWS) -> nn.Module:
+    """An untrained network for a landscape; one of DNA answers alike for both strands.
+
+    Args:
+        width: Units per layer.
+        rows: Of a table of words, which are as long as this allows.
+    """
+    letters, length = len(landscape.alphabet), landscape.length
+    window = max(w for w in range(length + 1) if (letters + 1) ** w <= rows)
+    network = MLP(letters, length, width, depth=1, window=window)
+    nn.init.zeros_(network.logits.weight)  # the first law is uniform
+    nn.init.zeros_(network.logits.bias)
+    return BothStrands(network) if landscape.alphabet == DNA else network
+
+
+def chain_of(network: nn.Module, landscape: Landscape, start: Index | None = None) -> MaskedPolicy:
+    """The chain of a network, which draws one letter at a time in random order.
+
+    Args:
+        start: Tokens that stay, and masks elsewhere.
+    """
+    return MaskedPolicy(network, len(landscape.alphabet), landscape.length, start=start)
+
+
+def landscape_policy(
+    landscape: Landscape, start: Index | None = None, *, folder: Path | None = None
+) -> MaskedPolicy:
+    """The chain that was pretrained on the lower half of a landscape.
+
+    Args:
+        start: Tokens that stay, and masks elsewhere.
+        folder: Weights; by default those that ship with the package, or those that
+            pretraining wrote.
+
+    Raises:
+        ValueError: If there are none, with how to make them.
+    """
+    folder = folder or default_folder(landscape.name)
+    path = folder / "model.safetensors"
+    if not path.is_file():
+        raise ValueError(
+            f"{folder} holds no model of {landscape.name}: make one with {pretrain_command(landscape)}, or"
+            " name its folder with --weights"
+        )
+    network = landscape_network(landscape, **json.loads((folder / "config.json").read_text())["network"])
+    load_half(network, path)
+    return chain_of(network, landscape, start)
+
+
+def tunable(policy: MaskedPolicy, landscape: Landscape) -> MaskedPolicy:
+    """A copy of a pretrained chain, and new values, zero at first, that correct its logits."""
+    letters, length = len(landscape.alphabet), landscape.length
+    words = sorted({length, 3 * length // 4, length // 2} - {0}, reverse=True)
+    correction = WordValues(letters, length, words, both_strands=landscape.alphabet == DNA)
+    network = Corrected(copy.deepcopy(policy.network), correction)
+    return chain_of(network, landscape, policy.start)
+
+
+def pretrain_command(landscape: Landscape) -> str:
+    """What to type for a model of a landscape."""
+    recipe = f"dna --landscape {landscape.name}" if landscape.alphabet == DNA else "protein"
+    return f"difftilt pretrain {recipe}"
+
+
+def default_folder(name: str) -> Path:
+    """Where the model of a landscape lies: in the package, or in ~/.cache/difftilt/models."""
+    if name == SHIPPED:
+        return Path(str(resources.files("difftilt.domains.landscape"))) / "weights" / name
+    return Path.home() / ".cache" / "difftilt" / "models" / name
+
+
+def best_seen(landscape: Landscape) -> float:
+    """The highest score in the lower half, from which models are pretrained."""
+    return landscape.score[landscape.lower_half()].max().item()

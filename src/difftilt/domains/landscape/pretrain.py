@@ -1,0 +1,185 @@
+"""Makes what the recipes `dna` and `protein` start from: models of the lower half of a landscape."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn as nn
+from rich.progress import track
+
+from difftilt.atomic import atomic_folder
+from difftilt.conditions import unconditional
+from difftilt.data.landscape import Landscape, load_landscape
+from difftilt.domains.bundle import save_half
+from difftilt.domains.landscape.model import (
+    ROWS,
+    WIDTH,
+    best_seen,
+    chain_of,
+    default_folder,
+    landscape_network,
+    landscape_policy,
+    pretrain_command,
+)
+from difftilt.exact import landscape as exact
+from difftilt.objective import Objective
+from difftilt.settings import Count, Natural, Positive, check_settings
+from difftilt.shapes import Tokens
+from difftilt.training.pretrain import explain, warm_cosine
+
+Numbers = dict[str, Any]  # as JSON holds them
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """How a model of a landscape is made.
+
+    Args:
+        out: The folder to write; an existing one is replaced once all is done. By default
+            ~/.cache/difftilt/models/LANDSCAPE, or for six6 the one in the package.
+        steps: Gradient steps.
+        batch: Sequences per gradient step.
+        learning_rate: The highest of the schedule.
+        width: Units per layer of the network.
+        rows: Of the network's tables of words, which are as long as this allows.
+        threads: CPU threads of torch; a second one costs more than it brings if the other core is busy.
+        seed: Of weights and training.
+    """
+
+    out: Path | None = None
+    steps: Count = 4000
+    batch: Count = 1024
+    learning_rate: Positive = 3e-3
+    width: Count = WIDTH
+    rows: Count = ROWS
+    threads: Count = 1
+    seed: Natural = 0
+
+    def __post_init__(self):
+        check_settings(self)
+
+
+PRETRAINING = Pretraining()
+
+
+def pretrain_dna(
+    landscape: Literal["six6", "pax6", "egr2"] = "six6", pretraining: Pretraining = PRETRAINING
+) -> None:
+    """Trains a model of the half of all DNA 8-mers that bind a protein least.
+
+    Args:
+        landscape: Which protein; all but six6 need difftilt data fetch tfbind8.
+        pretraining: How the model is made.
+    """
+    _pretrain(load_landscape(landscape), pretraining)
+
+
+def pretrain_protein(pretraining: Pretraining = PRETRAINING) -> None:
+    """Trains a model of the half of all measured variants of protein G (GB1) that are least fit.
+
+    Args:
+        pretraining: How the model is made.
+    """
+    _pretrain(load_landscape("gb1"), pretraining)
+
+
+def _pretrain(table: Landscape, asked: Pretraining) -> None:
+    torch.set_num_threads(asked.threads)
+    busy = time.process_time()
+    data = table.sequences()[table.lower_half()]
+    torch.manual_seed(asked.seed)
+    size = {"width": asked.width, "rows": asked.rows}
+    network = landscape_network(table, **size)
+    train(network, table, data, asked.steps, asked.batch, asked.learning_rate, asked.seed)
+    settings = dataclasses.asdict(asked)
+    made = {
+        "settings": {name: settings[name] for name in settings if name not in ("out", "threads")},
+        "processor_seconds": round(time.process_time() - busy),
+        "threads": asked.threads,
+        "torch": torch.__version__,
+    }
+    with atomic_folder(asked.out or default_folder(table.name)) as new:
+        save_half(network, new / "model.safetensors")
+        config = {"landscape": table.name, "network": size, "made": made}
+        (new / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        found = quality(table, new)
+        (new / "quality.json").write_text(json.dumps(found, indent=2) + "\n")
+        (new / "README.md").write_text(card(table, config, found))
+
+
+def train(
+    network: nn.Module, table: Landscape, data: Tokens, steps: int, batch: int, rate: float, seed: int
+) -> None:
+    """Teaches a network to explain the data, all rows alike."""
+    optimizer = torch.optim.Adam(network.parameters(), rate, fused=True)
+    schedule = warm_cosine(optimizer, steps)
+    chain, cond = chain_of(network, table), unconditional(len(data))
+    rows = explain(chain, data, cond, optimizer, steps=steps, batch=batch, seed=seed)
+    for _ in track(rows, f"model of {table.name}", total=steps):
+        schedule.step()
+
+
+def quality(table: Landscape, folder: Path) -> dict[str, float]:
+    """What the model card states, from the exact law of all sequences."""
+    policy = landscape_policy(table, folder=folder)
+    law = exact.evaluate(Objective(table.lookup, policy, 1.0), policy, table.score).law
+    data = torch.zeros_like(law)
+    data[table.lower_half()] = 1 / len(table.lower_half())
+    return {
+        "kl_nats": exact.kl(data, law).item(),
+        "uniform_kl_nats": exact.kl(data, torch.full_like(law, 1 / len(law))).item(),
+        "above": law[table.score > best_seen(table)].sum().item(),
+        "reward": (law @ table.score).item(),
+        "data_reward": (data @ table.score).item(),
+    }
+
+
+def card(table: Landscape, config: Numbers, found: Mapping[str, float]) -> str:
+    """The model card, in Markdown."""
+    made = config["made"]
+    options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in made["settings"].items())
+    return CARD.format(
+        name=table.name,
+        seen=f"{len(table.lower_half()):,}",
+        best=best_seen(table),
+        note=table.note,
+        command=f"{pretrain_command(table)} {options}",
+        processor_seconds=made["processor_seconds"],
+        threads=made["threads"],
+        torch=made["torch"],
+        count=f"{len(table.score):,}",
+        **found,
+    )
+
+
+CARD = """# {name}: a masked diffusion model of the lower half of a landscape
+
+Data: the {seen} measured sequences that score at or below the median, {best:.4f}; each as likely as the
+others. {note}
+
+`model.safetensors` holds a multilayer perceptron that sees words of neighbouring letters. Weights are float16
+on disk and float32 in memory.
+
+## How it was made
+
+    {command}
+
+{processor_seconds} s of processor time, CPU threads: {threads}, torch {torch}.
+
+## How good it is
+
+Computed from the model's law of all {count} sequences, without sampling.
+
+| | |
+| --- | --- |
+| KL(data \\|\\| model), nats | {kl_nats:.3f} |
+| KL(data \\|\\| uniform law), nats | {uniform_kl_nats:.3f} |
+| share of samples that score above all data | {above:.3f} |
+| mean score of samples | {reward:.3f} |
+| mean score of data | {data_reward:.3f} |
+"""

@@ -1,0 +1,192 @@
+"""Landscapes: tune a model of short sequences towards what was measured of every one of them.
+
+All scores are known, so the tilted law, the optimum J* and any policy's own law are computed, not estimated.
+"""
+
+import copy
+import functools
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Literal
+
+import annotated_types as at
+
+from difftilt.algorithms.choices import AnyAlgorithm
+from difftilt.algorithms.ppo import PPO
+from difftilt.data.landscape import Landscape, load_landscape
+from difftilt.data.vocabulary import DNA, PROTEIN, encode, spell
+from difftilt.domains.landscape.model import best_seen, landscape_policy, tunable
+from difftilt.domains.sequences.view import diversity, draw
+from difftilt.exact import landscape as exact
+from difftilt.experiment.job import Job, Training
+from difftilt.guard import Guard
+from difftilt.networks.automaton import Automaton, both, count_range, forbid, gc_range
+from difftilt.networks.constraint import constrain
+from difftilt.objective import Objective
+from difftilt.policy import Policy
+from difftilt.processes.masked import MaskedPolicy
+from difftilt.settings import Positive
+from difftilt.shapes import Index, Points, Scalar
+
+ALGORITHM = PPO(advantage="path", epochs=1, kl="reward")
+TRAINING = Training(
+    rounds=150, batch=2048, learning_rate=2e-2, schedule="linear", save_every=15, evaluate=2000
+)
+NOTE = (
+    "Computed from the law of all {count} sequences, without sampling. p_r is the law that is asked for, the"
+    " pretrained law tilted by exp(reward / alpha); the highest score among the {seen} sequences seen in"
+    " pretraining is {best:.4f}. {about}"
+)
+Unit = Annotated[float, at.Interval(ge=0, le=1)]
+
+
+def dna(
+    algorithm: AnyAlgorithm = ALGORITHM,
+    landscape: Literal["six6", "pax6", "egr2"] = "six6",
+    alpha: Positive = 0.1,
+    target_kl: Positive | None = None,
+    template: str | None = None,
+    forbidden: tuple[str, ...] = (),
+    gc: tuple[Unit, Unit] = (0.0, 1.0),
+    weights: Path | None = None,
+    training: Training = TRAINING,
+) -> Job:
+    """Tunes a model of DNA 8-mers towards binding a protein; every 8-mer was measured.
+
+    The model was pretrained on the half of all 8-mers that bind least. The reward is the binding score, 0 for
+    the least and 1 for the most.
+
+    Args:
+        algorithm: How to tune.
+        landscape: Which protein binds; all but six6 need difftilt data fetch tfbind8.
+        alpha: Weight of the KL to the pretrained model, above 0, in units of the reward per nat.
+        target_kl: KL to the pretrained model that tuning shall end with, above 0, in nats; alpha is then only
+            where the search for the right one starts.
+        template: Letters that stay where they are, and N where one is to be drawn, such as NNGATTNN.
+        forbidden: Motifs that no sequence may hold on either strand, such as GAATTC; N, R, Y and their like
+            stand for several letters.
+        gc: Least and greatest share of G and C, in [0, 1].
+        weights: The folder that difftilt pretrain dna wrote; by default what ships with the package, or
+            ~/.cache/difftilt/models/LANDSCAPE.
+        training: How long and how fast to train.
+    """
+    table = load_landscape(landscape)
+    rules = [forbid(list(forbidden), table.length, DNA, both_strands=True)] if forbidden else []
+    rules += [gc_range(*gc, table.length, DNA)] if gc != (0, 1) else []
+    policy = landscape_policy(table, _frozen(template, table, "N"), folder=weights)
+    return _job(policy, table, rules, alpha, algorithm, training, target_kl)
+
+
+def protein(
+    algorithm: AnyAlgorithm = ALGORITHM,
+    alpha: Positive = 0.05,
+    target_kl: Positive | None = None,
+    template: str | None = None,
+    charged: tuple[Unit, Unit] = (0.0, 1.0),
+    weights: Path | None = None,
+    training: Training = TRAINING,
+) -> Job:
+    """Tunes a model of four sites of protein G (GB1) towards fitness; nearly every variant was measured.
+
+    The model was pretrained on the half of all variants that are least fit. The reward is the logarithm of
+    the fitness, 0 for the least and 1 for the most. Needs difftilt data fetch gb1 and difftilt pretrain
+    protein.
+
+    Args:
+        algorithm: How to tune.
+        alpha: Weight of the KL to the pretrained model, above 0, in units of the reward per nat.
+        target_kl: KL to the pretrained model that tuning shall end with, above 0, in nats; alpha is then only
+            where the search for the right one starts.
+        template: Amino acids that stay where they are, and X where one is to be drawn, such as XDGX.
+        charged: Least and greatest share of the charged amino acids D, E, K and R, in [0, 1].
+        weights: The folder that difftilt pretrain protein wrote; ~/.cache/difftilt/models/gb1 by default.
+        training: How long and how fast to train.
+    """
+    table = load_landscape("gb1")
+    low, high = (round(share * table.length) for share in charged)
+    rules = [count_range("DEKR", low, high, table.length, PROTEIN)] if charged != (0, 1) else []
+    policy = landscape_policy(table, _frozen(template, table, "X"), folder=weights)
+    return _job(policy, table, rules, alpha, algorithm, training, target_kl)
+
+
+def _job(
+    policy: MaskedPolicy,
+    table: Landscape,
+    rules: list[Automaton],
+    alpha: float,
+    algorithm: AnyAlgorithm,
+    training: Training,
+    target_kl: float | None,
+) -> Job:
+    reference, policy = policy.requires_grad_(False), tunable(policy, table)
+    if rules:
+        rule = functools.reduce(both, rules)
+        reference, policy = constrain(reference, rule), constrain(policy, rule)
+    guard = Guard(table.lookup, f"score of {table.name}", training.on_error, training.cache)
+    objective = Objective(guard, reference, alpha)
+    truth = Truth(objective, table)
+    return Job(
+        policy,
+        objective,
+        copy.deepcopy(algorithm),
+        training,
+        target_kl,
+        draw=partial(draw, alphabet=table.alphabet, best=0.1),  # others have the motif anywhere, if at all
+        spell=partial(spell, alphabet=table.alphabet),
+        diversity=lambda sample: diversity(sample).value,
+        exact=truth.of,
+        optimum=truth.of_optimum,
+        exact_note=truth.note(),
+    )
+
+
+class Truth:
+    """What is known exactly of policies on a landscape, by name, beside the optimum."""
+
+    def __init__(self, objective: Objective, table: Landscape):
+        self.objective, self.table = objective, table
+        self.better = table.score > best_seen(table)
+        self._solved: tuple[float, exact.Solution] | None = None
+
+    def of(self, policy: Policy) -> dict[str, float]:
+        found, solved = exact.evaluate(self.objective, policy, self.table.score), self.solved()
+        return self._row(found.reward, found.kl, found.objective, found.law, solved)
+
+    def of_optimum(self) -> dict[str, float]:
+        solved = self.solved()
+        return self._row(solved.reward, solved.kl, solved.optimum, solved.law, solved)
+
+    def solved(self) -> exact.Solution:
+        """The optimum at the objective's present alpha."""
+        alpha = self.objective.alpha
+        if self._solved is None or self._solved[0] != alpha:
+            self._solved = alpha, exact.solve(self.objective, self.table.score)
+        return self._solved[1]
+
+    def note(self) -> str:
+        return NOTE.format(
+            count=f"{len(self.table.score):,}",
+            seen=f"{len(self.table.lower_half()):,}",
+            best=best_seen(self.table),
+            about=self.table.note,
+        )
+
+    def _row(
+        self, reward: Scalar, cost: Scalar, objective: Scalar, law: Points, solved: exact.Solution
+    ) -> dict[str, float]:
+        return {
+            "reward": reward.item(),
+            "path KL to the pretrained model, nats": cost.item(),
+            "J": objective.item(),
+            "gap (J* - J) / alpha, nats": (solved.optimum - objective).item() / self.objective.alpha,
+            "KL(policy || p_r), nats": exact.kl(law, solved.law).item(),
+            "KL(p_r || policy), nats": exact.kl(solved.law, law).item(),
+            "share better than any sequence seen in pretraining": law[self.better].sum().item(),
+        }
+
+
+def _frozen(template: str | None, table: Landscape, free: str) -> Index | None:
+    """The start of a chain that keeps the letters of a template."""
+    if template is None:
+        return None
+    return encode([template], table.alphabet + free, table.length)[0]

@@ -1,0 +1,1 @@
+"""Sequences as people read them."""

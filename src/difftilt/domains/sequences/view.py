@@ -1,0 +1,220 @@
+"""Sequences as people read them, FASTA and logos, and what sets of them are judged by."""
+
+import math
+from pathlib import Path
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from torch import Tensor
+
+from difftilt.atomic import atomic_file
+from difftilt.data.vocabulary import spell
+from difftilt.evaluation.evaluate import Evaluation
+from difftilt.evaluation.metrics import Estimate, at_least, jackknife
+from difftilt.shapes import PerLetter, Sequences, Some
+from difftilt.transition import tokens
+
+GROUPS = 100  # parts of a set that the jackknife leaves out in turn
+LETTERS_PER_LINE = 25  # of a logo
+SCALES = (0.05, 0.1, 0.2, 0.5, 1)  # in bits, that a logo is drawn on if nothing stands out; else all bits
+BASES = {"A": "#008000", "C": "#0000d0", "G": "#f0a000", "TU": "#d00000"}
+RESIDUES = {  # by chemistry, as WebLogo has it
+    "GSTYC": ("polar", "#008000"),
+    "NQ": ("neutral", "#8000a0"),
+    "KRH": ("basic", "#0000d0"),
+    "DE": ("acidic", "#d00000"),
+    "AVLIPWFM": ("hydrophobic", "#000000"),
+}
+
+
+def draw(seen: Evaluation, path: Path, alphabet: str, best: float = 1.0) -> None:
+    """Writes samples as FASTA, with scores in the headers, and their logo, beginning with a path.
+
+    Args:
+        best: Share of the samples, those of the highest rewards, that the logo shows, in (0, 1].
+    """
+    write_fasta(path.with_suffix(".fasta"), seen, alphabet)
+    shown = seen.reward.argsort(descending=True)[: max(round(best * len(seen.reward)), 1)]
+    title = "" if best == 1 else f"the {len(shown)} of {len(seen.reward)} samples with the highest rewards"
+    write_logo(path.with_suffix(".png"), tokens(seen.sample)[shown], alphabet, title)
+
+
+def write_fasta(path: Path, seen: Evaluation, alphabet: str) -> None:
+    """Writes `>1 reward=0.71 kl_nats=1.2` and the sequence below it, for every sample."""
+    scores = {name.replace(" ", "_"): x.tolist() for name, x in seen.scores().items()}
+    with atomic_file(path) as part, part.open("w", encoding="utf-8") as file:
+        for i, word in enumerate(spell(tokens(seen.sample), alphabet)):
+            header = " ".join(f"{name}={values[i]:.6g}" for name, values in scores.items())
+            file.write(f">{i + 1} {header}\n{word}\n")
+
+
+def write_logo(path: Path, sequences: Sequences, alphabet: str, title: str = "") -> None:
+    """Draws a sequence logo: stacks as high as the information, of letters as high as their share in it.
+
+    The scale ends at log2 K bits, or earlier where no stack comes near: read it before you compare two.
+
+    Source:
+        Schneider and Stephens (1990), https://doi.org/10.1093/nar/18.20.6097
+    """
+    heights = shares(sequences, len(alphabet)) * information(sequences, len(alphabet))[:, None]
+    tallest = heights.sum(1).max().item()
+    top = next((bits for bits in SCALES if tallest <= bits), math.log2(len(alphabet)))
+    lines = heights.tensor_split(-(-len(heights) // LETTERS_PER_LINE))
+    width = min(max(5.0, len(lines[0])), 7.0)
+    figure = Figure(figsize=(width, 2.4 * len(lines) + 0.2), layout="constrained")
+    first = 1
+    for i, line in enumerate(lines):
+        _draw_line(figure.add_subplot(len(lines), 1, i + 1), line, alphabet, first, len(lines[0]), top)
+        first += len(line)
+    figure.axes[0].set_title(title, fontsize="medium")
+    figure.axes[-1].set_xlabel("position")
+    if not _is_nucleic(alphabet):
+        key = [Patch(color=colour, label=name) for name, colour in RESIDUES.values()]
+        figure.legend(
+            handles=key, loc="outside upper center", ncols=len(key), frameon=False, fontsize="small",
+            handlelength=1, columnspacing=1,
+        )  # fmt: skip
+    with atomic_file(path) as file:
+        figure.savefig(file, format="png", dpi=150)
+
+
+def kmer_correlation(a: Sequences, b: Sequences, categories: int, k: int = 3) -> Estimate:
+    """Pearson's correlation of how often each of the K^k words of k letters occurs in two sets.
+
+    All windows count. The standard error is the jackknife's over at most 100 parts of each set; for two sets
+    from one law it is too wide, by a factor of sqrt 2 in the limit. The correlation is NaN if one of the sets
+    holds all words equally often.
+
+    Args:
+        a: Sequences of tokens 0 to K - 1, of k letters or more, 3 or more of them.
+        b: As `a`; their number and length may differ.
+        categories: K.
+    Source:
+        Wang et al. (2024, DRAKES), naturalness by 3-mers. https://arxiv.org/abs/2410.13643
+    """
+    at_least(3, a, b)
+    counts_a, counts_b = _kmers(a, categories, k), _kmers(b, categories, k)
+    total_a, total_b = counts_a.sum(0), counts_b.sum(0)
+    value = _pearson(total_a[None], total_b[None])
+    errors = jackknife(_pearson(total_a - counts_a, total_b[None]))
+    errors = errors + jackknife(_pearson(total_a[None], total_b - counts_b))
+    return Estimate(value.item(), errors.sqrt().item())
+
+
+def diversity(sequences: Sequences) -> Estimate:
+    """The mean share of positions at which two of the sequences differ, with its jackknife error.
+
+    It equals the mean cosine distance of the one-hot vectors. Collapse drives it to 0; letters drawn evenly
+    from K give 1 - 1 / K.
+    """
+    at_least(3, sequences)
+    n = len(sequences)
+    counts = _counts(sequences, int(sequences.max()) + 1)
+    same = (counts * (counts - 1)).sum(1)  # ordered pairs with the same letter, per position
+    own = counts.gather(1, sequences.T).T - 1  # other sequences with the same letter there
+    without = 1 - ((same - 2 * own) / ((n - 1) * (n - 2))).mean(1)
+    value = 1 - (same / (n * (n - 1))).mean()
+    return Estimate(value.item(), jackknife(without).sqrt().item())
+
+
+def unique_share(sequences: Sequences) -> float:
+    """How many different sequences there are, as a share of all. It falls as more are drawn."""
+    at_least(1, sequences)
+    return len(set(_rows(sequences))) / len(sequences)
+
+
+def novel_share(sequences: Sequences, known: Sequences) -> Estimate:
+    """The share of the sequences that are not among the known ones, with its binomial error."""
+    at_least(2, sequences)
+    if sequences.shape[1] != known.shape[1]:
+        raise ValueError(
+            f"sequences of {sequences.shape[1]} letters came with known ones of {known.shape[1]}; compare"
+            " equal lengths"
+        )
+    old = set(_rows(known))
+    share = sum(row not in old for row in _rows(sequences)) / len(sequences)
+    return Estimate(share, (share * (1 - share) / (len(sequences) - 1)) ** 0.5)
+
+
+def shares(sequences: Sequences, categories: int) -> PerLetter:
+    """The share of every letter at every position."""
+    at_least(1, sequences)
+    return _counts(sequences, categories) / len(sequences)
+
+
+def entropy(sequences: Sequences, categories: int) -> Some:
+    """H = -sum_k p_k log2 p_k of every position, in bits, from the shares p; too low by about
+    (K - 1) / (2 n ln 2).
+    """
+    return torch.special.entr(shares(sequences, categories)).sum(1) / math.log(2)
+
+
+def information(sequences: Sequences, categories: int) -> Some:
+    """log2 K - H of every position in bits, less its bias in a set of n, (K - 1) / (2 n ln 2); at least 0."""
+    bias = (categories - 1) / (2 * math.log(2) * len(sequences))
+    return (math.log2(categories) - bias - entropy(sequences, categories)).clamp(min=0)
+
+
+def _draw_line(axes: Axes, heights: PerLetter, alphabet: str, first: int, width: int, top: float) -> None:
+    """One line of a logo, `width` positions wide and `top` bits high."""
+    import logomaker  # which loads pandas and pyplot
+    import pandas as pd
+
+    letters = BASES if _is_nucleic(alphabet) else {key: colour for key, (_, colour) in RESIDUES.items()}
+    colours = dict.fromkeys(alphabet, "#707070") | {c: colour for key, colour in letters.items() for c in key}
+    positions = range(first, first + len(heights))
+    table = pd.DataFrame(heights.cpu().numpy(), index=positions, columns=list(alphabet))
+    logomaker.Logo(table, ax=axes, color_scheme=colours)
+    axes.set(
+        xlim=(first - 0.6, first + width - 0.4),
+        ylim=(0, top),
+        ylabel="information, bits",
+    )
+    axes.set_xticks(positions)
+    axes.spines[["top", "right", "bottom"]].set_visible(False)
+    axes.tick_params(bottom=False)
+
+
+def _is_nucleic(alphabet: str) -> bool:
+    return set(alphabet) <= set("".join(BASES))
+
+
+def _counts(sequences: Sequences, categories: int) -> Tensor:
+    """How often each token is at each position: (position, category)."""
+    _check(sequences, categories)
+    length = sequences.shape[1]
+    place = torch.arange(length, device=sequences.device) * categories
+    flat = (sequences + place).flatten().bincount(minlength=length * categories)
+    return flat.view(length, categories).double()
+
+
+def _kmers(sequences: Sequences, categories: int, k: int) -> Tensor:
+    """How often each word of k letters occurs in each part of a set: (part, word)."""
+    _check(sequences, categories)
+    windows = sequences.shape[1] - k + 1
+    if k < 1 or windows < 1:
+        raise ValueError(f"k must be 1 to {sequences.shape[1]}, the length of the sequences, but {k} came")
+    words = sum(sequences[:, i : i + windows] * categories**i for i in range(k))
+    parts, size = min(len(sequences), GROUPS), categories**k
+    part = torch.arange(len(sequences), device=sequences.device) % parts
+    return (words + part[:, None] * size).flatten().bincount(minlength=parts * size).view(parts, size)
+
+
+def _pearson(x: Tensor, y: Tensor) -> Tensor:
+    """Of each row of x with each row of y, one of which has one row."""
+    x, y = (z.double() - z.double().mean(1, keepdim=True) for z in (x, y))
+    return (x * y).sum(1) / (x.square().sum(1) * y.square().sum(1)).sqrt()
+
+
+def _check(sequences: Sequences, categories: int) -> None:
+    low, high = int(sequences.min()), int(sequences.max())
+    if low < 0 or high >= categories:
+        raise ValueError(
+            f"tokens must be 0 to {categories - 1}, but {low} to {high} came; draw whole sequences"
+        )
+
+
+def _rows(sequences: Sequences) -> list[bytes]:
+    return [row.tobytes() for row in sequences.short().cpu().numpy()]

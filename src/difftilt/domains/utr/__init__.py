@@ -1,0 +1,1 @@
+"""5' UTRs of 50 letters, and the ribosomes that they attract."""

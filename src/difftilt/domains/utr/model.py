@@ -1,0 +1,192 @@
+"""5' UTRs of 50 letters: a masked diffusion model of random ones, and oracles of their ribosome load.
+
+Tokens 0 to 3 are ACGT, T standing for U. The load of a UTR is the mean number of ribosomes on a transcript
+that begins with it. Sample et al. (2019), https://doi.org/10.1038/s41587-019-0164-5.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor
+
+from difftilt.data.libraries import UTR_LENGTH, load_utr
+from difftilt.data.vocabulary import DNA
+from difftilt.domains.bundle import load_half
+from difftilt.processes.masked import MaskedPolicy
+from difftilt.shapes import Cond, OneHot, Output, PerSample, Sequences, State, Step
+from difftilt.transition import one_hot
+
+LETTERS = len(DNA)
+STEPS = 10
+HELD_OUT = 14  # one UTR in so many, 20,000 in all, is seen by no network
+ORACLES = ("proxy", "gold")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """UTRs with their measured loads."""
+
+    sequence: Sequences
+    load: PerSample
+
+
+@dataclass(frozen=True)
+class Split:
+    """Three disjoint parts of the data.
+
+    Args:
+        proxy: The diffusion model and the proxy oracle, which is the reward, learn from it.
+        gold: The diffusion model and the gold oracle, which only ever judges, learn from it.
+        held_out: Nothing learns from it.
+    """
+
+    proxy: Measured
+    gold: Measured
+    held_out: Measured
+
+    @property
+    def train(self) -> Measured:
+        """What the diffusion model learns from."""
+        parts = (self.proxy, self.gold)
+        return Measured(torch.cat([p.sequence for p in parts]), torch.cat([p.load for p in parts]))
+
+
+def load_split() -> Split:
+    """The measured UTRs, always split in the same way.
+
+    Raises:
+        ValueError: If the data are not on this machine, with how to get them.
+    """
+    return split(*load_utr())
+
+
+def split(sequence: Sequences, load: PerSample) -> Split:
+    """Holds some UTRs out, and halves the rest."""
+    order = torch.randperm(len(load), generator=torch.Generator().manual_seed(0))
+    held_out = len(load) // HELD_OUT
+    half = (len(load) - held_out) // 2
+    rows = order[held_out : held_out + half], order[held_out + half :], order[:held_out]
+    return Split(*(Measured(sequence[part], load[part]) for part in rows))
+
+
+class Oracle(nn.Module):
+    """A small convolutional network from UTRs to their loads.
+
+    Besides tokens it reads one-hot vectors, and gradients pass through these.
+
+    Args:
+        width: Channels.
+        kernel: Letters that a convolution sees.
+        depth: Convolutions.
+        features: Units of the layer before the last, which sees where in the UTR a channel was active.
+    """
+
+    mean: Tensor
+    spread: Tensor
+
+    def __init__(self, width: int, kernel: int, depth: int, features: int):
+        super().__init__()
+        channels = [LETTERS] + [width] * depth
+        convolutions = [
+            layer
+            for k in range(depth)
+            for layer in (nn.Conv1d(channels[k], channels[k + 1], kernel, padding="same"), nn.SiLU())
+        ]
+        self.layers = nn.Sequential(
+            *convolutions,
+            nn.Flatten(),
+            nn.Linear(UTR_LENGTH * width, features),
+            nn.SiLU(),
+            nn.Linear(features, 1),
+        )
+        self.register_buffer("mean", torch.zeros(()))
+        self.register_buffer("spread", torch.ones(()))
+
+    def forward(self, x: State) -> PerSample:
+        letters = one_hot(x, LETTERS).to(self.mean.dtype).transpose(1, 2)
+        return self.mean + self.spread * self.layers(letters)[:, 0]
+
+
+class Denoiser(nn.Module):
+    """A residual convolutional network from masked UTRs to logits of every position's letter.
+
+    Each layer sees twice as far as the one before. How much is masked it sees for itself, so it needs no t.
+
+    Args:
+        width: Channels.
+        kernel: Letters that the first convolution sees.
+        depth: Convolutions.
+    """
+
+    def __init__(self, width: int, kernel: int, depth: int):
+        super().__init__()
+        self.embed = nn.Conv1d(LETTERS + 1, width, kernel, padding="same")
+        self.position = nn.Parameter(0.1 * torch.randn(width, UTR_LENGTH))
+        self.layers = nn.ModuleList(
+            nn.Conv1d(width, width, kernel, padding="same", dilation=2**k) for k in range(1, depth)
+        )
+        self.out = nn.Conv1d(width, LETTERS, 1)
+        self.bias = nn.Parameter(torch.zeros(LETTERS, UTR_LENGTH))
+        nn.init.zeros_(self.out.weight)
+
+    def forward(self, x: OneHot, t: Step, cond: Cond) -> Output:
+        hidden = F.silu(self.embed(x.transpose(1, 2)) + self.position)
+        for layer in self.layers:
+            hidden = hidden + F.silu(layer(hidden))
+        return (self.out(hidden) + self.bias).transpose(1, 2)
+
+
+def chain_of(network: nn.Module, steps: int) -> MaskedPolicy:
+    """The chain of a network for UTRs: `steps` times it draws as many letters, at random positions."""
+    return MaskedPolicy(network, LETTERS, UTR_LENGTH, steps=steps)
+
+
+def utr_policy(steps: int = STEPS, *, folder: Path | None = None) -> MaskedPolicy:
+    """The pretrained chain, which draws random UTRs like those that were measured.
+
+    Args:
+        steps: Transitions, 1 to 50; letters drawn in one step do not know of each other.
+        folder: Weights; those in `user_folder` by default.
+    """
+    folder = folder or user_folder()
+    network = Denoiser(**_config(folder)["network"])
+    load_half(network, folder / "model.safetensors")
+    return chain_of(network, steps)
+
+
+def load_oracle(name: str, folder: Path | None = None) -> Oracle:
+    """A pretrained oracle, frozen: `proxy` for rewards, `gold` to judge what came of them."""
+    if name not in ORACLES:
+        raise ValueError(f"the UTR oracles are 'proxy' and 'gold', but {name!r} came")
+    folder = folder or user_folder()
+    oracle = Oracle(**_config(folder)["oracle"])
+    load_half(oracle, folder / f"{name}.safetensors")
+    return oracle.eval().requires_grad_(False)
+
+
+def load_measured(folder: Path | None = None) -> dict[str, Sequences]:
+    """UTRs to compare with: `all`, held-out ones, and `best`, of the 1 % with the highest loads."""
+    folder = folder or user_folder()
+    _config(folder)
+    return {name: x.long() for name, x in load_file(folder / "measured.safetensors").items()}
+
+
+def user_folder() -> Path:
+    """Where this user's models of UTRs lie: ~/.cache/difftilt/models/utr."""
+    return Path.home() / ".cache" / "difftilt" / "models" / "utr"
+
+
+def _config(folder: Path) -> dict[str, dict[str, int]]:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ValueError(
+            f"{folder} holds no models of 5' UTRs: get the data with difftilt data fetch utr, or with"
+            " difftilt data import utr PATH, and make them with difftilt pretrain utr, or name their folder"
+            " with --weights"
+        )
+    return json.loads(path.read_text())

@@ -1,0 +1,158 @@
+"""A soft value is learned from chains of the pretrained model, and checked on fresh ones."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+
+from difftilt.conditions import batch_size, on_device_of, take
+from difftilt.experiment.finetune import make_optimizer, per_process, place
+from difftilt.experiment.job import Job
+from difftilt.experiment.record import VALUE, from_json, read_json, write_json
+from difftilt.guidance.value_guided import ValueGuided
+from difftilt.objective import Objective, Value
+from difftilt.policy import Policy, level
+from difftilt.samplers.particles import log_mean_exp, shares
+from difftilt.shapes import Cond, PerSample, Some, State, Step
+from difftilt.training.seeds import EVALUATION, seed_round
+from difftilt.training.train import load_algorithm, train
+from difftilt.values.regression import ValueRegression, linex
+
+RollIn = Literal["reference", "guided"]
+OWN = ("value", "roll_in", "training")  # settings of the regression, and not of the problem
+CHECKED = 4  # levels of noise
+CHUNK = 256  # chains at a time
+
+
+def fit_value(
+    job: Job, regression: ValueRegression, policy: Policy, folder: Path, accelerator: Accelerator
+) -> dict[str, Any]:
+    """Learns the value of a job's pretrained model in a run folder, from its newest checkpoint if it has one.
+
+    Args:
+        policy: From whose chains; see `roll_in`.
+
+    Returns:
+        The content of summary.json.
+    """
+    training, objective = job.training, job.objective
+    share = per_process(training, accelerator)
+    torch.set_num_threads(training.threads)
+    job = dataclasses.replace(job, policy=objective.reference, algorithm=regression)
+    place(job, accelerator)
+    optimizer, scheduler = make_optimizer(job)
+    totals = train(
+        folder, policy, objective, regression, lambda _: job.cond(share), optimizer, accelerator,
+        rounds=training.rounds, seed=training.seed, scheduler=scheduler, save_every=training.save_every,
+    )  # fmt: skip
+    if not accelerator.is_main_process:
+        return {}
+    load_algorithm(folder, regression)
+    summary = check(regression.value(objective), objective, job.cond(training.evaluate), training.seed)
+    summary |= {
+        "reward_calls": totals.reward_calls + training.evaluate,
+        "network_calls": {"forward": totals.network_calls, "backward": totals.network_calls_backward},
+        "rounds": totals.rounds,
+        "gradient_steps": totals.steps,
+        "seconds": totals.seconds,
+        "dropped": objective.reward.dropped,
+    }
+    write_json(folder / "summary.json", summary)
+    return summary
+
+
+def roll_in(name: RollIn, objective: Objective, regression: ValueRegression) -> Policy:
+    """The chain from which a value is learned: the reference, or the one that the value itself guides."""
+    reference = objective.reference
+    if name == "reference":
+        return reference
+    if reference.symbols:
+        raise ValueError(
+            "chains that a value guides by its gradient are of real numbers, but this model draws tokens;"
+            " take roll-in 'reference'"
+        )
+
+    def learned(x: State, t: Step, cond: Cond) -> PerSample:
+        return regression.value(objective)(x, t, cond)
+
+    return ValueGuided(reference, objective, learned)
+
+
+@torch.no_grad()
+def check(value: Value, objective: Objective, cond: Cond, seed: int) -> dict[str, Any]:
+    """What fresh chains of the reference say about a soft value.
+
+    At every t, E[exp((r - v_t) / alpha)] is 1 for the soft value v_t, and log E[exp(v_T / alpha)] is log Z.
+    """
+    seed_round(seed, EVALUATION)
+    cond = on_device_of(objective.reference, cond)
+    steps, alpha = objective.reference.steps, objective.alpha
+    levels = sorted({math.ceil(steps * k / CHECKED) for k in range(1, CHECKED + 1)})
+    score, found = [], {t: [] for t in levels}
+    for rows in torch.arange(batch_size(cond)).split(CHUNK):
+        seen = objective.sample(objective.reference, take(cond, rows))
+        score.append(seen.reward.double() / alpha)
+        for t, values in found.items():
+            x = seen.path.states[steps - t]
+            values.append(value(x, level(x, t), seen.path.cond).double() / alpha)
+    y, f = torch.cat(score), {t: torch.cat(values) for t, values in found.items()}
+    table = [{"t": t, **_calibration(y, v)} for t, v in f.items()]
+    log_z, log_z_se, _ = _log_mean(f[steps])
+    importance, importance_se, ess = _log_mean(y)
+    return {
+        "alpha": alpha,
+        "chains": len(y),
+        "calibration": table,
+        "log_z": log_z,
+        "log_z_se": log_z_se,
+        "importance_log_z": importance,
+        "importance_log_z_se": importance_se,
+        "importance_ess": ess,
+    }
+
+
+def load_value(folder: Path, job: Job, recipe: str, settings: Mapping[str, Any]) -> Value:
+    """What a run of `fit_value` learned, as the soft value of a job.
+
+    Args:
+        recipe: Of the job.
+        settings: That the job was made with, as in run.json.
+
+    Raises:
+        ValueError: If the value is that of another problem.
+    """
+    record = read_json(folder / "run.json")
+    if record.get("task") != VALUE:
+        raise ValueError(f"{folder} holds no soft value; make one with difftilt value fit {recipe}")
+    learned: Mapping[str, Any] = record["settings"]
+    asked = json.loads(json.dumps(settings)) | {"recipe": recipe, "alpha": job.objective.alpha}
+    for name, value in {"recipe": record["recipe"], **learned}.items():
+        if name not in OWN and asked.get(name) != value:
+            raise ValueError(
+                f"the value in {folder} was learned for {name} {value}, but {asked.get(name)} is asked for;"
+                " learn one for this, or ask for the same"
+            )
+    regression: ValueRegression = from_json(learned["value"], ValueRegression)
+    regression.setup(job.objective.reference, job.cond(2))
+    load_algorithm(folder, regression)
+    return regression.value(job.objective)
+
+
+def _calibration(y: Some, f: Some) -> dict[str, float]:
+    """The mean of exp((r - v) / alpha), which is to be 1, and the LINEX loss, each with its error."""
+    ratio, loss = (y - f).exp(), linex(y, f)
+    numbers = {"mean": ratio, "linex": loss}
+    means = {name: x.mean().item() for name, x in numbers.items()}
+    return means | {f"{name}_se": (x.std() / len(x) ** 0.5).item() for name, x in numbers.items()}
+
+
+def _log_mean(log_w: Some) -> tuple[float, float, float]:
+    """log of the mean weight, its standard error, and the share of the weights that count."""
+    mean = log_mean_exp(log_w[None])[0]
+    error = ((log_w - mean).exp().std() / len(log_w) ** 0.5).item()
+    return mean.item(), error, shares(log_w[None])[0].item()

@@ -1,1 +1,0 @@
-"""Networks, and third-party models as chains."""

@@ -1,0 +1,1 @@
+"""What stands between a chain and a user's network."""

@@ -1,0 +1,250 @@
+"""Networks for sequences of tokens: one-hot states in, logits of every position's clean token out.
+
+All fit any vocabulary, and all but `WordValues` pass gradients on through straight-through states.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from difftilt.data.vocabulary import all_sequences, place_values
+from difftilt.networks.features import waves
+from difftilt.shapes import Cond, Mask, OneHot, Output, Step, Tokens
+
+
+class MLP(nn.Module):
+    """For sequences of up to about twenty tokens.
+
+    Besides the tokens it sees the words of `window` neighbours, each with a vector of its own: interactions
+    of neighbours are then looked up and need not be computed.
+
+    Args:
+        categories: Letters, K; the state has one more, the mask.
+        length: Tokens per sequence.
+        width: Units per layer.
+        depth: Residual layers.
+        window: Letters of a word, at most `length`; 0 is none. Its tables have (length - window + 1)
+            (K + 1)^window rows.
+    """
+
+    def __init__(self, categories: int, length: int, width: int = 128, depth: int = 2, window: int = 0):
+        super().__init__()
+        if not 0 <= window <= length:
+            raise ValueError(f"window must lie between 0 and the length, {length}, but {window} came")
+        self.categories, self.length, self.window = categories, length, window
+        self.letters = nn.Linear(length * (categories + 1), width)
+        words = length - window + 1 if window else 0
+        tables = torch.randn(words, (categories + 1) ** window, width) * 0.3 / max(words, 1) ** 0.5
+        self.words = nn.Parameter(tables)
+        self.layers = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(width), nn.SiLU(), nn.Linear(width, width)) for _ in range(depth)
+        )
+        self.logits = nn.Linear(width, length * categories)
+
+    def forward(self, x: OneHot, t: Step, cond: Cond) -> Output:
+        h = self.letters(x.flatten(1))
+        letters = None if x.requires_grad else _hard(x)
+        places = place_values(self.categories + 1, self.window).to(x.device)
+        for start, table in enumerate(self.words.unbind()):
+            span = slice(start, start + self.window)
+            if letters is None:
+                h = h + _mean_row(table, x[:, span])
+            else:
+                h = h + F.embedding((letters[:, span] * places).sum(1), table)
+        for layer in self.layers:
+            h = h + layer(h)
+        return self.logits(F.silu(h)).view(-1, self.length, self.categories)
+
+
+class Transformer(nn.Module):
+    """A pre-norm encoder with rotary positions, for sequences of any length.
+
+    Args:
+        categories: Letters, K; the state has one more, the mask, unless `symbols` says otherwise.
+        length: Tokens per sequence.
+        width: Units per position, a multiple of `2 * heads`.
+        depth: Layers.
+        heads: Of the attention.
+        symbols: Kinds of token in a state; K + 1 by default.
+        steps: T, if the network is to be told t; a masked chain's number of masks tells it anyway.
+    """
+
+    turns: Tensor
+
+    def __init__(
+        self,
+        categories: int,
+        length: int,
+        width: int = 64,
+        depth: int = 2,
+        heads: int = 4,
+        symbols: int | None = None,
+        steps: int | None = None,
+    ):
+        super().__init__()
+        if width % (2 * heads):
+            raise ValueError(f"width must be a multiple of 2 x {heads} heads, but {width} came")
+        self.steps = steps
+        self.letters = nn.Linear(symbols or categories + 1, width)
+        self.time = None if steps is None else nn.Linear(waves(torch.zeros(1, 1)).shape[1], width)
+        self.layers = nn.ModuleList(_Layer(width, heads) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+        self.logits = nn.Linear(width, categories)
+        half = width // heads // 2
+        rates = 1e4 ** -(torch.arange(half) / half)
+        self.register_buffer("turns", torch.arange(length)[:, None] * rates, persistent=False)
+
+    def forward(self, x: OneHot, t: Step, cond: Cond) -> Output:
+        h = self.letters(x)
+        if self.time is not None and self.steps is not None:
+            h = h + self.time(waves(t.to(h)[:, None] / self.steps))[:, None]
+        for layer in self.layers:
+            h = layer(h, self.turns)
+        return self.logits(self.norm(h))
+
+
+class _Layer(nn.Module):
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
+        self.mix, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, h: Tensor, turns: Tensor) -> Tensor:
+        parts = self.mix(self.norms[0](h)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        query, key, value = parts
+        seen = F.scaled_dot_product_attention(_turned(query, turns), _turned(key, turns), value)
+        h = h + self.out(seen.transpose(1, 2).flatten(2))
+        return h + self.mlp(self.norms[1](h))
+
+
+def _turned(x: Tensor, turns: Tensor) -> Tensor:
+    """Rotates pairs of units by their position, so that attention depends on distances."""
+    a, b = x.chunk(2, -1)
+    cos, sin = turns.cos(), turns.sin()
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
+
+
+class Corrected(nn.Module):
+    """A frozen network and a new one that is added to its logits: what tuning adds to a pretrained model.
+
+    The new one should begin at zero.
+
+    Args:
+        base: Its weights stay as they are.
+        correction: Of the same inputs and outputs.
+    """
+
+    def __init__(self, base: nn.Module, correction: nn.Module):
+        super().__init__()
+        self.base, self.correction = base.requires_grad_(False), correction
+
+    def forward(self, x: OneHot, t: Step, cond: Cond) -> Output:
+        return self.base(x, t, cond) + self.correction(x, t, cond)
+
+
+class WordValues(nn.Module):
+    """The logit of letter y at position i is g(x with y at i), a value of what follows; for short sequences.
+
+    The optimal step is p_pre(x_{t-1} | x_t) exp(v(x_{t-1}) / alpha) up to a factor, so all that tuning has to
+    add to pretrained logits is one number per state, v / alpha. Here g is a sum of numbers in tables, one
+    for each word in x: words of the whole length can hold any value, shorter ones carry over to sequences
+    that were not met. It begins at zero, and reads hard tokens, through which no gradient passes.
+
+    Args:
+        categories: Letters, K; the state has one more, the mask.
+        length: Tokens per sequence, L; a table of whole words has (K + 1)^L numbers.
+        words: Lengths of the words, at most L.
+        both_strands: A word and its reverse complement share their number, for DNA in the order A, C, G, T.
+    """
+
+    def __init__(self, categories: int, length: int, words: Sequence[int], both_strands: bool = False):
+        super().__init__()
+        if not words or not 1 <= min(words) <= max(words) <= length:
+            raise ValueError(f"words have 1 to {length} letters, but lengths {list(words)} came")
+        self.categories, self.length = categories, length
+        self.spans = [(start, size) for size in words for start in range(length - size + 1)]
+        rows: list[Tensor] = []
+        count = 0
+        for start, size in self.spans:
+            own = torch.arange((categories + 1) ** size)
+            twin = (length - start - size, size)
+            if both_strands and start > twin[0]:
+                row = rows[self.spans.index(twin)][_mirrored(categories, size)]
+            else:
+                middle = both_strands and start == twin[0]
+                row = count + (torch.minimum(own, _mirrored(categories, size)) if middle else own)
+                count += len(own)
+            rows.append(row)
+        self.numbers = nn.Parameter(torch.zeros(count))
+        for (start, size), row in zip(self.spans, rows, strict=True):
+            self.register_buffer(f"row_{start}_{size}", row, persistent=False)
+
+    def forward(self, x: OneHot, t: Step, cond: Cond) -> Output:
+        x = _hard(x)
+        letters = torch.arange(self.categories, device=x.device)
+        logits = self.numbers.new_zeros(len(x), self.length, self.categories)
+        for start, size in self.spans:
+            word = x[:, start : start + size]
+            place = place_values(self.categories + 1, size).to(x.device)
+            without = (word * place).sum(1, keepdim=True) - word * place
+            # the word with each letter at each position
+            filled = without[..., None] + letters * place[:, None]
+            row = self.get_buffer(f"row_{start}_{size}").take(filled)
+            value = self.numbers.index_select(0, row.flatten()).view(row.shape)
+            logits = logits + F.pad(value, (0, 0, start, self.length - start - size))
+        return logits
+
+
+def _mirrored(categories: int, size: int) -> Tensor:
+    """The place of each word's reverse complement; masks stay masks."""
+    word = all_sequences(categories + 1, size).flip(1)
+    word = torch.where(word < categories, categories - 1 - word, word)
+    return (word * place_values(categories + 1, size)).sum(1)
+
+
+class BothStrands(nn.Module):
+    """Reads double-stranded DNA in one direction: a sequence and its reverse complement share one answer.
+
+    Of the two the network sees the one that sorts first, so the symmetry is exact and costs no second pass;
+    where they are equal, the answer is averaged with its own mirror image.
+
+    Args:
+        network: On the letters A, C, G, T in this order, so that 3 - k pairs with k.
+    """
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: OneHot, t: Step, cond: Cond) -> Output:
+        mirror = torch.cat([x[..., :4].flip(1, 2), x[..., 4:].flip(1)], -1)
+        here, there = _hard(x), _hard(mirror)
+        turn = _sorts_before(there, here)[:, None, None]
+        logits = self.network(torch.where(turn, mirror, x), t, cond)
+        back = logits.flip(1, 2)
+        alike = (here == there).all(1)[:, None, None]
+        return torch.where(alike, (logits + back) / 2, torch.where(turn, back, logits))
+
+
+def _sorts_before(a: Tokens, b: Tokens) -> Mask:
+    """By the first token that differs; equal rows do not."""
+    first = (a != b).long().argmax(1, keepdim=True)
+    return (a.gather(1, first) < b.gather(1, first))[:, 0]
+
+
+def _hard(x: OneHot) -> Tokens:
+    """The tokens of one-hot vectors; an argmax over so few numbers is several times slower."""
+    return (x.detach() @ torch.arange(x.shape[-1], dtype=x.dtype, device=x.device)).round().long()
+
+
+def _mean_row(table: Tensor, word: OneHot) -> Tensor:
+    """Of relaxed letters, the mean over words, which carries their gradients."""
+    weight = word[:, 0]
+    for letter in word.unbind(1)[1:]:
+        weight = (weight[:, :, None] * letter[:, None]).flatten(1)
+    return weight @ table

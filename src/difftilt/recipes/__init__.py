@@ -1,1 +1,0 @@
-"""Complete jobs, each a plain function that reads from top to bottom."""

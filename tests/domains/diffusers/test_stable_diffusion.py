@@ -1,0 +1,290 @@
+"""Stable Diffusion as a chain: equal to diffusers' own sampling, tuned by the unchanged PPO, with LoRA."""
+
+import copy
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+pytest.importorskip("diffusers")
+pytest.importorskip("peft")
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EDMEulerScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    PNDMScheduler,
+)
+
+from difftilt.algorithms.ppo import PPO
+from difftilt.conditions import take
+from difftilt.domains.diffusers.stable_diffusion import (
+    LORA_FILE,
+    load_lora,
+    lora,
+    save_lora,
+    scheduler_grid,
+    stable_diffusion,
+)
+from difftilt.networks.adapters import without_adapters
+from difftilt.objective import Objective
+from difftilt.policy import Policy, path_kl, path_log_prob, rollout
+from difftilt.shapes import Cond
+from difftilt.training.fit import fit
+
+PROMPTS = ["a cat", "a dog", "red"]
+
+
+@pytest.fixture
+def double() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def in_double(scheduler: Any) -> None:
+    """diffusers computes its schedules in float32, and its coefficients from them."""
+    scheduler.alphas_cumprod = scheduler.alphas_cumprod.double()
+    scheduler.final_alpha_cumprod = scheduler.final_alpha_cumprod.double()
+
+
+def redness(image: Tensor, cond: Cond) -> Tensor:
+    return (image[:, 0] - image[:, 1:].mean(1)).mean((1, 2))
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("eta", [1.0, 0.3])
+def test_every_step_is_the_schedulers_own(double, make_pipe, prediction_type, eta):
+    pipe = make_pipe(prediction_type=prediction_type)
+    in_double(pipe.scheduler)
+    policy, encode = stable_diffusion(pipe, steps=5, eta=eta, guidance_scale=1.0)
+    cond = encode(PROMPTS)
+    own = copy.deepcopy(pipe.scheduler)
+    own.set_timesteps(5)
+    assert policy.steps == 5
+    x = torch.randn(3, 4, 8, 8)
+    for t, time in zip(range(5, 0, -1), own.timesteps, strict=True):
+        with torch.no_grad():
+            step = policy(x, torch.full((3,), t), cond)
+            output = pipe.unet(x, time, cond["embed"]).sample
+        ends = [own.step(output, time, x, eta=eta, variance_noise=torch.full_like(x, z)) for z in (0.0, 1.0)]
+        mean, shifted = (end.prev_sample for end in ends)
+        torch.testing.assert_close(step.mean, mean, rtol=0, atol=1e-10)
+        torch.testing.assert_close(step.std, shifted - mean, rtol=0, atol=1e-10)
+        x = step.sample()
+
+
+def test_a_whole_guided_run_of_the_pipeline_is_the_chain_fed_the_same_noise(double, pipe):
+    in_double(pipe.scheduler)
+    policy, encode = stable_diffusion(pipe, steps=5, guidance_scale=7.5, micro_batch=2)
+    cond, latents = encode(PROMPTS), torch.randn(3, 4, 8, 8)
+    settings = {"latents": latents, "num_inference_steps": 5, "guidance_scale": 7.5, "eta": 1.0}
+
+    def run(kind: str) -> Tensor:
+        noise = torch.Generator().manual_seed(7)
+        return pipe(PROMPTS, **settings, generator=noise, output_type=kind).images
+
+    x, noise = latents, torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for t in range(policy.steps, 0, -1):
+            step = policy(x, torch.full((3,), t), cond)
+            x = step.mean + step.std * torch.randn(x.shape, generator=noise)
+        image = policy.decode(x)
+    torch.testing.assert_close(x, run("latent"), rtol=0, atol=1e-9)
+    torch.testing.assert_close(image, torch.as_tensor(run("pt")), rtol=0, atol=1e-9)
+    assert image.shape == (3, 3, 16, 16)
+    assert image.min() >= 0 and image.max() <= 1
+
+
+def tune(policy: Policy, reference: Policy, cond: Cond, rounds: int, alpha: float = 1e-3) -> list[dict]:
+    parameters = [p for p in policy.parameters() if p.requires_grad]
+    return list(
+        fit(
+            policy,
+            Objective(redness, reference, alpha),
+            PPO(epochs=1, minibatches=2),
+            [cond] * rounds,
+            torch.optim.AdamW(parameters, 1e-2, weight_decay=0),
+            Accelerator(cpu=True),
+        )
+    )
+
+
+def test_ppo_tunes_the_adapters_and_nothing_else(pipe):
+    policy, encode = stable_diffusion(pipe, steps=3, guidance_scale=2.0, micro_batch=16)
+    cond = encode(PROMPTS * 3)
+    base = {name: p.detach().clone() for name, p in pipe.unet.named_parameters()}
+    reference = lora(policy, pipe, rank=4)
+    assert [name for name, p in policy.named_parameters() if p.requires_grad and "lora" not in name] == []
+    assert not any(p.requires_grad for p in reference.parameters())
+    assert all(p.requires_grad == ("lora" in name) for name, p in pipe.unet.named_parameters())
+
+    path = rollout(policy, cond)
+    assert path_kl(policy, reference, path).abs().max() == 0
+    frozen = path_log_prob(reference, path).detach()
+    assert frozen.equal(path_log_prob(policy, path).detach())
+
+    rows = tune(policy, reference, cond, rounds=3)
+    assert {"reward", "reward_se", "kl_nats", "objective", "objective_se"} <= rows[-1].keys()
+    assert rows[0]["kl_nats"] == 0
+    assert path_kl(policy, reference, path).sum(0).min() > 0
+    assert path_log_prob(reference, path).detach().equal(frozen)
+    for name, p in pipe.unet.named_parameters():
+        if "lora" not in name:
+            assert p.equal(base[name.replace(".base_layer", "")]), name
+
+
+def test_the_reference_is_no_second_copy(pipe):
+    policy, _ = stable_diffusion(pipe, steps=4)
+    own = sum(p.numel() for p in policy.parameters())
+    reference = lora(policy, pipe)
+    assert list(reference.parameters()) == []
+    held = sum(b.numel() for b in reference.buffers())
+    assert held < 1000 < own  # the grid and the null embedding
+    network: Any = reference.network
+    assert network.network.unet._shared[0] is pipe.unet
+
+
+@pytest.mark.parametrize("inner", [False, True])
+def test_gradients_through_the_reference_survive_recomputation(double, pipe, inner):
+    plain, encode = stable_diffusion(pipe, steps=4)
+    small, _ = stable_diffusion(pipe, steps=4, micro_batch=1)
+    cond = encode(PROMPTS)
+    without = lora(plain, pipe)
+    for name, p in pipe.unet.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(p)
+    small_without = without_adapters(small, pipe.unet)
+    x = torch.randn(3, 4, 8, 8)
+
+    def gradient(policy: Policy) -> Tensor:
+        start = x.clone().requires_grad_()
+        policy(start, torch.tensor([4, 3, 1]), cond).log_prob(x).sum().backward()
+        return torch.as_tensor(start.grad)
+
+    expected, tuned = gradient(without), gradient(plain)
+    pipe.unet.train()  # diffusers checkpoints in training mode only
+    if inner:
+        pipe.unet.enable_gradient_checkpointing()
+    torch.testing.assert_close(gradient(small_without), expected)
+    torch.testing.assert_close(gradient(small), tuned)
+    assert not torch.allclose(expected, tuned, rtol=1e-3)
+    assert all(p.requires_grad == ("lora" in name) for name, p in pipe.unet.named_parameters())
+    assert pipe.unet.is_gradient_checkpointing == inner
+
+
+def test_saved_adapters_work_in_a_fresh_pipeline(pipe, make_pipe, tmp_path):
+    policy, encode = stable_diffusion(pipe, steps=4)
+    cond = encode(PROMPTS)
+    reference = lora(policy, pipe, rank=2)
+    tune(policy, reference, cond, rounds=1)
+    save_lora(pipe, tmp_path)
+    fresh = make_pipe()
+    own, encode = stable_diffusion(fresh, steps=4)
+    x, t = torch.randn(3, 4, 8, 8), torch.tensor([4, 2, 1])
+    base = own(x, t, encode(PROMPTS)).mean
+    assert base.equal(reference(x, t, cond).mean)
+    load_lora(fresh, tmp_path)
+    assert own(x, t, encode(PROMPTS)).mean.equal(policy(x, t, cond).mean)
+    assert not own(x, t, encode(PROMPTS)).mean.equal(base)
+
+
+@pytest.mark.parametrize(
+    "prefix", ["", "transformer.", "base_model.model.unet.", "unet.unet.", "text_encoder."]
+)
+def test_adapters_under_a_wrong_name_are_refused(pipe, make_pipe, tmp_path, prefix):
+    policy, _ = stable_diffusion(pipe, steps=4)
+    lora(policy, pipe)
+    save_lora(pipe, tmp_path)
+    weights = load_file(tmp_path / LORA_FILE)
+    assert all(name.startswith("unet.") for name in weights)
+    save_file({prefix + name.removeprefix("unet."): w for name, w in weights.items()}, tmp_path / LORA_FILE)
+    fresh = make_pipe()
+    with pytest.raises(ValueError, match="belong to no layer of the UNet"):
+        load_lora(fresh, tmp_path)
+    assert not any("lora" in name for name, _ in fresh.unet.named_parameters())
+
+
+def test_prompts_are_encoded_once_and_in_order(pipe):
+    _, encode = stable_diffusion(pipe, steps=4)
+    calls = []
+    pipe.text_encoder.register_forward_hook(lambda module, args, output: calls.append(len(args[0])))
+    cond = encode(["b", "a", "b", "c"])
+    again = encode(["c", "a"])
+    assert sum(calls) == 3
+    assert cond["prompt"] == ["b", "a", "b", "c"]
+    embed = torch.as_tensor(cond["embed"])
+    assert embed[0].equal(embed[2]) and not embed[0].equal(embed[1])
+    assert torch.as_tensor(again["embed"]).equal(embed[[3, 1]])
+    assert not any(p.requires_grad for p in [*pipe.vae.parameters(), *pipe.text_encoder.parameters()])
+
+
+def test_images_carry_gradients_in_any_micro_batch(double, pipe):
+    latent = torch.randn(3, 4, 8, 8)
+
+    def gradient(micro_batch: int | None) -> Tensor:
+        policy, _ = stable_diffusion(pipe, steps=4, micro_batch=micro_batch)
+        x = latent.clone().requires_grad_()
+        redness(policy.decode(x), {}).sum().backward()
+        return torch.as_tensor(x.grad)
+
+    assert gradient(None).abs().max() > 0
+    torch.testing.assert_close(gradient(None), gradient(1))
+
+
+def test_a_half_precision_unet_has_full_precision_densities(pipe):
+    policy, encode = stable_diffusion(pipe.to(torch.bfloat16), steps=4)
+    cond = encode(PROMPTS)
+    assert torch.as_tensor(cond["embed"]).dtype == torch.bfloat16
+    reference = lora(policy, pipe)
+    path = rollout(policy, cond)
+    assert path.states.dtype == path.sample.dtype == torch.float32
+    assert path_kl(policy, reference, path).abs().max() == 0
+    assert all(p.dtype == torch.float32 for p in policy.parameters() if p.requires_grad)
+    assert torch.as_tensor(encode(["new"])["embed"]).dtype == torch.bfloat16
+    tune(policy, reference, take(cond, torch.tensor([0, 1, 2, 0])), rounds=1)
+    assert path_kl(policy, reference, path).sum() > 0
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        DDIMScheduler(timestep_spacing="trailing"),
+        DDIMScheduler(timestep_spacing="leading"),
+        PNDMScheduler(skip_prk_steps=True, steps_offset=1),
+        EulerDiscreteScheduler(use_karras_sigmas=True),
+        DPMSolverMultistepScheduler(),
+        EDMEulerScheduler(),
+        FlowMatchEulerDiscreteScheduler(shift=3.0),
+    ],
+    ids=lambda own: type(own).__name__,
+)
+def test_any_schedulers_grid_has_its_timesteps(own):
+    before = repr(vars(own))
+    grid = scheduler_grid(own, 8)
+    assert repr(vars(own)) == before
+    own.set_timesteps(8)
+    times = own.timesteps.double().flip(0).unique_consecutive()
+    torch.testing.assert_close(grid.time.double()[-len(times) :], times)
+    assert grid.sigma[0] > 0 and grid.steps in (7, 8)
+
+
+def test_other_pipelines_are_refused():
+    with pytest.raises(ValueError, match=r"StableDiffusionPipeline .* is needed, but a Linear came"):
+        stable_diffusion(torch.nn.Linear(1, 1))  # pyright: ignore[reportArgumentType]
+
+
+def test_a_missing_library_is_named(monkeypatch, pipe):
+    policy, _ = stable_diffusion(pipe, steps=4)
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ImportError, match=r"needs diffusers; .* pip install 'difftilt\[diffusers\]'"):
+        stable_diffusion(pipe)
+    with pytest.raises(ImportError, match=r"need peft; .* pip install 'difftilt\[diffusers\]'"):
+        lora(policy, pipe)
