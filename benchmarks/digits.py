@@ -15,9 +15,9 @@ from pathlib import Path
 
 import torch
 
-from difftilt.domains.digits.recipe import ALGORITHM, TRAINING, digits
+from difftilt.domains.digits.recipe import TRAINING, digits
 from difftilt.experiment.finetune import finetune
-from difftilt.experiment.record import describe, to_json, write_json
+from difftilt.experiment.record import to_json, write_json
 from difftilt.training.distributed import make_accelerator
 
 SETTINGS = {
@@ -45,8 +45,6 @@ def run(task: str, seed: int) -> dict:
     settings = dict(SETTINGS[task])
     settings["training"] = dataclasses.replace(settings["training"], seed=seed)
     with tempfile.TemporaryDirectory() as folder:
-        record = describe("digits", {"algorithm": ALGORITHM, **settings}, 1, "cpu")
-        write_json(Path(folder) / "run.json", record)
         start = time.monotonic()
         summary = finetune(digits(**settings), Path(folder), make_accelerator())
         wall = time.monotonic() - start

@@ -37,7 +37,7 @@ from difftilt import (
 from difftilt.domains.digits.recipe import digits
 from difftilt.experiment.finetune import finetune
 from difftilt.experiment.job import Training
-from difftilt.experiment.record import describe, to_json, write_json
+from difftilt.experiment.record import to_json, write_json
 from difftilt.training.distributed import make_accelerator
 
 TARGET_KL, START_ALPHA, STEPS = 4.0, 0.3, 10
@@ -106,7 +106,6 @@ def run(task: str, name: str, seed: int, alpha: float) -> dict[str, Any]:
     settings: dict[str, Any] = {"algorithm": entry.algorithm(), "alpha": alpha * entry.tilts, "steps": STEPS}
     settings |= {"target_kl": TARGET_KL if equal else None, "training": training}
     with tempfile.TemporaryDirectory() as folder:
-        write_json(Path(folder) / "run.json", describe("digits", settings, 1, "cpu"))
         start = time.monotonic()
         summary = finetune(digits(**settings), Path(folder), make_accelerator())
         wall = time.monotonic() - start

@@ -32,8 +32,8 @@ import torch
 from difftilt import PPO, Objective, Policy, fit
 from difftilt.conditions import unconditional
 from difftilt.data.landscape import load_landscape
-from difftilt.domains.digits.model import asked, digits_policy
-from difftilt.domains.digits.recipe import gold, proxy
+from difftilt.domains.digits.model import asked, digits_policy, load_classifier
+from difftilt.domains.digits.recipe import gold
 from difftilt.domains.landscape.model import landscape_policy, tunable
 from difftilt.evaluation.evaluate import evaluate
 from difftilt.exact import landscape as exact
@@ -41,6 +41,7 @@ from difftilt.experiment.record import write_json
 from difftilt.guard import Reward
 from difftilt.networks.network_calls import NetworkCalls
 from difftilt.objective import Algorithm, Value
+from difftilt.rewards.image import class_log_prob
 from difftilt.samplers.base import Sampler
 from difftilt.samplers.best_of_n import BestOfN
 from difftilt.samplers.discrete_guidance import DiscreteGuidance
@@ -97,7 +98,8 @@ def six6() -> tuple[Policy, Policy]:
 
 TASKS = {
     "digits": Task(
-        digits, lambda: proxy("class", TARGET), asked, (0.03, 0.1, 0.3, 1.0), 256, 10, 256, 3e-4,
+        digits, lambda: class_log_prob(load_classifier("proxy"), TARGET),
+        asked, (0.03, 0.1, 0.3, 1.0), 256, 10, 256, 3e-4,
         lambda: PPO(advantage="critic", minibatches=8), 3, 0, lambda: gold("class", TARGET),
     ),
     "six6": Task(

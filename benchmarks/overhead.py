@@ -19,8 +19,8 @@ import torch
 import torch.nn as nn
 
 from difftilt import PPO, Objective, fit
-from difftilt.domains.digits.model import asked, digits_policy
-from difftilt.domains.digits.recipe import proxy
+from difftilt.domains.digits.model import asked, digits_policy, load_classifier
+from difftilt.rewards.image import class_log_prob
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     policy = digits_policy()
     reference = copy.deepcopy(policy).requires_grad_(False)
-    objective = Objective(proxy("class", 3), reference, alpha=0.1)
+    objective = Objective(class_log_prob(load_classifier("proxy"), 3), reference, alpha=0.1)
     optimizer = torch.optim.Adam(policy.parameters(), 1e-5)
     algorithm = PPO()
 

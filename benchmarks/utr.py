@@ -35,7 +35,7 @@ from difftilt.evaluation.report import outcome
 from difftilt.evaluation.run_folder import read_run
 from difftilt.evaluation.verdict import ceiling, findings, headline
 from difftilt.experiment.finetune import finetune
-from difftilt.experiment.record import describe, to_json, write_json
+from difftilt.experiment.record import to_json, write_json
 from difftilt.training.distributed import make_accelerator
 
 NOTHING = 1e-6
@@ -57,7 +57,7 @@ def main() -> None:
     options = parse()
     rows = json.loads(options.out.read_text())["rows"] if options.out and options.out.exists() else []
     if options.algorithms:
-        rows = measure(options, options.weights or user_folder(), rows)
+        rows = measure(options, options.weights or user_folder("utr"), rows)
     if options.picture:
         draw(rows, options.picture)
 
@@ -98,7 +98,6 @@ def run(name: str, alpha: float, seed: int, weights: Path) -> dict[str, Any]:
     settings: dict[str, Any] = {"algorithm": algorithm(), "alpha": alpha, "training": training}
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
-        write_json(folder / "run.json", describe("utr", settings, 1, "cpu"))
         start = time.monotonic(), time.process_time()
         summary = finetune(utr(**settings, weights=weights), folder, make_accelerator())
         spent = time.monotonic() - start[0], time.process_time() - start[1]

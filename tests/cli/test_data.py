@@ -199,7 +199,7 @@ def test_a_damaged_archive_is_refused(moses: Path, store: Path, capsys):
         ),
         (("fetch",), "Missing from difftilt data fetch: NAME"),
         (("import", "gb1"), "Missing from difftilt data import: PATH"),
-        (("list", "--what"), "Unrecognized"),
+        (("list", "--what"), "there is no option --what"),
     ],
     ids=["nothing", "command", "name", "no-name", "no-path", "option"],
 )

@@ -7,7 +7,8 @@ import string
 import pytest
 import torch
 
-from difftilt.cli.main import COMMANDS, RECIPES, main
+from difftilt.cli.main import COMMANDS, main
+from difftilt.cli.runs import RECIPES
 from difftilt.settings import choose
 
 LINES = 2000

@@ -39,7 +39,7 @@ def refused(words: list[str], capsys) -> tuple[int, str]:
 
 def drawn(words: list[str], out: Path, capsys) -> dict:
     """What a sampling printed."""
-    main(["sample", *words, "--out", str(out)])
+    main(["sample", *words, "--out", str(out), "--json"])
     text = capsys.readouterr().out
     return json.loads(text[: text.rindex("}") + 1])
 

@@ -15,11 +15,13 @@ from difftilt.data.vocabulary import DNA, spell
 from difftilt.domains.sequences import view as sequences
 from difftilt.evaluation.report import write_report
 from difftilt.exact import landscape
-from difftilt.experiment.finetune import finetune, sample, trained
-from difftilt.experiment.job import Job, Training
+from difftilt.experiment.finetune import finetune
+from difftilt.experiment.job import Job, View
+from difftilt.experiment.sample import sample, trained
 from difftilt.objective import Objective
 from difftilt.policy import Policy
 from difftilt.processes.masked import MaskedPolicy
+from difftilt.training.settings import Training
 
 LENGTH, ALPHA = 2, 0.2
 TRAINING = Training(rounds=3, batch=64, evaluate=40, learning_rate=0.1)
@@ -62,11 +64,13 @@ def job(training: Training = TRAINING) -> Job:
         objective,
         PPO(),
         training,
-        draw=lambda seen, path: sequences.draw(seen, path, DNA),
-        spell=lambda x: spell(x, DNA),
-        exact=exact,
-        optimum=optimum,
-        exact_note="All 16 sequences were scored.",
+        view=View(
+            draw=lambda seen, path: sequences.draw(seen, path, DNA),
+            spell=lambda x: spell(x, DNA),
+            exact=exact,
+            optimum=optimum,
+            exact_note="All 16 sequences were scored.",
+        ),
     )
 
 

@@ -11,28 +11,35 @@ from typing import Any
 
 import pytest
 
-from difftilt.cli.runs import RECIPES
+from difftilt.algorithms.ppo import PPO
+from difftilt.cli.runs import RECIPES, recipe_of
 from difftilt.experiment.record import restore, to_json
+from difftilt.objective import Algorithm
 
 RANDOM = 50
+
+
+def in_range(hint: Any, rng: random.Random) -> Any:
+    """A value within the limits of an annotation."""
+    limits = {
+        key: value
+        for limit in hint.__metadata__
+        for key in ("gt", "ge", "lt", "le")
+        if (value := getattr(limit, key, None)) is not None
+    }
+    if hint.__origin__ in (int, float):
+        low = limits.get("ge", limits.get("gt", 0))
+        high = min(limits.get("le", limits.get("lt", low + 5)), low + 5)
+        if hint.__origin__ is int:
+            return rng.randint(int(low) + ("gt" in limits), int(high) - ("lt" in limits))
+        return rng.uniform(low + 1e-3 * (high - low), high - 1e-3 * (high - low))
+    return any_value(hint.__origin__, rng)
 
 
 def any_value(hint: Any, rng: random.Random) -> Any:
     """A value that an annotation allows."""
     if typing.get_origin(hint) is typing.Annotated:
-        limits = {
-            key: value
-            for limit in hint.__metadata__
-            for key in ("gt", "ge", "lt", "le")
-            if (value := getattr(limit, key, None)) is not None
-        }
-        if hint.__origin__ in (int, float):
-            low = limits.get("ge", limits.get("gt", 0))
-            high = min(limits.get("le", limits.get("lt", low + 5)), low + 5)
-            if hint.__origin__ is int:
-                return rng.randint(int(low) + ("gt" in limits), int(high) - ("lt" in limits))
-            return rng.uniform(low + 1e-3 * (high - low), high - 1e-3 * (high - low))
-        return any_value(hint.__origin__, rng)
+        return in_range(hint, rng)
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return any_value(rng.choice(typing.get_args(hint)), rng)
     if typing.get_origin(hint) is typing.Literal:
@@ -41,6 +48,8 @@ def any_value(hint: Any, rng: random.Random) -> Any:
         inner = typing.get_args(hint)
         inner = inner[:1] * rng.randint(0, 3) if inner[-1] is Ellipsis else inner
         return tuple(any_value(one, rng) for one in inner)
+    if hint is Algorithm:
+        return PPO()
     if is_dataclass(hint):
         hints = typing.get_type_hints(hint, include_extras=True)
         plain = {f.name: hints[f.name] for f in fields(hint) if "Callable" not in str(hints[f.name])}
@@ -81,7 +90,7 @@ def back(recipe, settings):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_defaults_and_random_settings_are_read_back_equal(name):
-    recipe, rng = RECIPES[name], random.Random(name)
+    recipe, rng = recipe_of(name), random.Random(name)
     hints = typing.get_type_hints(recipe, include_extras=True)
     hints.pop("return")
     defaults = {n: p.default for n, p in inspect.signature(recipe).parameters.items()}
@@ -96,6 +105,6 @@ def test_defaults_and_random_settings_are_read_back_equal(name):
 
 
 def test_the_comparison_can_fail():
-    training = inspect.signature(RECIPES["digits"]).parameters["training"].default
+    training = inspect.signature(recipe_of("digits")).parameters["training"].default
     assert not same(training, replace(training, rounds=1))
     assert not same((0, 1), [0, 1]) and not same(1, 1.0)

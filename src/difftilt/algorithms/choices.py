@@ -29,6 +29,7 @@ AnyAlgorithm = (
     | TrajectoryBalance
     | NFT
     | Distill
+    | Algorithm
 )
 # name: (settings, one line of help)
 PRESETS: Mapping[str, tuple[PPO, str]] = {
@@ -53,7 +54,7 @@ PRESETS: Mapping[str, tuple[PPO, str]] = {
 
 def make_algorithm(name: str) -> Algorithm:
     """The algorithm of that name on the command line, with its default settings."""
-    known = {kebab(option.__name__): option for option in typing.get_args(AnyAlgorithm)}
+    known = {kebab(option.__name__): option for option in typing.get_args(AnyAlgorithm)[:-1]}
     presets = {
         preset: lambda settings=settings: copy.deepcopy(settings) for preset, (settings, _) in PRESETS.items()
     }

@@ -1,50 +1,35 @@
-"""The command line. Every recipe's annotations are its options, with help from the docstrings."""
+"""The command line. A command's own file is loaded when it is called, so that help comes at once."""
 
-import dataclasses
-import inspect
+import importlib
+import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
-import tyro
-from rich.console import Console
-from rich.table import Table
-
-from difftilt.cli.data import data_command
-from difftilt.cli.options import parse
-from difftilt.cli.runs import RECIPES, load, prepare, read_run, show, subject
-from difftilt.cli.sample import sample_command
-from difftilt.cli.value import resume_value, value_command
-from difftilt.domains.digits import pretrain as pretrain_digits
-from difftilt.domains.landscape import pretrain as pretrain_landscape
-from difftilt.domains.utr import pretrain as pretrain_utr
-from difftilt.evaluation.report import write_report
-from difftilt.experiment.advise import Facts, advise
-from difftilt.experiment.finetune import finetune, plan
-from difftilt.experiment.record import VALUE, describe, to_json, write_json
-from difftilt.guard import RewardError
 from difftilt.settings import UsageError, choose
-from difftilt.training.checkpoint import CheckpointError
-from difftilt.training.distributed import finish, make_accelerator
-from difftilt.training.fit import NonFiniteError
-from difftilt.training.signals import Preempted
 
-PRETRAIN: Mapping[str, Callable[..., None]] = {
-    "digits": pretrain_digits.pretrain_digits,
-    "dna": pretrain_landscape.pretrain_dna,
-    "protein": pretrain_landscape.pretrain_protein,
-    "utr": pretrain_utr.pretrain_utr,
+# name: (module, function, what it does)
+COMMANDS: Mapping[str, tuple[str, str, str]] = {
+    "recipes": ("recipes", "recipes_command", "Lists the recipes and what each tunes."),
+    "pretrain": ("pretrain", "pretrain_command", "Trains a recipe's starting model from its data."),
+    "finetune": ("finetune", "finetune_command", "Tunes a recipe's model towards a reward, in a run folder."),
+    "resume": ("finetune", "resume_command", "Goes on with a run from its newest good checkpoint."),
+    "sample": (
+        "sample",
+        "sample_command",
+        "Draws samples from a run or a recipe, steered if asked.",
+    ),
+    "value": (
+        "value",
+        "value_command",
+        "Learns the soft value of a recipe's model, for sample --value.",
+    ),
+    "report": ("report", "report_command", "Writes a run's report.html anew."),
+    "compare": ("report", "compare_command", "Compares runs: a table, a picture and a page, over seeds."),
+    "advise": ("advise", "advise_command", "Names the algorithm to start with, and what was measured of it."),
+    "data": ("data", "data_command", "Lists the data sets, fetches them, or takes them from files you have."),
 }
-FAILURES = (
-    ValueError,
-    ImportError,  # an extra that is not installed
-    RewardError,
-    NonFiniteError,
-    CheckpointError,
-    OSError,
-)  # what a user can mend; all else is a bug
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -52,12 +37,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         run(words)
-    except Preempted as stop:
-        fail(f"{stop}: use difftilt resume", 128 + stop.signal)
+    except KeyboardInterrupt:
+        fail("interrupted", 130)
+    except BrokenPipeError:  # who read the output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
     except UsageError as error:
         fail(str(error), 2)
-    except FAILURES as error:
-        fail(" ".join(str(error).split()) or type(error).__name__, 1)
+    except Exception as error:
+        code = exit_code(error)
+        if code is None:
+            raise
+        fail(" ".join(str(error).split()) or type(error).__name__, code)
+
+
+def exit_code(error: Exception) -> int | None:
+    """The exit code of an error that a user can mend or has caused; None for a bug."""
+    from difftilt.training.checkpoint import CheckpointError
+    from difftilt.training.fit import NonFiniteError
+    from difftilt.training.signals import Preempted
+
+    if isinstance(error, Preempted):
+        return 128 + error.signal
+    mendable = (ValueError, ImportError, NonFiniteError, CheckpointError, OSError)
+    return 1 if isinstance(error, mendable) else None
 
 
 def run(words: list[str]) -> None:
@@ -68,157 +71,17 @@ def run(words: list[str]) -> None:
     if words[0] == "--version":
         print(version("difftilt"))
         return
-    choose("command", words[0], COMMANDS)(words[1:])
+    module, function, _ = choose("command", words[0], COMMANDS)
+    getattr(importlib.import_module(f"difftilt.cli.{module}"), function)(words[1:])
 
 
 def overview() -> str:
     """What `difftilt --help` prints."""
     lines = ["usage: difftilt COMMAND [OPTIONS]", "", "Reward fine-tuning of diffusion models.", ""]
-    for name, command in COMMANDS.items():
-        lines.append(f"  {name:10} {(inspect.getdoc(command) or '').splitlines()[0]}")
+    lines += [f"  {name:10} {what}" for name, (_, _, what) in COMMANDS.items()]
     return "\n".join(
         [*lines, "", "difftilt COMMAND --help tells a command's options; --version the version."]
     )
-
-
-def recipes_command(words: list[str]) -> None:
-    """Lists the recipes and what each tunes."""
-    parse(no_options, words, "difftilt recipes")
-    table = Table("recipe", "what it does", box=None)
-    for name, recipe in RECIPES.items():
-        table.add_row(name, (inspect.getdoc(recipe) or "").splitlines()[0])
-    Console().print(table)
-
-
-def pretrain_command(words: list[str]) -> None:
-    """Trains a recipe's starting model from its data."""
-    recipe, rest = subject("pretrain", words, PRETRAIN)
-    settings = parse(PRETRAIN[recipe], rest, f"difftilt pretrain {recipe}")
-    PRETRAIN[recipe](**settings)
-
-
-def finetune_command(words: list[str]) -> None:
-    """Tunes a recipe's model towards a reward, in a run folder."""
-    recipe, rest = subject("finetune", words, RECIPES)
-    settings = parse(RECIPES[recipe], rest, f"difftilt finetune {recipe}", RunOptions)
-    options = RunOptions(**{f.name: settings.pop(f.name) for f in dataclasses.fields(RunOptions)})
-    job = RECIPES[recipe](**settings)
-    if options.dry_run:
-        show({"settings": {k: to_json(v) for k, v in settings.items()}, "plan": plan(job)})
-        return
-    asked = [word.removeprefix("algorithm:") for word in rest if word.startswith("algorithm:")]
-    name = asked[0] if asked else to_json(settings["algorithm"])["name"]
-    folder = options.out or Path("runs") / f"{recipe}-{name}"
-    accelerator = make_accelerator(job.training.mixed_precision)
-    if accelerator.is_main_process:
-        prepare(folder, options.overwrite)
-        record = describe(recipe, settings, accelerator.num_processes, str(accelerator.device))
-        write_json(folder / "run.json", record)
-    accelerator.wait_for_everyone()
-    conclude(finetune(job, folder, accelerator), folder)
-    finish(accelerator)
-
-
-@dataclasses.dataclass(frozen=True)
-class RunOptions:
-    """Where a run goes.
-
-    Args:
-        out: The run folder; runs/RECIPE-ALGORITHM by default.
-        overwrite: Delete what the folder holds of an earlier run.
-        dry_run: Print the resolved settings, sizes and expected calls, and stop.
-    """
-
-    out: Path | None = None
-    overwrite: bool = False
-    dry_run: bool = False
-
-
-def resume_command(words: list[str]) -> None:
-    """Goes on with a run from its newest good checkpoint."""
-    folder = parse(run_option, words, "difftilt resume")["run"]
-    if read_run(folder).get("task") == VALUE:
-        resume_value(folder)
-        return
-    job = load(folder)
-    accelerator = make_accelerator(job.training.mixed_precision)
-    conclude(finetune(job, folder, accelerator), folder)
-    finish(accelerator)
-
-
-def report_command(words: list[str]) -> None:
-    """Writes a run's report.html anew."""
-    print(f"report: {write_report(parse(run_option, words, 'difftilt report')['run'])}")
-
-
-def advise_command(words: list[str]) -> None:
-    """Names the algorithm to start with, the reason, the command and what was measured of it."""
-    settings = parse(Facts, words, "difftilt advise", AdviseOptions)
-    recipe = settings.pop("recipe")
-    choose("recipe", recipe, RECIPES)
-    print(advise(Facts(**settings), recipe))
-
-
-@dataclasses.dataclass(frozen=True)
-class AdviseOptions:
-    """What the command is to tune.
-
-    Args:
-        recipe: The recipe that the command names.
-    """
-
-    recipe: str = "digits"
-
-
-COMMANDS: Mapping[str, Callable[[list[str]], None]] = {
-    "recipes": recipes_command,
-    "pretrain": pretrain_command,
-    "finetune": finetune_command,
-    "sample": sample_command,
-    "value": value_command,
-    "resume": resume_command,
-    "report": report_command,
-    "advise": advise_command,
-    "data": data_command,
-}
-
-
-def no_options() -> None:
-    """Lists the recipes and what each tunes."""
-
-
-def run_option(run: tyro.conf.Positional[Path]) -> None:
-    """Works on the folder of a run.
-
-    Args:
-        run: The run folder, for instance runs/demo.
-    """
-
-
-def conclude(summary: Mapping[str, Any], folder: Path) -> None:
-    """Prints what a run achieved: never the reward without its KL, error bars and number of calls."""
-    if not summary:
-        return
-    table = Table("", "before", "after", box=None)
-    before = summary["before"]
-    for name, label in (("reward", "reward"), ("kl_nats", "KL (nats)"), ("objective", "J")):
-        table.add_row(label, *(f"{row[name]:.3f} ± {row[name + '_se']:.3f}" for row in (before, summary)))
-    for name in summary["gold"]:
-        table.add_row(
-            name, *(f"{row['gold'][name]:.3f} ± {row['gold_se'][name]:.3f}" for row in (before, summary))
-        )
-    console = Console()
-    console.print(table)
-    calls = summary["network_calls"]
-    target = f" (for a KL of {summary['target_kl']:g} nats)" if "target_kl" in summary else ""
-    console.print(
-        f"alpha {summary['alpha']:.4g}{target}, {summary['reward_calls']} reward calls,"
-        f" {calls['forward']} forward and {calls['backward']} backward network calls,"
-        f" {summary['seconds']:.0f} s"
-    )
-    for sentence in summary["warnings"]:
-        console.print(f"warning: {sentence}", markup=False)
-    console.print(f"report: {folder / 'report.html'}", soft_wrap=True)
 
 
 def fail(message: str, code: int) -> NoReturn:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import difflib
 import functools
 import inspect
 import io
@@ -10,12 +11,14 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator
 from typing import Annotated, Any
 
 import tyro
 
 from difftilt.algorithms.choices import PRESETS
+from difftilt.experiment import code
+from difftilt.objective import Algorithm
 from difftilt.settings import UsageError, check_value, kebab
 
 
@@ -37,26 +40,70 @@ def parse(
         UsageError: In one sentence, where tyro prints a box.
     """
     asked = [p for p in inspect.signature(function).parameters.values() if p.name not in without]
-    defaults = {p.name: p.default for p in asked}
-    hints = typing.get_type_hints(function, include_extras=True)
+    defaults, hints = {p.name: p.default for p in asked}, hints_of(function)
     first, rest = (inspect.getdoc(function) or "").partition("\n")[::2]
-    doc = f"{title or first}\n{rest}"
+    doc = f"{title or first}\n{rest}" + ("" if "Args:" in rest else "\n\nArgs:\n")
     for group in groups:
         defaults |= {f.name: f.default for f in dataclasses.fields(group)}
         hints |= typing.get_type_hints(group, include_extras=True)
         doc += "\n" + (inspect.getdoc(group) or "").partition("Args:")[2]
+    words, own = own_algorithms(words, hints)
     fields = [
-        _field(name, subcommands(name, hints[name], default, words), default)
+        _field(name, subcommands(name, hints[name], default, words, own), default)
         for name, default in defaults.items()
     ]
     options = dataclasses.make_dataclass("Options", fields, frozen=True, namespace={"__doc__": doc})
     parsed = _parsed(options, words, program)
     values = {field[0]: getattr(parsed, field[0]) for field in fields}
     try:
-        check(values, hints)
+        for name, value in values.items():
+            check_value(name, value, hints.get(name))
     except ValueError as error:
         raise UsageError(str(error)) from None
     return values
+
+
+def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """The annotations of a function.
+
+    Raises:
+        UsageError: If a parameter has none, or none that can be understood.
+    """
+    name = getattr(function, "__name__", str(function))
+    try:
+        hints = typing.get_type_hints(function, include_extras=True)
+    except (NameError, TypeError) as error:
+        raise UsageError(f"the annotations of {name} cannot be understood: {error}") from None
+    bare = [p for p in inspect.signature(function).parameters if p not in hints]
+    if bare:
+        raise UsageError(
+            f"parameter {bare[0]!r} of {name} has no annotation, which says what its option takes; add one,"
+            f" such as {bare[0]}: float = 1.0"
+        )
+    return hints
+
+
+def own_algorithms(words: list[str], hints: dict[str, Any]) -> tuple[list[str], dict[str, type]]:
+    """Algorithms that are named as `algorithm:FILE.py:NAME`, or that packages register.
+
+    Returns:
+        The words with a short name in the place of each; and the classes by their short names.
+    """
+    names = [name for name, hint in hints.items() if Algorithm in typing.get_args(hint)]
+    own = {name: entry.load() for name, entry in code.registered("algorithm").items()} if names else {}
+    short = []
+    for word in words:
+        name, _, text = word.partition(":")
+        if name in names and code.outside(text):
+            found: Any = code.find("algorithm", text, {})
+            if not (
+                isinstance(found, type) and issubclass(found, Algorithm) and dataclasses.is_dataclass(found)
+            ):
+                raise UsageError(f"{text} is no algorithm; it has to be a dataclass that extends Algorithm")
+            own[kebab(found.__name__)] = found
+            word = f"{name}:{kebab(found.__name__)}"
+        short.append(word)
+    return short, own
 
 
 def _parsed(options: type, words: list[str], program: str) -> Any:
@@ -69,28 +116,34 @@ def _parsed(options: type, words: list[str], program: str) -> Any:
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        raise UsageError(sentence(printed.getvalue())) from None
+        said = sentence(printed.getvalue())
+        raise UsageError(_unknown_option(said, options, program) or said) from None
 
 
 def _field(name: str, hint: Any, default: Any) -> tuple[str, Any, Any]:
     """A field as `make_dataclass` wants it. Settings within settings keep their own short names."""
     if dataclasses.is_dataclass(hint):
         hint = tyro.conf.OmitArgPrefixes[hint]
-    if default is inspect.Parameter.empty:
+    if default is inspect.Parameter.empty or default is dataclasses.MISSING:
         return name, hint, dataclasses.field()
     return name, hint, dataclasses.field(default_factory=lambda: default)
 
 
-def subcommands(name: str, hint: Any, default: Any, words: Collection[str] = ()) -> Any:
+def subcommands(
+    name: str, hint: Any, default: Any, words: Collection[str] = (), own: dict[str, type] | None = None
+) -> Any:
     """A union of settings with a name, the given default and one line of help for each of its classes.
 
     The line is the first of the class's module; the class's own help is shown where it has been chosen.
-    Where there are presets of a class, each of them is one more choice.
+    Where there are presets of a class, each of them is one more choice, and so are a user's own algorithms.
     """
     if typing.get_origin(hint) not in (typing.Union, types.UnionType):
         return hint
+    choices: list[Any] = [o for o in typing.get_args(hint) if not inspect.isabstract(o)]
+    if Algorithm in typing.get_args(hint):
+        choices = [*(own or {}).values(), *choices]
     options = []
-    for option in typing.get_args(hint):
+    for option in choices:
         if isinstance(option, type) and dataclasses.is_dataclass(option):
             word = kebab(option.__name__)
             line = (sys.modules[option.__module__].__doc__ or "").partition("\n")[0]
@@ -105,15 +158,33 @@ def subcommands(name: str, hint: Any, default: Any, words: Collection[str] = ())
     return functools.reduce(operator.or_, options)
 
 
-def check(values: Mapping[str, Any], hints: Mapping[str, Any]) -> None:
-    """Raises ValueError for the first value outside its annotated range."""
-    for name, value in values.items():
-        check_value(name, value, hints.get(name))
-
-
 def sentence(box: str) -> str:
     """What tyro printed in a box, on one line."""
     plain = re.sub(r"[\u2500-\u257f]|-{4,}|\x1b\[[0-9;]*m", " ", box)
     lines = [" ".join(line.split()) for line in plain.splitlines() if line.strip()]
     text = " ".join(lines[1:] or lines)  # the first line is the box's title
     return re.sub(r"(?<![.:;,]) (?=(Available|Perhaps|Argument|For) )", "; ", text)
+
+
+def _unknown_option(said: str, options: type, program: str) -> str:
+    """What is said of an option that does not exist, with the nearest one; empty of other faults."""
+    unknown = re.search(r"[Uu]nrecogni[sz]ed (?:options?|arguments?):? *(--[\w.-]+)", said)
+    if unknown is None:
+        return ""
+    word, names = unknown.group(1).removeprefix("--").replace("_", "-"), list(_names(options))
+    names += re.findall(r"--([\w.-]+)", said.replace(unknown.group(1), "", 1))
+    initials = [name for name in names if "".join(part[:1] for part in name.split("-")) == word]
+    inside = [name for name in names if word in name.split("-") or name.startswith(word)]
+    found = [*initials, *difflib.get_close_matches(word, names, 1, 0.5), *inside]
+    nearest = f"; did you mean --{found[0]}?" if found else ""
+    return f"there is no option --{word}{nearest or ';'} {program} --help lists all of them"
+
+
+def _names(settings: Any) -> Iterator[str]:
+    """The names of all plain options."""
+    for field in dataclasses.fields(settings):
+        hint = typing.get_args(field.type)[0] if typing.get_origin(field.type) is Annotated else field.type
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+            yield from _names(hint)
+        else:
+            yield field.name.replace("_", "-")

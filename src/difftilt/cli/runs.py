@@ -1,43 +1,32 @@
-"""What commands share: the recipes by name, and the folders that runs leave behind."""
+"""What commands share: recipes by name, and the folders that runs leave behind."""
 
 import dataclasses
-import math
-import typing
+import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from difftilt.cli.options import check
-from difftilt.domains.digits import recipe as digits
-from difftilt.domains.landscape import recipe as landscape
-from difftilt.domains.utr import recipe as utr
-from difftilt.experiment.job import Job
-from difftilt.experiment.record import VALUE, read_json, restore
+from difftilt.cli.options import hints_of
+from difftilt.experiment import code
+from difftilt.experiment.job import Job, Maker
+from difftilt.experiment.record import VALUE, read_json, read_run, restore, trust
 from difftilt.guard import OnError
-from difftilt.settings import Count, UsageError, choose
+from difftilt.settings import Count, Positive, UsageError, check_value
+from difftilt.training.settings import Training
 
-RECIPES: Mapping[str, Callable[..., Job]] = {
-    "digits": digits.digits,
-    "dna": landscape.dna,
-    "protein": landscape.protein,
-    "utr": utr.utr,
+RECIPES: Mapping[str, str] = {
+    "digits": "difftilt.domains.digits.recipe:digits",
+    "dna": "difftilt.domains.landscape.recipe:dna",
+    "protein": "difftilt.domains.landscape.recipe:protein",
+    "utr": "difftilt.domains.utr.recipe:utr",
 }
 # options of recipes that only training has a use for
 ABOUT_TRAINING = ("algorithm", "training", "target_kl", "tune_std", "tune_start")
-
-
 # what a run leaves in its folder
 WRITTEN = (
-    *("run.json", "before.json", "summary.json", "metrics.jsonl", "report.html"),
-    *(
-        "checkpoints",
-        "checkpoints/round-*",
-        "checkpoints/round-*/*",
-        "checkpoints/.tmp-*",
-        "checkpoints/.tmp-*/*",
-    ),
+    *("run.json", "before.json", "summary.json", "metrics.jsonl", "report.html", "seeds.json"),
+    *("checkpoints", "checkpoints/round-*", "checkpoints/round-*/*"),
+    *("checkpoints/.tmp-*", "checkpoints/.tmp-*/*"),
     *("samples", "samples/before.*", "samples/after.*", "samples/*-seed[0-9]*.*"),
     *("tensorboard", "tensorboard/events.out.tfevents.*"),
 )
@@ -50,48 +39,91 @@ class ScoreOptions:
     Args:
         on_error: What a sample without a valid reward does: `stop`, or be dropped and counted.
         cache: Answer a repeated sample's reward from memory; right for a deterministic black box only.
+        reward_timeout: Seconds that a reward which is a command may take for a batch, above 0.
         threads: CPU threads of torch, at least 1.
     """
 
     on_error: OnError = "stop"
     cache: bool = False
+    reward_timeout: Positive = 600.0
     threads: Count = 1
 
 
-def subject(command: str, words: list[str], subjects: Mapping[str, Any]) -> tuple[str, list[str]]:
+@dataclasses.dataclass(frozen=True)
+class CodeOptions:
+    """Code to execute, by name, where a run was made of code that has changed or came from elsewhere.
+
+    Args:
+        recipe: In the place of the run's recipe: FILE.py:NAME.
+        reward: In the place of its reward: FILE.py:NAME or command:COMMAND.
+        algorithm: In the place of its algorithm: FILE.py:NAME.
+    """
+
+    recipe: str | None = None
+    reward: str | None = None
+    algorithm: str | None = None
+
+    @property
+    def named(self) -> dict[str, str]:
+        """What was named, by option."""
+        return {name: text for name, text in vars(self).items() if text is not None}
+
+
+def subject(command: str, words: list[str]) -> tuple[str, list[str]]:
     """The recipe that a command is about, and the rest of the line."""
+    names = [*RECIPES, *code.registered("recipe")]
     if words and words[0] in ("-h", "--help"):
-        print(f"usage: difftilt {command} {{{','.join(subjects)}}} [OPTIONS]")
+        print(f"usage: difftilt {command} {{{','.join(names)},FILE.py:NAME}} [OPTIONS]")
+        print(f"\ndifftilt {command} RECIPE --help tells the options of a recipe.")
         raise SystemExit(0)
     if not words:
-        raise UsageError(f"difftilt {command} needs a recipe: {', '.join(subjects)}")
-    choose("recipe", words[0], subjects)
+        raise UsageError(f"difftilt {command} needs a recipe: {', '.join(names)}, or FILE.py:NAME")
+    recipe_of(words[0])
     return words[0], words[1:]
 
 
-def load(folder: Path) -> Job:
+def recipe_of(name: str) -> Callable[..., Job]:
+    """The recipe of that name."""
+    recipe = code.find("recipe", name, RECIPES)
+    hints_of(recipe)
+    return recipe
+
+
+def build(name: str, settings: Mapping[str, Any]) -> Job:
+    """The job of a recipe, which knows how it can be made again."""
+    job = recipe_of(name)(**settings)
+    if not isinstance(job, Job):
+        raise UsageError(
+            f"{name} returned a {type(job).__name__}; a recipe returns a Job, as difftilt.tune makes"
+        )
+    return dataclasses.replace(job, maker=Maker(name, settings))
+
+
+def for_sampling(name: str, score: ScoreOptions) -> dict[str, Any]:
+    """The settings of a recipe that say how the reward is asked, where it has any."""
+    known = inspect.signature(recipe_of(name)).parameters
+    return {"training": Training(**dataclasses.asdict(score))} if "training" in known else {}
+
+
+def load(folder: Path, options: CodeOptions) -> Job:
     """The job of a run folder, from its run.json."""
     record = read_run(folder)
     if record.get("task") == VALUE:
         raise ValueError(f"{folder} holds a soft value and no model: sample a recipe with --value {folder}")
-    return make(record["recipe"], record["settings"])
+    made_of = trust(folder, record, options.named)
+    return build(made_of["recipe"], settings_of(made_of["recipe"], made_of["settings"]))
 
 
-def read_run(folder: Path) -> dict[str, Any]:
-    """The run.json of a folder: its recipe is known, and its settings are there."""
-    record = read_json(folder / "run.json")
-    choose("recipe", str(record.get("recipe")), RECIPES)
-    if not isinstance(record.get("settings"), dict):
-        raise ValueError(f"{folder / 'run.json'} holds no settings")
-    return record
-
-
-def make(name: str, settings: Mapping[str, Any]) -> Job:
-    """The job of a recipe with the settings of a run.json."""
-    recipe = RECIPES[name]
-    restored = restore(recipe, settings)
-    check(restored, typing.get_type_hints(recipe, include_extras=True))
-    return recipe(**restored)
+def settings_of(recipe: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a recipe from a run.json whose code may be executed."""
+    function = recipe_of(recipe)
+    name = (settings.get("algorithm") or {}).get("name", "")
+    if code.outside(name) or name in code.registered("algorithm"):
+        code.find("algorithm", name, {})
+    restored, hints = restore(function, settings), hints_of(function)
+    for key, value in restored.items():
+        check_value(key, value, hints[key])
+    return restored
 
 
 def taken(group: Any, settings: dict[str, Any]) -> Any:
@@ -102,7 +134,8 @@ def taken(group: Any, settings: dict[str, Any]) -> Any:
 def prepare(folder: Path, overwrite: bool) -> None:
     """Makes the run folder; of an earlier run only what difftilt wrote is deleted, and only if asked for."""
     if (folder / "run.json").exists():
-        if not overwrite:
+        begun = any((folder / name).exists() for name in ("before.json", "checkpoints", "summary.json"))
+        if begun and not overwrite:
             raise ValueError(
                 f"{folder} already holds a run; go on with difftilt resume {folder}, name another folder with"
                 " --out, or delete it with --overwrite"
@@ -132,15 +165,3 @@ def clear(folder: Path) -> None:
                 path.rmdir()
         else:
             path.unlink()
-
-
-def show(content: Mapping[str, Any]) -> None:
-    """Prints numbers as JSON."""
-    Console().print_json(data=plain(content))
-
-
-def plain(content: Any) -> Any:
-    """Numbers that are not known become null, which JSON has a word for."""
-    if isinstance(content, Mapping):
-        return {name: plain(value) for name, value in content.items()}
-    return None if isinstance(content, float) and not math.isfinite(content) else content

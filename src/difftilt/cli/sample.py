@@ -7,14 +7,26 @@ from typing import Annotated, Any
 
 import annotated_types as at
 import tyro
+from rich.console import Console
 
 from difftilt.cli.options import parse
-from difftilt.cli.runs import ABOUT_TRAINING, RECIPES, ScoreOptions, load, plain, read_run, show, taken
-from difftilt.experiment.finetune import sample, trained
+from difftilt.cli.runs import (
+    ABOUT_TRAINING,
+    RECIPES,
+    CodeOptions,
+    ScoreOptions,
+    build,
+    for_sampling,
+    load,
+    recipe_of,
+    taken,
+)
+from difftilt.cli.tables import plain, show_json, show_numbers
+from difftilt.experiment import code
 from difftilt.experiment.fit_value import load_value
-from difftilt.experiment.job import Job, Training
-from difftilt.experiment.record import to_json, write_json
-from difftilt.experiment.steer import steer
+from difftilt.experiment.job import Job
+from difftilt.experiment.record import read_run, to_json, write_json
+from difftilt.experiment.sample import sample, steer, trained
 from difftilt.objective import Value
 from difftilt.policy import Policy
 from difftilt.samplers.choices import CORRECTING, VALUES, AnySampler
@@ -38,6 +50,7 @@ class SampleOptions:
             there are at least 4.
         seed: Random seed, at least 0.
         out: Where samples go; the run folder's samples by default, or runs/RECIPE-samples.
+        json: Print the numbers as JSON.
     """
 
     sampler: AnySampler | None = None
@@ -45,15 +58,17 @@ class SampleOptions:
     count: Annotated[int, at.Ge(2)] = 64
     seed: Natural = 1
     out: Path | None = None
+    json: bool = False
 
 
 def sample_command(words: list[str]) -> None:
     """Draws samples from a run's or a recipe's model, steered if asked, and judges them."""
     if not words:
         raise UsageError(
-            f"difftilt sample needs a run folder, such as runs/demo, or a recipe: {', '.join(RECIPES)}"
+            f"difftilt sample needs a run folder, such as runs/demo, or a recipe: {', '.join(RECIPES)}, or"
+            " FILE.py:NAME"
         )
-    if words[0] in RECIPES:
+    if words[0] in RECIPES or words[0] in code.registered("recipe") or code.outside(words[0]):
         sample_recipe(words[0], words[1:])
     else:
         sample_run(words)
@@ -63,23 +78,23 @@ def sample_recipe(recipe: str, words: list[str]) -> None:
     """Samples the pretrained model of a recipe."""
     title = f"Samples the pretrained model of {recipe}, steered towards a reward without training."
     program, groups = f"difftilt sample {recipe}", (ScoreOptions, SampleOptions)
-    settings = parse(RECIPES[recipe], words, program, *groups, without=ABOUT_TRAINING, title=title)
+    settings = parse(recipe_of(recipe), words, program, *groups, without=ABOUT_TRAINING, title=title)
     options, score = (taken(group, settings) for group in (SampleOptions, ScoreOptions))
-    job = RECIPES[recipe](**settings, training=Training(**dataclasses.asdict(score)))
+    job = build(recipe, settings | for_sampling(recipe, score))
     written = {"recipe": recipe, "settings": {name: to_json(value) for name, value in settings.items()}}
-    _draw(job, None, options, options.out or Path("runs") / f"{recipe}-samples", written)
+    _draw(job, None, options, options.out or Path("runs") / f"{recipe.rpartition(':')[2]}-samples", written)
 
 
 def sample_run(words: list[str]) -> None:
     """Samples the model of a run folder."""
-    settings = parse(sample_options, words, "difftilt sample", SampleOptions)
+    settings = parse(sample_options, words, "difftilt sample", SampleOptions, CodeOptions)
     options, folder = taken(SampleOptions, settings), Path(settings["subject"])
     if not (folder / "run.json").exists():
         raise UsageError(
             f"{folder / 'run.json'} does not exist, and no recipe is called {folder}: name a run's folder,"
-            f" such as runs/demo, or one of {', '.join(RECIPES)}"
+            f" such as runs/demo, or one of {', '.join(RECIPES)}, or FILE.py:NAME"
         )
-    job, record = trained(load(folder), folder), read_run(folder)
+    job, record = trained(load(folder, taken(CodeOptions, settings)), folder), read_run(folder)
     written = {"run": str(folder), "recipe": record["recipe"], "settings": record["settings"]}
     _draw(job, job.policy, options, options.out or folder / "samples", written)
 
@@ -90,7 +105,7 @@ def sample_options(subject: Subject) -> None:
     difftilt sample RECIPE --help tells the options of a recipe, such as its reward and alpha.
 
     Args:
-        subject: A run folder, for instance runs/demo, or the name of a recipe, for instance digits.
+        subject: A run folder, for instance runs/demo, or a recipe, for instance digits or my_file.py:recipe.
     """
 
 
@@ -110,9 +125,15 @@ def _draw(job: Job, tuned: Policy | None, options: SampleOptions, out: Path, wri
         value = make_value(options.value, job, written)
         row = steer(job, sampler, value, out / name, count=options.count, seed=options.seed, policy=policy)
         written |= {"sampler": to_json(sampler), "value": options.value}
-    show(row)
     write_json(out / f"{name}.json", plain(written | {"seed": options.seed} | row))
-    print(f"samples: {out}")
+    if options.json:
+        show_json(row)
+        return
+    show_numbers({f"{row['samples']} samples": row})
+    calls = row.get("network_calls", {}).get("forward")
+    spent = "" if calls is None else f", {calls} forward network calls"
+    Console().print(f"alpha {row['alpha']:.4g}, {row['reward_calls']} reward calls{spent}", soft_wrap=True)
+    print(f"samples: {out / name}.*")
 
 
 def make_value(name: str, job: Job, about: Mapping[str, Any]) -> Value:

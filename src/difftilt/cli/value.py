@@ -9,16 +9,31 @@ from typing import Annotated, Any
 
 import annotated_types as at
 import tyro
+from accelerate import Accelerator
 from rich.console import Console
 from rich.table import Table
 
 from difftilt.cli.options import parse
-from difftilt.cli.runs import ABOUT_TRAINING, RECIPES, ScoreOptions, make, prepare, read_run, subject, taken
+from difftilt.cli.runs import (
+    ABOUT_TRAINING,
+    CodeOptions,
+    ScoreOptions,
+    build,
+    prepare,
+    recipe_of,
+    settings_of,
+    subject,
+    taken,
+)
+from difftilt.experiment.finetune import make_run
 from difftilt.experiment.fit_value import RollIn, fit_value, roll_in
-from difftilt.experiment.job import Schedule, Training
-from difftilt.experiment.record import VALUE, describe, from_json, write_json
+from difftilt.experiment.job import Job
+from difftilt.experiment.record import VALUE, from_json, read_run, trust
+from difftilt.policy import Policy
 from difftilt.settings import Count, Natural, Positive, UsageError, choose
 from difftilt.training.distributed import finish, make_accelerator
+from difftilt.training.settings import Schedule, Training
+from difftilt.training.signals import Preempted
 from difftilt.values.regression import ValueRegression
 
 REGRESSION = ValueRegression()
@@ -69,34 +84,48 @@ def value_command(words: list[str]) -> None:
 
 def fit_command(words: list[str]) -> None:
     """Learns v_t = alpha log E[exp(r / alpha) | x_t] from chains, in a run folder, and checks it."""
-    recipe, rest = subject("value fit", words, RECIPES)
+    recipe, rest = subject("value fit", words)
     title = f"Learns the soft value of {recipe}'s pretrained model from its chains, and checks it."
-    groups = (FitOptions, ScoreOptions)
-    program = f"difftilt value fit {recipe}"
-    settings = parse(RECIPES[recipe], rest, program, *groups, without=ABOUT_TRAINING, title=title)
+    groups, program = (FitOptions, ScoreOptions), f"difftilt value fit {recipe}"
+    settings = parse(recipe_of(recipe), rest, program, *groups, without=ABOUT_TRAINING, title=title)
     options, score = (taken(group, settings) for group in groups)
-    settings["training"] = _training(options, score)
-    job, regression = RECIPES[recipe](**settings), copy.deepcopy(options.value)
+    job, regression = _job(recipe, settings, _training(options, score)), copy.deepcopy(options.value)
     policy = roll_in(options.roll_in, job.objective, regression)
-    settings |= {"value": options.value, "roll_in": options.roll_in}
-    folder, accelerator = options.out or Path("runs") / f"{recipe}-value", make_accelerator()
+    folder = options.out or Path("runs") / f"{recipe.rpartition(':')[2]}-value"
+    accelerator = make_accelerator()
     if accelerator.is_main_process:
         prepare(folder, options.overwrite)
-        record = describe(recipe, settings, accelerator.num_processes, str(accelerator.device))
-        write_json(folder / "run.json", {"task": VALUE, **record})
+        own = {"training": job.training, "value": options.value, "roll_in": options.roll_in}
+        make_run(job, folder, accelerator, {"task": VALUE}, settings | own)
     accelerator.wait_for_everyone()
-    _conclude(fit_value(job, regression, policy, folder, accelerator), folder)
-    finish(accelerator)
+    _learn(job, regression, policy, folder, accelerator)
 
 
-def resume_value(folder: Path) -> None:
+def resume_value(folder: Path, options: CodeOptions) -> None:
     """Learns on from the newest good checkpoint of a run folder."""
-    record = read_run(folder)
-    settings, accelerator = dict(record["settings"]), make_accelerator()
+    made_of = trust(folder, read_run(folder), options.named)
+    settings = dict(made_of["settings"])
     regression: ValueRegression = from_json(settings.pop("value"), ValueRegression)
-    chain, job = settings.pop("roll_in"), make(record["recipe"], settings)
-    policy = roll_in(chain, job.objective, regression)
-    _conclude(fit_value(job, regression, policy, folder, accelerator), folder)
+    chain, training = settings.pop("roll_in"), from_json(settings.pop("training"), Training)
+    job = _job(made_of["recipe"], settings_of(made_of["recipe"], settings), training)
+    _learn(job, regression, roll_in(chain, job.objective, regression), folder, make_accelerator())
+
+
+def _job(recipe: str, settings: Mapping[str, Any], training: Training) -> Job:
+    """The job of a recipe, to be trained as a value is."""
+    known = inspect.signature(recipe_of(recipe)).parameters
+    job = build(recipe, {**settings, "training": training} if "training" in known else settings)
+    return dataclasses.replace(job, training=training)
+
+
+def _learn(
+    job: Job, regression: ValueRegression, policy: Policy, folder: Path, accelerator: Accelerator
+) -> None:
+    try:
+        _conclude(fit_value(job, regression, policy, folder, accelerator), folder)
+    except Preempted as stop:
+        stop.hint(f"difftilt resume {folder}")
+        raise
     finish(accelerator)
 
 

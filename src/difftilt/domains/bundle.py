@@ -1,16 +1,114 @@
-"""Weights that are kept in float16 to be small, and used in float32."""
+"""Pretrained networks in a folder: weights, what they were built with, and a model card.
 
+config.json          how the networks are built, and how they were made
+NAME.safetensors     weights, float16 on disk and float32 in memory
+quality.json         what was measured of them
+README.md            the model card
+"""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch.nn as nn
 from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from difftilt.atomic import atomic_folder
+
+Network = TypeVar("Network", bound=nn.Module)
+Numbers = dict[str, Any]  # as JSON holds them
 
 
-def save_half(network: nn.Module, path: Path) -> None:
-    """Writes a network's weights in float16."""
-    save_file({name: weight.half() for name, weight in network.state_dict().items()}, path)
+@dataclass(frozen=True)
+class Bundle:
+    """A folder of pretrained networks.
+
+    Args:
+        config: What `save_bundle` was given.
+    """
+
+    folder: Path
+    config: Numbers
+
+    def load(self, name: str, network: Network) -> Network:
+        """Puts the weights of that name into a network of their shapes."""
+        weights = load_file(self.folder / f"{name}.safetensors")
+        network.load_state_dict({key: weight.float() for key, weight in weights.items()})
+        return network
+
+    def frozen(self, name: str, network: Network) -> Network:
+        """The same of a network that only judges."""
+        return self.load(name, network).eval().requires_grad_(False)
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """Tensors that were kept beside the networks, as they are on disk."""
+        return load_file(self.folder / f"{name}.safetensors")
 
 
-def load_half(network: nn.Module, path: Path) -> None:
-    """Reads a network's weights, kept in float16, as float32."""
-    network.load_state_dict({name: weight.float() for name, weight in load_file(path).items()})
+def load_bundle(folder: Path, what: str, how: str) -> Bundle:
+    """The networks of a folder.
+
+    Args:
+        what: Such as `model of 5' UTRs`; for the message.
+        how: How to make one, as a clause that follows a colon.
+
+    Raises:
+        ValueError: If the folder holds none.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ValueError(
+            f"{folder} holds no {what} (config.json is missing): {how}, or name its folder with --weights"
+        )
+    return Bundle(folder, json.loads(path.read_text()))
+
+
+def save_bundle(
+    folder: Path,
+    networks: Mapping[str, nn.Module],
+    config: Numbers,
+    judge: Callable[[Path], tuple[Numbers, str]],
+    tensors: Mapping[str, Mapping[str, Tensor]] | None = None,
+) -> None:
+    """Writes networks, and what is measured of them once they are written, and puts all in place at once.
+
+    Args:
+        judge: Maps the folder, which has everything but these, to what is measured and to the model card.
+        tensors: What else is kept, by file name.
+    """
+    with atomic_folder(folder) as new:
+        for name, network in networks.items():
+            weights = {key: weight.half() for key, weight in network.state_dict().items()}
+            save_file(weights, new / f"{name}.safetensors")
+        for name, values in (tensors or {}).items():
+            save_file(dict(values), new / f"{name}.safetensors")
+        (new / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        found, card = judge(new)
+        (new / "quality.json").write_text(json.dumps(found, indent=2) + "\n")
+        (new / "README.md").write_text(card)
+
+
+def user_folder(name: str) -> Path:
+    """Where this user's own models of that name lie: ~/.cache/difftilt/models, or below DIFFTILT_HOME."""
+    home = os.environ.get("DIFFTILT_HOME")
+    return (Path(home) if home else Path.home() / ".cache" / "difftilt") / "models" / name
+
+
+def made(settings: Mapping[str, Any], seconds: float, threads: int, version: str) -> Numbers:
+    """How networks were made, for `config`.
+
+    Args:
+        settings: Of pretraining.
+        seconds: Of processor time.
+        version: Of torch.
+    """
+    return {
+        "settings": dict(settings),
+        "processor_seconds": round(seconds),
+        "threads": threads,
+        "torch": version,
+    }

@@ -1,7 +1,9 @@
 """What can be done with a job: tune it, sample from it, or only say what it would cost."""
 
 import copy
+import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,25 +11,40 @@ import torch
 from accelerate import Accelerator
 
 from difftilt.evaluation.diagnostics import frozen_start_warning
-from difftilt.evaluation.evaluate import Evaluation, evaluate, write_table
 from difftilt.evaluation.report import write_report
-from difftilt.experiment.job import Job, Training
-from difftilt.experiment.record import read_json, write_json
+from difftilt.experiment.job import Job, Maker
+from difftilt.experiment.record import describe, read_json, to_json, write_json
+from difftilt.experiment.sample import judge
 from difftilt.guard import Guard
 from difftilt.networks.network_calls import NetworkCalls
 from difftilt.objective import Objective
+from difftilt.training.distributed import make_accelerator
 from difftilt.training.seeds import SETUP, seed_round
-from difftilt.training.train import Totals, denoisers, load_alpha, load_policy, train
+from difftilt.training.settings import Training
+from difftilt.training.train import Totals, denoisers, load_policy, train
 
 PLAYED = 64  # samples in the round that a plan plays
 
 
-def finetune(job: Job, folder: Path, accelerator: Accelerator) -> dict[str, Any]:
+def finetune(job: Job, folder: Path | str, accelerator: Accelerator | None = None) -> dict[str, Any]:
     """Trains the job in a run folder, from its newest checkpoint if it has one, and writes the report.
 
+    Args:
+        folder: Made if it is missing. `difftilt report`, and if the job can be made again also `resume` and
+            `sample`, understand it.
+        accelerator: By default one that suits the job.
+
     Returns:
-        The content of summary.json.
+        The content of summary.json; empty in all processes but the first.
+
+    Raises:
+        ValueError: If the folder holds the run of another job.
+        Preempted: After SIGINT, SIGTERM or SIGUSR1, once the round is done and saved.
     """
+    folder, accelerator = Path(folder), accelerator or make_accelerator(job.training.mixed_precision)
+    if accelerator.is_main_process:
+        _claim(job, folder, accelerator)
+    accelerator.wait_for_everyone()
     training = job.training
     share = per_process(training, accelerator)
     torch.set_num_threads(training.threads)
@@ -43,7 +60,7 @@ def finetune(job: Job, folder: Path, accelerator: Accelerator) -> dict[str, Any]
     if not accelerator.is_main_process:
         return {}
     load_policy(folder, job.policy)
-    summary = judge(job, folder, "after") | _costs(job, totals) | {"before": before}
+    summary = judge(job, folder, "after")[1] | _costs(job, totals) | {"before": before}
     summary["warnings"] = before["warnings"]
     if job.target_kl is not None:
         summary["target_kl"] = job.target_kl
@@ -53,22 +70,53 @@ def finetune(job: Job, folder: Path, accelerator: Accelerator) -> dict[str, Any]
     return summary
 
 
-def trained(job: Job, folder: Path) -> Job:
-    """The job with the weights, and the alpha, of a run's newest good checkpoint."""
-    load_policy(folder, job.policy)
-    job.objective.alpha = load_alpha(folder) or job.objective.alpha
-    return job
+def _claim(job: Job, folder: Path, accelerator: Accelerator) -> None:
+    """Makes the folder this job's own."""
+    if not (folder / "run.json").exists():
+        if folder.exists() and any(folder.iterdir()):
+            raise ValueError(f"{folder} is not empty and holds no run; name another folder")
+        make_run(job, folder, accelerator)
+        return
+    record = read_json(folder / "run.json")
+    if job.maker is not None and not record.get("cannot_be_made_again"):
+        settings = job.maker.settings
+        mine = json.loads(json.dumps({name: to_json(value) for name, value in settings.items()}))
+        theirs = record.get("settings", {})
+        other = sorted(name for name in mine if name in theirs and mine[name] != theirs[name])
+        if other:
+            raise ValueError(
+                f"{folder} holds a run with {other[0]} {theirs[other[0]]}, but this job has"
+                f" {mine[other[0]]}; name another folder, or make the job as it was"
+            )
 
 
-def sample(job: Job, place: Path, count: int, seed: int) -> dict[str, Any]:
-    """Draws samples from the job's policy, judges them, and leaves them beside a path.
+def make_run(
+    job: Job,
+    folder: Path,
+    accelerator: Accelerator,
+    also: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes run.json: how the job was made, and can be made again.
 
-    Returns:
-        Reward, KL and J of the samples, as in summary.json.
+    Args:
+        also: What else it says.
+        settings: In the place of those of the job's maker.
     """
-    torch.set_num_threads(job.training.threads)
-    drawn = _look(job, place, count, seed)
-    return drawn.summary() | {"reward_calls": job.objective.reward.calls}
+    maker, own = job.maker or Maker("Python", why_not="nobody knows what made it"), job.training
+    known, why_not = dict(maker.settings if settings is None else settings), maker.why_not
+    where = (own.seed, accelerator.num_processes, str(accelerator.device))
+    try:
+        record = describe(maker.recipe, known, *where)
+    except TypeError as error:  # a function among the arguments
+        why_not = why_not or str(error)
+        known = {"algorithm": job.algorithm, "alpha": job.objective.alpha, "training": own}
+        record = describe(maker.recipe, known, *where)
+    record |= {"threads": own.threads, "reward": job.objective.reward.name} | dict(also or {})
+    if why_not:
+        record["cannot_be_made_again"] = why_not
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "run.json", record)
 
 
 def plan(job: Job) -> dict[str, Any]:
@@ -133,42 +181,11 @@ def make_optimizer(job: Job) -> tuple[torch.optim.Optimizer, torch.optim.lr_sche
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
-def judge(job: Job, folder: Path, name: str) -> dict[str, Any]:
-    """Evaluates the policy, writes its samples under a name, and returns its numbers.
-
-    The same seed serves every name, so that pictures before and after start from the same noise.
-    """
-    seen = _look(job, folder / "samples" / name, job.training.evaluate, job.training.seed)
-    row = seen.summary()
-    if job.diversity is not None:
-        row["diversity"] = job.diversity(seen.sample)
-    if job.distances is not None:
-        row |= {"distances": job.distances(seen.sample), "distances_note": job.distances_note}
-    if job.exact is not None:
-        row |= {"exact": dict(job.exact(job.policy)), "exact_note": job.exact_note}
-    if job.optimum is not None:
-        row["optimum"] = dict(job.optimum())
-    return row
-
-
-def keep(job: Job, seen: Evaluation, place: Path) -> None:
-    """Writes pictures and numbers of samples into files whose paths begin with `place`."""
-    job.draw(seen, place)
-    write_table(place.with_name(f"{place.name}.csv"), seen, job.spell(seen.sample) if job.spell else None)
-
-
-def _look(job: Job, place: Path, count: int, seed: int) -> Evaluation:
-    """Evaluates the policy, and keeps its samples."""
-    seen = evaluate(job.policy, job.objective, job.cond(count), job.gold, seed=seed)
-    keep(job, seen, place)
-    return seen
-
-
 def _before(job: Job, folder: Path, accelerator: Accelerator) -> dict[str, Any]:
     """The pretrained model's numbers: measured once, before the first round."""
     path = folder / "before.json"
     if accelerator.is_main_process and not path.exists():
-        row = judge(job, folder, "before") | {"warnings": _warnings(job)}
+        row = judge(job, folder, "before")[1] | {"warnings": _warnings(job)}
         write_json(path, row | {"reward_calls": job.objective.reward.calls})
     accelerator.wait_for_everyone()
     before = read_json(path)

@@ -1,84 +1,74 @@
-"""A recipe's product: everything that fine-tuning, sampling and reporting need."""
+"""A job: everything that fine-tuning, sampling and reporting need, whoever wrote the recipe."""
 
+import copy
+import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from types import FrameType
+from typing import Any
 
-import annotated_types as at
-
+from difftilt.algorithms.ppo import PPO
 from difftilt.conditions import unconditional
 from difftilt.evaluation.evaluate import Evaluation
-from difftilt.guard import OnError, Reward
+from difftilt.guard import Guard, Reward
 from difftilt.objective import Algorithm, Objective
 from difftilt.policy import Policy
-from difftilt.settings import Count, Natural, Positive, check_settings
 from difftilt.shapes import Cond, State
-
-Schedule = Literal["constant", "linear", "cosine"]
+from difftilt.training.settings import Training
 
 
 @dataclass(frozen=True)
-class Training:
-    """How long and how fast to train; the same for every recipe and algorithm.
+class View:
+    """How samples of a domain look to people, and what they are compared with. All of it may be left out.
 
     Args:
-        rounds: Rounds of sampling and learning, at least 1.
-        batch: Conditions per round over all processes, at least 1.
-        learning_rate: Adam's step size for the policy, above 0.
-        own_learning_rate: The same for an algorithm's own networks, such as a critic, above 0.
-        schedule: How the learning rate falls to zero over the run.
-        accumulate: Losses per gradient step, at least 1.
-        max_norm: Length that the gradient is clipped to, above 0.
-        ema_decay: Average the weights over steps with this decay, in [0, 1), for samples; 0 is off.
-        save_every: Rounds between checkpoints, at least 1.
-        evaluate: Samples to judge the model by, before and after, at least 2.
-        check_start: Starts x_T, at least 3, from which to measure before training what a frozen law of x_T
-            costs, by 16 samples each; 0 is off.
-        mixed_precision: Precision of the network's passes; densities stay in float32 or better.
-        on_error: What a sample without a valid reward does: `stop` the run, or be dropped and counted.
-        cache: Answer a repeated sample's reward from memory; right for a deterministic black box only.
-        threads: CPU threads of torch, at least 1. Small networks are often fastest with one, and a second one
-            costs more than it brings whenever the other core is busy.
-        seed: Random seed, at least 0.
+        spell: Each sample as a line of text, for tables and for rewards that read text.
+        draw: Writes samples to files whose names begin with a path, in the domain's own format.
+        diversity: A number that falls when samples become alike.
+        distances: Two-sample distances of interest, by name, each with its standard error.
+        distances_note: What they mean, in a sentence or two.
+        exact: Numbers of a policy that need no samples, by name; the one called `J` is its objective.
+        optimum: The same numbers of the best possible distribution.
+        exact_note: What they mean.
     """
 
-    rounds: Count = 40
-    batch: Count = 256
-    learning_rate: Positive = 1e-3
-    own_learning_rate: Positive = 3e-3
-    schedule: Schedule = "constant"
-    accumulate: Count = 1
-    max_norm: Positive = 1.0
-    ema_decay: Annotated[float, at.Interval(ge=0, lt=1)] = 0.0
-    save_every: Count = 1
-    evaluate: Annotated[int, at.Ge(2)] = 512
-    check_start: Natural = 0
-    mixed_precision: Literal["no", "bf16"] = "no"
-    on_error: OnError = "stop"
-    cache: bool = False
-    threads: Count = 1
-    seed: Natural = 0
+    spell: Callable[[State], list[str]] | None = None
+    draw: Callable[[Evaluation, Path], None] | None = None
+    diversity: Callable[[State], float] | None = None
+    distances: Callable[[State], Mapping[str, tuple[float, float]]] | None = None
+    distances_note: str = ""
+    exact: Callable[[Policy], Mapping[str, float]] | None = None
+    optimum: Callable[[], Mapping[str, float]] | None = None
+    exact_note: str = ""
 
-    def __post_init__(self):
-        check_settings(self)
+
+@dataclass(frozen=True)
+class Maker:
+    """The function that made a job, by which it can be made again.
+
+    Args:
+        recipe: `FILE.py:FUNCTION`, or the name of one of ours.
+        settings: Its arguments.
+        why_not: If it cannot be made again: why, in a clause.
+    """
+
+    recipe: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    why_not: str = ""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a recipe builds from its settings.
+    """What a recipe builds from its settings; `tune` makes one.
 
     Args:
         policy: The chain to tune; a copy of, or adapters on, the objective's reference.
         target_kl: KL in nats that alpha is moved to reach, if given.
         cond: Maps a number of samples to their conditions.
         gold: Rewards that training never sees, by name.
-        draw: Writes samples to files that begin with a path, in the domain's own format.
-        spell: Each sample as text, for the table of samples.
-        diversity: A number that falls when samples become alike.
-        distances: Two-sample distances of interest, by name, each with its error; and what they mean.
-        exact: Numbers of a policy that need no samples, by name; and what they mean.
-        optimum: The same numbers of the best possible law.
+        view: How samples look, and what is known of them.
+        maker: Who made it.
     """
 
     policy: Policy
@@ -88,11 +78,67 @@ class Job:
     target_kl: float | None = None
     cond: Callable[[int], Cond] = unconditional
     gold: Mapping[str, Reward] = field(default_factory=dict)
-    draw: Callable[[Evaluation, Path], None] = lambda seen, path: None
-    spell: Callable[[State], list[str]] | None = None
-    diversity: Callable[[State], float] | None = None
-    distances: Callable[[State], dict[str, tuple[float, float]]] | None = None
-    distances_note: str = ""
-    exact: Callable[[Policy], Mapping[str, float]] | None = None
-    optimum: Callable[[], Mapping[str, float]] | None = None
-    exact_note: str = ""
+    view: View = field(default_factory=View)
+    maker: Maker | None = None
+
+    def starting_from(self, policy: Policy) -> "Job":
+        """The same job, tuning another policy around the same chain."""
+        return replace(self, policy=policy)
+
+
+def tune(
+    policy: Policy,
+    reward: Reward,
+    algorithm: Algorithm | None = None,
+    alpha: float = 1.0,
+    training: Training | None = None,
+    *,
+    name: str = "",
+    reference: Policy | None = None,
+    target_kl: float | None = None,
+    cond: Callable[[int], Cond] = unconditional,
+    gold: Mapping[str, Reward] | None = None,
+    view: View | None = None,
+) -> Job:
+    """The job of tuning a chain towards a reward.
+
+    Args:
+        policy: The pretrained chain, which is tuned.
+        reward: Any function of (samples, conditions); see `Guard` for what it may return.
+        algorithm: How to tune; PPO by default. It is copied, since it learns.
+        alpha: Weight of the KL, above 0, in units of the reward per nat.
+        training: How long and how fast to train.
+        name: What messages and reports call the reward; the function's own name by default.
+        reference: The chain that the KL is to, frozen; a copy of the policy by default. One that shares the
+            policy's weights, as `lora` returns it, saves that copy.
+        target_kl: KL in nats that alpha is moved to reach, above 0, if given.
+        cond: Maps a number of samples to their conditions.
+        gold: Rewards that training never sees, by name, so that over-optimisation shows.
+        view: How samples look, and what is known of them.
+    """
+    training = training or Training()
+    guard = reward if isinstance(reward, Guard) else Guard(reward, name, training.on_error, training.cache)
+    reference = copy.deepcopy(policy).requires_grad_(False) if reference is None else reference
+    return Job(
+        policy,
+        Objective(guard, reference, alpha),
+        copy.deepcopy(algorithm) if algorithm is not None else PPO(),
+        training,
+        target_kl,
+        cond,
+        gold or {},
+        view or View(),
+        _maker(inspect.currentframe()),
+    )
+
+
+def _maker(here: FrameType | None) -> Maker | None:
+    """The function that called `tune`, with its arguments as they are now."""
+    caller = here.f_back if here is not None else None
+    if caller is None:
+        return None
+    name, file = caller.f_code.co_name, Path(caller.f_code.co_filename)
+    if caller.f_globals.get(name) is None or not file.is_file():
+        return Maker(f"{file}:{name}", why_not="it was made outside of a function that has a name in a file")
+    arguments = inspect.getargvalues(caller)
+    return Maker(f"{file}:{name}", {key: arguments.locals[key] for key in arguments.args})

@@ -12,20 +12,27 @@ from pathlib import Path
 from typing import Any
 
 from difftilt.atomic import atomic_file
-from difftilt.settings import kebab, settable
+from difftilt.experiment import code
+from difftilt.settings import settable
 from difftilt.training.checkpoint import versions
 
 VALUE = "value"  # the task of a run that learns a soft value
 
 
 def to_json(value: Any) -> Any:
-    """Settings as plain JSON; a dataclass becomes its fields, under its name on the command line."""
+    """Settings as plain JSON; a dataclass becomes its fields, under its name on the command line.
+
+    Raises:
+        TypeError: If a setting is nothing that can be written down, such as a function.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {name: to_json(getattr(value, name)) for name in settable(type(value))}
-        return {"name": kebab(type(value).__name__), **fields}
+        return {"name": code.name_of(type(value)), **fields}
     if isinstance(value, list | tuple):
         return [to_json(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
+    if value is None or isinstance(value, bool | int | float | str | Path):
+        return str(value) if isinstance(value, Path) else value
+    raise TypeError(f"a {type(value).__name__} cannot be written into run.json")
 
 
 def from_json(value: Any, hint: Any) -> Any:
@@ -54,17 +61,19 @@ def _options(hint: Any) -> list[Any]:
 
 def _settings(value: dict[str, Any], options: list[Any]) -> Any:
     """An instance of the dataclass that the JSON names."""
+    name = value.get("name")
     named: dict[str, Any] = {
-        kebab(option.__name__): option
+        code.name_of(option): option
         for option in options
         if isinstance(option, type) and dataclasses.is_dataclass(option)
     }
-    if value.get("name") not in named:
+    option = named.get(str(name)) or code.known_outside(str(name))
+    if option is None:
         raise ValueError(
-            f"run.json names '{value.get('name')}', which this version of difftilt does not have: it has"
+            f"run.json names '{name}', which this version of difftilt does not have: it has"
             f" {', '.join(named)}"
         )
-    known = settable(option := named[value["name"]])
+    known = settable(option)
     return option(**{k: from_json(v, known[k]) for k, v in value.items() if k in known})
 
 
@@ -77,20 +86,83 @@ def restore(recipe: Callable[..., Any], settings: Mapping[str, Any]) -> dict[str
     return {name: from_json(value, hints[name]) for name, value in settings.items()}
 
 
-def describe(recipe: str, settings: Mapping[str, Any], processes: int, device: str) -> dict[str, Any]:
-    """The content of run.json."""
-    return {
-        "recipe": recipe,
-        "settings": {name: to_json(value) for name, value in settings.items()},
-        "seed": settings["training"].seed,
+def describe(
+    recipe: str, settings: Mapping[str, Any], seed: int, processes: int, device: str
+) -> dict[str, Any]:
+    """The content of run.json.
+
+    Args:
+        recipe: As it is named on the command line.
+        settings: Its arguments.
+    """
+    made_of = {"recipe": recipe, "settings": {name: to_json(value) for name, value in settings.items()}}
+    outside = code.record(_texts(made_of))
+    content: dict[str, Any] = {
+        **made_of,
+        "seed": seed,
         "versions": versions(),
         "device": device,
         "processes": processes,
-        "threads": settings["training"].threads,
         "git_revision": _git_revision(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join(["difftilt", *sys.argv[1:]]),
     }
+    if outside:
+        content |= {"code": outside, "signature": code.sign(made_of | {"code": outside})}
+    return content
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """The run.json of a folder, which holds settings.
+
+    Raises:
+        ValueError: If it does not, or if its job cannot be made again.
+    """
+    record = read_json(folder / "run.json")
+    if record.get("cannot_be_made_again"):
+        raise ValueError(
+            f"{folder} was made in Python by {record.get('recipe')} and cannot be made again by command,"
+            f" since {record['cannot_be_made_again']}; go on in Python, with finetune(job, FOLDER) or sample"
+        )
+    if not isinstance(record.get("settings"), dict) or not isinstance(record.get("recipe"), str):
+        raise ValueError(f"{folder / 'run.json'} holds no settings")
+    return record
+
+
+def trust(folder: Path, record: Mapping[str, Any], named: Mapping[str, str]) -> dict[str, Any]:
+    """What a run was made of, once the code that it names may be executed.
+
+    Args:
+        record: Its run.json.
+        named: What the user has named anew: a recipe, reward or algorithm, which stands in the place of the
+            run's own.
+
+    Returns:
+        Its recipe and settings.
+    """
+    made_of = {"recipe": record["recipe"], "settings": record["settings"]}
+    asked = _texts(made_of)
+    outside = {text for text in asked if code.executes(text)}
+    about: dict[str, Any] = record["code"] if isinstance(record.get("code"), dict) else {}
+    unnamed = {text: about.get(text, {"file": text, "sha256": ""}) for text in outside}
+    settings = dict(record["settings"])
+    replaced = {"recipe": record["recipe"], "reward": settings.get("reward")}
+    replaced["algorithm"] = (settings.get("algorithm") or {}).get("name")
+    for option in named:
+        unnamed.pop(str(replaced[option]), None)
+    code.check_trusted(made_of | {"code": about}, unnamed, record.get("signature"), folder)
+    if "reward" in named:
+        settings["reward"] = named["reward"]
+    if "algorithm" in named:
+        settings["algorithm"] = {**settings["algorithm"], "name": named["algorithm"]}
+    return {"recipe": named.get("recipe", record["recipe"]), "settings": settings}
+
+
+def _texts(value: Any) -> list[str]:
+    """The recipe, the reward and the names of settings: what may stand for code."""
+    settings = value["settings"]
+    names = [x.get("name") for x in settings.values() if isinstance(x, dict)]
+    return [text for text in (value["recipe"], settings.get("reward"), *names) if isinstance(text, str)]
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -103,7 +175,7 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text())
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist; name the folder of a run, such as runs/demo") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds {type(content).__name__} instead of a JSON object")

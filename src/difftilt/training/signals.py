@@ -22,8 +22,12 @@ class Preempted(Exception):  # noqa: N818  (not an error: the run is safe on dis
     def __init__(self, number: int, rounds: int):
         self.signal, self.rounds = signal.Signals(number), rounds
         super().__init__(
-            f"{self.signal.name} came; the run stopped after round {rounds} and can be resumed from there"
+            f"got {self.signal.name}; the run stopped after round {rounds} and can be resumed from there"
         )
+
+    def hint(self, command: str) -> None:
+        """Says what to type to go on."""
+        self.args = (f"{self.args[0]}: {command}",)
 
 
 class Stop:

@@ -142,6 +142,7 @@ def test_the_weights_are_small_and_free_of_code():
     files = [path for path in packaged().iterdir() if path.suffix != ".md"]
     assert {path.name for path in files} == {
         "config.json",
+        "contents.json",
         "gold.safetensors",
         "model.safetensors",
         "proxy.safetensors",
@@ -170,6 +171,9 @@ def test_pretraining_writes_a_folder_that_loads_and_replaces_the_old_one(tmp_pat
     out = tmp_path / "digits"
     shutil.copytree(packaged(), out)
     (out / "old.txt").write_text("of the last run")
+    contents = json.loads((out / "contents.json").read_text())
+    contents["files"].append("old.txt")
+    (out / "contents.json").write_text(json.dumps(contents))
     monkeypatch.setattr(recipe, "quality", partial(recipe.quality, steps=1))
     recipe.pretrain_digits(out, steps=2, batch=8, classifier_steps=2)
     assert {path.name for path in out.iterdir()} == {path.name for path in packaged().iterdir()}

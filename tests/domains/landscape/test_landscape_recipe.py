@@ -60,10 +60,10 @@ def test_exact_numbers_are_those_of_the_landscape(shipped):
 
 def test_alpha_that_moves_moves_the_optimum(shipped):
     job = dna(training=SMALL)
-    assert job.optimum is not None
-    before = job.optimum()["J"]
+    assert job.view.optimum is not None
+    before = job.view.optimum()["J"]
     job.objective.alpha = 0.2
-    assert job.optimum()["J"] < before
+    assert job.view.optimum()["J"] < before
 
 
 def test_constraints_bind_the_chain_and_its_reference_alike():

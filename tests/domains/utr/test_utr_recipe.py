@@ -18,14 +18,14 @@ from difftilt.domains.utr import pretrain as pretraining
 from difftilt.domains.utr.model import load_oracle, load_split, utr_policy
 from difftilt.domains.utr.recipe import load, utr, words
 from difftilt.experiment.finetune import make_optimizer
-from difftilt.experiment.job import Training
 from difftilt.policy import rollout
 from difftilt.training.fit import fit
+from difftilt.training.settings import Training
 from difftilt.transition import one_hot
 
 FILES = {
     "README.md", "config.json", "quality.json", "model.safetensors", "proxy.safetensors", "gold.safetensors",
-    "measured.safetensors",
+    "measured.safetensors", "contents.json",
 }  # fmt: skip
 
 

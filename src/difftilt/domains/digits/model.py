@@ -3,7 +3,6 @@
 Images have shape (1, 8, 8) and values in [-1, 1], ink is 1. `cond["label"]` is 0 to 9, or `NULL` for any.
 """
 
-import json
 import math
 from dataclasses import dataclass
 from importlib import resources
@@ -14,7 +13,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from difftilt.domains.bundle import load_half
+from difftilt.domains.bundle import Bundle, load_bundle
 from difftilt.processes.gaussian import GaussianPolicy, PredictionType
 from difftilt.processes.schedule import NoiseSchedule, cosine
 from difftilt.shapes import Cond, Index, Probs, Real, State
@@ -188,9 +187,8 @@ def digits_policy(
         tune_std: As in `GaussianPolicy`.
         folder: Weights; those of the package by default.
     """
-    folder = folder or packaged()
-    network = DiT(**_config(folder)["network"])
-    load_half(network, folder / "model.safetensors")
+    bundle = bundle_of(folder)
+    network = bundle.load("model", DiT(**bundle.config["network"]))
     return chain_of(network, sampling_grid(steps), eta=eta, tune_std=tune_std)
 
 
@@ -229,10 +227,8 @@ def load_classifier(name: str, folder: Path | None = None) -> Classifier:
     """A pretrained classifier, frozen: `proxy` for rewards, `gold` to judge what came of them."""
     if name not in ("proxy", "gold"):
         raise ValueError(f"the digit classifiers are 'proxy' and 'gold', but {name!r} came")
-    folder = folder or packaged()
-    classifier = Classifier(**_config(folder)["classifier"])
-    load_half(classifier, folder / f"{name}.safetensors")
-    return classifier.eval().requires_grad_(False)
+    bundle = bundle_of(folder)
+    return bundle.frozen(name, Classifier(**bundle.config["classifier"]))
 
 
 def packaged() -> Path:
@@ -240,8 +236,6 @@ def packaged() -> Path:
     return Path(str(resources.files("difftilt.domains.digits") / "weights"))
 
 
-def _config(folder: Path) -> dict[str, dict[str, int]]:
-    path = folder / "config.json"
-    if not path.is_file():
-        raise ValueError(f"{folder} holds no digits model: config.json is missing; make one with pretraining")
-    return json.loads(path.read_text())
+def bundle_of(folder: Path | None) -> Bundle:
+    """The networks in a folder, or those that come with the package."""
+    return load_bundle(folder or packaged(), "digits model", "make one with difftilt pretrain digits")

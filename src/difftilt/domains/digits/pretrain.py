@@ -1,9 +1,7 @@
 """Makes the weights that come with the package: the digits model, the proxy and the gold classifier."""
 
-import json
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn as nn
@@ -11,8 +9,7 @@ import torch.nn.functional as F
 from rich.progress import track
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from difftilt.atomic import atomic_folder
-from difftilt.domains.bundle import save_half
+from difftilt.domains.bundle import Numbers, made, save_bundle
 from difftilt.domains.digits.model import (
     CLASSES,
     NULL,
@@ -36,7 +33,6 @@ NETWORK = {"patch": 4, "width": 128, "depth": 2, "heads": 4, "expand": 4}
 CLASSIFIER = {"width": 24, "features": 32}
 DROP = 0.5  # share of label-free training: fine-tuning starts from the unconditional law
 CLASSIFIER_RATE = 2e-3
-Numbers = dict[str, Any]  # as JSON holds them
 
 
 def pretrain_digits(
@@ -60,36 +56,22 @@ def pretrain_digits(
         seed: Of weights and training; the split of the data is always the same.
     """
     torch.set_num_threads(threads)
-    start, busy, split = time.monotonic(), time.process_time(), load_split()
+    busy, split = time.process_time(), load_split()
     networks = {
         "model": _train_model(split.train, steps, batch, learning_rate, seed),
         "proxy": _train_classifier("proxy", split.proxy, classifier_steps, seed + 1),
         "gold": _train_classifier("gold", split.gold, classifier_steps, seed + 2),
     }
-    made = {
-        "settings": {
-            "steps": steps,
-            "batch": batch,
-            "learning_rate": learning_rate,
-            "classifier_steps": classifier_steps,
-            "seed": seed,
-        },
-        "seconds": round(time.monotonic() - start),
-        "processor_seconds": round(time.process_time() - busy),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-    }
-    _publish(out, networks, made)
+    settings = {"steps": steps, "batch": batch, "learning_rate": learning_rate}
+    settings |= {"classifier_steps": classifier_steps, "seed": seed}
+    about = made(settings, time.process_time() - busy, threads, torch.__version__)
+    config = {"network": NETWORK, "classifier": CLASSIFIER, "made": about}
 
+    def judge(folder: Path) -> tuple[Numbers, str]:
+        found = quality(folder)
+        return found, card(about, found)
 
-def _publish(out: Path, networks: dict[str, nn.Module], made: Numbers) -> None:
-    """Writes weights, config and card, and puts them in place at once."""
-    with atomic_folder(out) as new:
-        for name, network in networks.items():
-            save_half(network, new / f"{name}.safetensors")
-        config = {"network": NETWORK, "classifier": CLASSIFIER, "made": made}
-        (new / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        (new / "README.md").write_text(card(made, quality(new)))
+    save_bundle(out, networks, config, judge)
 
 
 def _train_model(data: Images, steps: int, batch: int, learning_rate: float, seed: int) -> nn.Module:
@@ -198,9 +180,9 @@ def _nearest(sample: Samples, train: Samples) -> float:
     return torch.cdist(sample.flatten(1), train.flatten(1)).min(1).values.mean().item()
 
 
-def card(made: Numbers, found: Numbers) -> str:
+def card(about: Numbers, found: Numbers) -> str:
     """The model card, in Markdown."""
-    options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in made["settings"].items())
+    options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in about["settings"].items())
     rows = "\n".join(
         f"| {label} | {' | '.join(_cell(found[key][name]) for name in SETS)} |" for label, key in TABLE
     )
@@ -208,10 +190,9 @@ def card(made: Numbers, found: Numbers) -> str:
     nearest = found["nearest_training_image"]
     return CARD.format(
         command=f"difftilt pretrain digits {options}",
-        seconds=made["seconds"],
-        busy=made["processor_seconds"],
-        threads=made["threads"],
-        torch=made["torch"],
+        busy=about["processor_seconds"],
+        threads=about["threads"],
+        torch=about["torch"],
         steps=found["steps"],
         images=found["images"],
         held_out=found["held_out_images"],
@@ -260,7 +241,7 @@ Weights are float16 on disk and float32 in memory.
 
     {command}
 
-{seconds} s of training ({busy} s of processor time), CPU threads: {threads}, torch {torch}.
+{busy} s of processor time, CPU threads: {threads}, torch {torch}.
 
 ## How good it is
 

@@ -5,7 +5,6 @@ can be told exactly.
 """
 
 import copy
-import json
 from importlib import resources
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import torch.nn as nn
 
 from difftilt.data.landscape import Landscape
 from difftilt.data.vocabulary import DNA
-from difftilt.domains.bundle import load_half
+from difftilt.domains.bundle import load_bundle, user_folder
 from difftilt.networks.sequence import MLP, BothStrands, Corrected, WordValues
 from difftilt.processes.masked import MaskedPolicy
 from difftilt.shapes import Index
@@ -59,15 +58,9 @@ def landscape_policy(
     Raises:
         ValueError: If there are none, with how to make them.
     """
-    folder = folder or default_folder(landscape.name)
-    path = folder / "model.safetensors"
-    if not path.is_file():
-        raise ValueError(
-            f"{folder} holds no model of {landscape.name}: make one with {pretrain_command(landscape)}, or"
-            " name its folder with --weights"
-        )
-    network = landscape_network(landscape, **json.loads((folder / "config.json").read_text())["network"])
-    load_half(network, path)
+    how = f"make one with {pretrain_command(landscape)}"
+    bundle = load_bundle(folder or default_folder(landscape.name), f"model of {landscape.name}", how)
+    network = bundle.load("model", landscape_network(landscape, **bundle.config["network"]))
     return chain_of(network, landscape, start)
 
 
@@ -90,7 +83,7 @@ def default_folder(name: str) -> Path:
     """Where the model of a landscape lies: in the package, or in ~/.cache/difftilt/models."""
     if name == SHIPPED:
         return Path(str(resources.files("difftilt.domains.landscape"))) / "weights" / name
-    return Path.home() / ".cache" / "difftilt" / "models" / name
+    return user_folder(name)
 
 
 def best_seen(landscape: Landscape) -> float:

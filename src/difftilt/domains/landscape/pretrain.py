@@ -1,21 +1,18 @@
 """Makes what the recipes `dna` and `protein` start from: models of the lower half of a landscape."""
 
 import dataclasses
-import json
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn as nn
 from rich.progress import track
 
-from difftilt.atomic import atomic_folder
 from difftilt.conditions import unconditional
 from difftilt.data.landscape import Landscape, load_landscape
-from difftilt.domains.bundle import save_half
+from difftilt.domains.bundle import Numbers, made, save_bundle
 from difftilt.domains.landscape.model import (
     ROWS,
     WIDTH,
@@ -31,8 +28,6 @@ from difftilt.objective import Objective
 from difftilt.settings import Count, Natural, Positive, check_settings
 from difftilt.shapes import Tokens
 from difftilt.training.pretrain import explain, warm_cosine
-
-Numbers = dict[str, Any]  # as JSON holds them
 
 
 @dataclass(frozen=True)
@@ -96,20 +91,15 @@ def _pretrain(table: Landscape, asked: Pretraining) -> None:
     size = {"width": asked.width, "rows": asked.rows}
     network = landscape_network(table, **size)
     train(network, table, data, asked.steps, asked.batch, asked.learning_rate, asked.seed)
-    settings = dataclasses.asdict(asked)
-    made = {
-        "settings": {name: settings[name] for name in settings if name not in ("out", "threads")},
-        "processor_seconds": round(time.process_time() - busy),
-        "threads": asked.threads,
-        "torch": torch.__version__,
-    }
-    with atomic_folder(asked.out or default_folder(table.name)) as new:
-        save_half(network, new / "model.safetensors")
-        config = {"landscape": table.name, "network": size, "made": made}
-        (new / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        found = quality(table, new)
-        (new / "quality.json").write_text(json.dumps(found, indent=2) + "\n")
-        (new / "README.md").write_text(card(table, config, found))
+    settings = {k: v for k, v in dataclasses.asdict(asked).items() if k not in ("out", "threads")}
+    about = made(settings, time.process_time() - busy, asked.threads, torch.__version__)
+    config = {"landscape": table.name, "network": size, "made": about}
+
+    def judge(folder: Path) -> tuple[Numbers, str]:
+        found = quality(table, folder)
+        return found, card(table, config, found)
+
+    save_bundle(asked.out or default_folder(table.name), {"model": network}, config, judge)
 
 
 def train(
@@ -124,7 +114,7 @@ def train(
         schedule.step()
 
 
-def quality(table: Landscape, folder: Path) -> dict[str, float]:
+def quality(table: Landscape, folder: Path) -> Numbers:
     """What the model card states, from the exact law of all sequences."""
     policy = landscape_policy(table, folder=folder)
     law = exact.evaluate(Objective(table.lookup, policy, 1.0), policy, table.score).law
@@ -139,19 +129,19 @@ def quality(table: Landscape, folder: Path) -> dict[str, float]:
     }
 
 
-def card(table: Landscape, config: Numbers, found: Mapping[str, float]) -> str:
+def card(table: Landscape, config: Numbers, found: Numbers) -> str:
     """The model card, in Markdown."""
-    made = config["made"]
-    options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in made["settings"].items())
+    about = config["made"]
+    options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in about["settings"].items())
     return CARD.format(
         name=table.name,
         seen=f"{len(table.lower_half()):,}",
         best=best_seen(table),
         note=table.note,
         command=f"{pretrain_command(table)} {options}",
-        processor_seconds=made["processor_seconds"],
-        threads=made["threads"],
-        torch=made["torch"],
+        processor_seconds=about["processor_seconds"],
+        threads=about["threads"],
+        torch=about["torch"],
         count=f"{len(table.score):,}",
         **found,
     )

@@ -3,9 +3,8 @@
 All scores are known, so the tilted law, the optimum J* and any policy's own law are computed, not estimated.
 """
 
-import copy
+import dataclasses
 import functools
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,28 +13,22 @@ import annotated_types as at
 from difftilt.algorithms.choices import AnyAlgorithm
 from difftilt.algorithms.ppo import PPO
 from difftilt.data.landscape import Landscape, load_landscape
-from difftilt.data.vocabulary import DNA, PROTEIN, encode, spell
-from difftilt.domains.landscape.model import best_seen, landscape_policy, tunable
-from difftilt.domains.sequences.view import diversity, draw
-from difftilt.exact import landscape as exact
-from difftilt.experiment.job import Job, Training
-from difftilt.guard import Guard
+from difftilt.data.vocabulary import DNA, PROTEIN, encode
+from difftilt.domains.landscape.model import landscape_policy, tunable
+from difftilt.domains.landscape.truth import Truth
+from difftilt.domains.sequences.view import sequence_view
+from difftilt.experiment.job import Job, tune
+from difftilt.experiment.reward import find_reward
 from difftilt.networks.automaton import Automaton, both, count_range, forbid, gc_range
 from difftilt.networks.constraint import constrain
-from difftilt.objective import Objective
-from difftilt.policy import Policy
 from difftilt.processes.masked import MaskedPolicy
 from difftilt.settings import Positive
-from difftilt.shapes import Index, Points, Scalar
+from difftilt.shapes import Index
+from difftilt.training.settings import Training
 
 ALGORITHM = PPO(advantage="path", epochs=1, kl="reward")
 TRAINING = Training(
     rounds=150, batch=2048, learning_rate=2e-2, schedule="linear", save_every=15, evaluate=2000
-)
-NOTE = (
-    "Computed from the law of all {count} sequences, without sampling. p_r is the law that is asked for, the"
-    " pretrained law tilted by exp(reward / alpha); the highest score among the {seen} sequences seen in"
-    " pretraining is {best:.4f}. {about}"
 )
 Unit = Annotated[float, at.Interval(ge=0, le=1)]
 
@@ -43,6 +36,7 @@ Unit = Annotated[float, at.Interval(ge=0, le=1)]
 def dna(
     algorithm: AnyAlgorithm = ALGORITHM,
     landscape: Literal["six6", "pax6", "egr2"] = "six6",
+    reward: str = "score",
     alpha: Positive = 0.1,
     target_kl: Positive | None = None,
     template: str | None = None,
@@ -59,6 +53,8 @@ def dna(
     Args:
         algorithm: How to tune.
         landscape: Which protein binds; all but six6 need difftilt data fetch tfbind8.
+        reward: What to maximise: `score`, as above; or one of your own, FILE.py:NAME or command:COMMAND. A
+            function of one argument gets the sequences as text, and exact numbers are left out.
         alpha: Weight of the KL to the pretrained model, above 0, in units of the reward per nat.
         target_kl: KL to the pretrained model that tuning shall end with, above 0, in nats; alpha is then only
             where the search for the right one starts.
@@ -74,11 +70,12 @@ def dna(
     rules = [forbid(list(forbidden), table.length, DNA, both_strands=True)] if forbidden else []
     rules += [gc_range(*gc, table.length, DNA)] if gc != (0, 1) else []
     policy = landscape_policy(table, _frozen(template, table, "N"), folder=weights)
-    return _job(policy, table, rules, alpha, algorithm, training, target_kl)
+    return _job(policy, table, rules, reward, alpha, algorithm, training, target_kl)
 
 
 def protein(
     algorithm: AnyAlgorithm = ALGORITHM,
+    reward: str = "score",
     alpha: Positive = 0.05,
     target_kl: Positive | None = None,
     template: str | None = None,
@@ -94,6 +91,8 @@ def protein(
 
     Args:
         algorithm: How to tune.
+        reward: What to maximise: `score`, as above; or one of your own, FILE.py:NAME or command:COMMAND. A
+            function of one argument gets the sequences as text, and exact numbers are left out.
         alpha: Weight of the KL to the pretrained model, above 0, in units of the reward per nat.
         target_kl: KL to the pretrained model that tuning shall end with, above 0, in nats; alpha is then only
             where the search for the right one starts.
@@ -106,13 +105,14 @@ def protein(
     low, high = (round(share * table.length) for share in charged)
     rules = [count_range("DEKR", low, high, table.length, PROTEIN)] if charged != (0, 1) else []
     policy = landscape_policy(table, _frozen(template, table, "X"), folder=weights)
-    return _job(policy, table, rules, alpha, algorithm, training, target_kl)
+    return _job(policy, table, rules, reward, alpha, algorithm, training, target_kl)
 
 
 def _job(
     policy: MaskedPolicy,
     table: Landscape,
     rules: list[Automaton],
+    reward: str,
     alpha: float,
     algorithm: AnyAlgorithm,
     training: Training,
@@ -122,67 +122,21 @@ def _job(
     if rules:
         rule = functools.reduce(both, rules)
         reference, policy = constrain(reference, rule), constrain(policy, rule)
-    guard = Guard(table.lookup, f"score of {table.name}", training.on_error, training.cache)
-    objective = Objective(guard, reference, alpha)
-    truth = Truth(objective, table)
-    return Job(
+    view = sequence_view(table.alphabet, best=0.1)  # others have the motif anywhere, if at all
+    own = reward != "score"
+    job = tune(
         policy,
-        objective,
-        copy.deepcopy(algorithm),
+        find_reward(reward, {"score": table.lookup}, view.spell, training.reward_timeout),
+        algorithm,
+        alpha,
         training,
-        target_kl,
-        draw=partial(draw, alphabet=table.alphabet, best=0.1),  # others have the motif anywhere, if at all
-        spell=partial(spell, alphabet=table.alphabet),
-        diversity=lambda sample: diversity(sample).value,
-        exact=truth.of,
-        optimum=truth.of_optimum,
-        exact_note=truth.note(),
+        name=reward if own else f"score of {table.name}",
+        reference=reference,
+        target_kl=target_kl,
+        gold={f"score of {table.name}": table.lookup} if own else {},
+        view=view,
     )
-
-
-class Truth:
-    """What is known exactly of policies on a landscape, by name, beside the optimum."""
-
-    def __init__(self, objective: Objective, table: Landscape):
-        self.objective, self.table = objective, table
-        self.better = table.score > best_seen(table)
-        self._solved: tuple[float, exact.Solution] | None = None
-
-    def of(self, policy: Policy) -> dict[str, float]:
-        found, solved = exact.evaluate(self.objective, policy, self.table.score), self.solved()
-        return self._row(found.reward, found.kl, found.objective, found.law, solved)
-
-    def of_optimum(self) -> dict[str, float]:
-        solved = self.solved()
-        return self._row(solved.reward, solved.kl, solved.optimum, solved.law, solved)
-
-    def solved(self) -> exact.Solution:
-        """The optimum at the objective's present alpha."""
-        alpha = self.objective.alpha
-        if self._solved is None or self._solved[0] != alpha:
-            self._solved = alpha, exact.solve(self.objective, self.table.score)
-        return self._solved[1]
-
-    def note(self) -> str:
-        return NOTE.format(
-            count=f"{len(self.table.score):,}",
-            seen=f"{len(self.table.lower_half()):,}",
-            best=best_seen(self.table),
-            about=self.table.note,
-        )
-
-    def _row(
-        self, reward: Scalar, cost: Scalar, objective: Scalar, law: Points, solved: exact.Solution
-    ) -> dict[str, float]:
-        return {
-            "reward": reward.item(),
-            "path KL to the pretrained model, nats": cost.item(),
-            "J": objective.item(),
-            "gap (J* - J) / alpha, nats": (solved.optimum - objective).item() / self.objective.alpha,
-            "KL(policy || p_r), nats": exact.kl(law, solved.law).item(),
-            "KL(p_r || policy), nats": exact.kl(solved.law, law).item(),
-            "share better than any sequence seen in pretraining": law[self.better].sum().item(),
-        }
+    return job if own else dataclasses.replace(job, view=Truth(job.objective, table).beside(view))
 
 
 def _frozen(template: str | None, table: Landscape, free: str) -> Index | None:

@@ -1,6 +1,7 @@
 """Sequences as people read them, FASTA and logos, and what sets of them are judged by."""
 
 import math
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from difftilt.atomic import atomic_file
 from difftilt.data.vocabulary import spell
 from difftilt.evaluation.evaluate import Evaluation
 from difftilt.evaluation.metrics import Estimate, at_least, jackknife
+from difftilt.experiment.job import View
 from difftilt.shapes import PerLetter, Sequences, Some
 from difftilt.transition import tokens
 
@@ -27,6 +29,19 @@ RESIDUES = {  # by chemistry, as WebLogo has it
     "DE": ("acidic", "#d00000"),
     "AVLIPWFM": ("hydrophobic", "#000000"),
 }
+
+
+def sequence_view(alphabet: str, best: float = 1.0) -> View:
+    """How sequences of tokens look: as text, as FASTA and as a logo.
+
+    Args:
+        best: As for `draw`.
+    """
+    return View(
+        spell=lambda sample: spell(tokens(sample), alphabet),
+        draw=partial(draw, alphabet=alphabet, best=best),
+        diversity=lambda sample: diversity(sample).value,
+    )
 
 
 def draw(seen: Evaluation, path: Path, alphabet: str, best: float = 1.0) -> None:

@@ -4,19 +4,17 @@ Tokens 0 to 3 are ACGT, T standing for U. The load of a UTR is the mean number o
 that begins with it. Sample et al. (2019), https://doi.org/10.1038/s41587-019-0164-5.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor
 
 from difftilt.data.libraries import UTR_LENGTH, load_utr
 from difftilt.data.vocabulary import DNA
-from difftilt.domains.bundle import load_half
+from difftilt.domains.bundle import Bundle, load_bundle, user_folder
 from difftilt.processes.masked import MaskedPolicy
 from difftilt.shapes import Cond, OneHot, Output, PerSample, Sequences, State, Step
 from difftilt.transition import one_hot
@@ -151,42 +149,29 @@ def utr_policy(steps: int = STEPS, *, folder: Path | None = None) -> MaskedPolic
 
     Args:
         steps: Transitions, 1 to 50; letters drawn in one step do not know of each other.
-        folder: Weights; those in `user_folder` by default.
+        folder: Weights; those in ~/.cache/difftilt/models/utr by default.
     """
-    folder = folder or user_folder()
-    network = Denoiser(**_config(folder)["network"])
-    load_half(network, folder / "model.safetensors")
-    return chain_of(network, steps)
+    bundle = bundle_of(folder)
+    return chain_of(bundle.load("model", Denoiser(**bundle.config["network"])), steps)
 
 
 def load_oracle(name: str, folder: Path | None = None) -> Oracle:
     """A pretrained oracle, frozen: `proxy` for rewards, `gold` to judge what came of them."""
     if name not in ORACLES:
         raise ValueError(f"the UTR oracles are 'proxy' and 'gold', but {name!r} came")
-    folder = folder or user_folder()
-    oracle = Oracle(**_config(folder)["oracle"])
-    load_half(oracle, folder / f"{name}.safetensors")
-    return oracle.eval().requires_grad_(False)
+    bundle = bundle_of(folder)
+    return bundle.frozen(name, Oracle(**bundle.config["oracle"]))
 
 
 def load_measured(folder: Path | None = None) -> dict[str, Sequences]:
     """UTRs to compare with: `all`, held-out ones, and `best`, of the 1 % with the highest loads."""
-    folder = folder or user_folder()
-    _config(folder)
-    return {name: x.long() for name, x in load_file(folder / "measured.safetensors").items()}
+    return {name: x.long() for name, x in bundle_of(folder).tensors("measured").items()}
 
 
-def user_folder() -> Path:
-    """Where this user's models of UTRs lie: ~/.cache/difftilt/models/utr."""
-    return Path.home() / ".cache" / "difftilt" / "models" / "utr"
-
-
-def _config(folder: Path) -> dict[str, dict[str, int]]:
-    path = folder / "config.json"
-    if not path.is_file():
-        raise ValueError(
-            f"{folder} holds no models of 5' UTRs: get the data with difftilt data fetch utr, or with"
-            " difftilt data import utr PATH, and make them with difftilt pretrain utr, or name their folder"
-            " with --weights"
-        )
-    return json.loads(path.read_text())
+def bundle_of(folder: Path | None) -> Bundle:
+    """The networks in a folder; this user's own by default."""
+    how = (
+        "get the data with difftilt data fetch utr, or with difftilt data import utr PATH, and make them with"
+        " difftilt pretrain utr"
+    )
+    return load_bundle(folder or user_folder("utr"), "models of 5' UTRs", how)

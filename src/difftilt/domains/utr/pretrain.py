@@ -1,18 +1,14 @@
 """Makes what the recipe `utr` starts from: a model of random 5' UTRs, the proxy and the gold oracle."""
 
-import json
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn as nn
 from rich.progress import track
-from safetensors.torch import save_file
 
-from difftilt.atomic import atomic_folder
 from difftilt.conditions import unconditional
-from difftilt.domains.bundle import save_half
+from difftilt.domains.bundle import Numbers, made, save_bundle, user_folder
 from difftilt.domains.sequences.view import diversity, entropy, kmer_correlation
 from difftilt.domains.utr.model import (
     LETTERS,
@@ -25,7 +21,6 @@ from difftilt.domains.utr.model import (
     chain_of,
     load_oracle,
     load_split,
-    user_folder,
     utr_policy,
 )
 from difftilt.evaluation.metrics import Estimate
@@ -40,7 +35,6 @@ ORACLE = {"width": 32, "kernel": 7, "depth": 3, "features": 64}
 RATE = 2e-3
 COMPARED = 2_000  # UTRs of each kind that are kept for comparison, and drawn for the model card
 BEST = 0.01  # share of all UTRs that are called the best
-Numbers = dict[str, Any]  # as JSON holds them
 
 
 def pretrain_utr(
@@ -75,13 +69,16 @@ def pretrain_utr(
         "gold": _train_oracle("gold", parts.gold, oracle_steps, batch, oracle_rate, seed + 2),
     }
     settings = {"steps": steps, "oracle_steps": oracle_steps, "batch": batch, "oracle_rate": oracle_rate}
-    made = {
-        "settings": settings | {"seed": seed},
-        "processor_seconds": round(time.process_time() - busy),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-    }
-    _publish(out or user_folder(), networks, parts, made)
+    about = made(settings | {"seed": seed}, time.process_time() - busy, threads, torch.__version__)
+    measured = {"all": parts.held_out.sequence[:COMPARED], "best": best(parts)[:COMPARED]}
+    tensors = {"measured": {name: x.to(torch.uint8) for name, x in measured.items()}}
+
+    def judge(folder: Path) -> tuple[Numbers, str]:
+        found = quality(folder, parts.held_out)
+        return found, card(about, found)
+
+    config = {"network": NETWORK, "oracle": ORACLE, "made": about}
+    save_bundle(out or user_folder("utr"), networks, config, judge, tensors)
 
 
 def _train_model(data: Sequences, steps: int, batch: int, seed: int) -> nn.Module:
@@ -108,20 +105,6 @@ def _train_oracle(name: str, data: Measured, steps: int, batch: int, rate: float
     for _ in track(rows, f"{name} oracle", total=steps):
         schedule.step()
     return oracle
-
-
-def _publish(out: Path, networks: dict[str, nn.Module], parts: Split, made: Numbers) -> None:
-    """Writes weights, UTRs to compare with, config and card, and puts them in place at once."""
-    with atomic_folder(out) as new:
-        for name, network in networks.items():
-            save_half(network, new / f"{name}.safetensors")
-        measured = {"all": parts.held_out.sequence[:COMPARED], "best": best(parts)[:COMPARED]}
-        save_file({k: x.to(torch.uint8) for k, x in measured.items()}, new / "measured.safetensors")
-        config = {"network": NETWORK, "oracle": ORACLE, "made": made}
-        (new / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        found = quality(new, parts.held_out)
-        (new / "quality.json").write_text(json.dumps(found, indent=2) + "\n")
-        (new / "README.md").write_text(card(made, found))
 
 
 def best(parts: Split) -> Sequences:
@@ -170,16 +153,16 @@ def _mean(values: PerSample) -> Estimate:
     return Estimate(values.mean().item(), values.std().item() / len(values) ** 0.5)
 
 
-def card(made: Numbers, found: Numbers) -> str:
+def card(about: Numbers, found: Numbers) -> str:
     """The model card, in Markdown."""
-    options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in made["settings"].items())
+    options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in about["settings"].items())
     rows = "\n".join(
         f"| {label} | {_cell(found[key]['measured'])} | {_cell(found[key]['drawn'])} |"
         for label, key in TABLE
     )
     return CARD.format(
         command=f"difftilt pretrain utr {options}",
-        **made,
+        **about,
         steps=STEPS,
         held_out=found["held_out"],
         drawn=found["drawn"],

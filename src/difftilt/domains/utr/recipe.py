@@ -1,19 +1,20 @@
 """5' UTRs: tune a model of random ones towards those that ribosomes like, with a gold oracle watching."""
 
-import copy
+import dataclasses
 from functools import partial
 from pathlib import Path
 
 from difftilt.algorithms.choices import AnyAlgorithm
 from difftilt.algorithms.ppo import PPO
-from difftilt.data.vocabulary import DNA, spell
-from difftilt.domains.sequences.view import diversity, draw, kmer_correlation
+from difftilt.data.vocabulary import DNA
+from difftilt.domains.sequences.view import kmer_correlation, sequence_view
 from difftilt.domains.utr.model import LETTERS, STEPS, load_measured, load_oracle, utr_policy
-from difftilt.experiment.job import Job, Training
-from difftilt.guard import Guard, Reward
-from difftilt.objective import Objective
+from difftilt.experiment.job import Job, tune
+from difftilt.experiment.reward import find_reward
+from difftilt.guard import Reward
 from difftilt.settings import Count, Positive
 from difftilt.shapes import Cond, PerSample, Sequences, State
+from difftilt.training.settings import Training
 
 ALGORITHM = PPO(epochs=1, minibatches=8)
 TRAINING = Training(rounds=40, batch=256, learning_rate=8e-3, schedule="linear")
@@ -21,6 +22,7 @@ TRAINING = Training(rounds=40, batch=256, learning_rate=8e-3, schedule="linear")
 
 def utr(
     algorithm: AnyAlgorithm = ALGORITHM,
+    reward: str = "load",
     alpha: Positive = 0.1,
     target_kl: Positive | None = None,
     steps: Count = STEPS,
@@ -34,6 +36,8 @@ def utr(
 
     Args:
         algorithm: How to tune.
+        reward: What to maximise: `load`, as above; or one of your own, FILE.py:NAME or command:COMMAND. A
+            function of one argument gets the sequences as text.
         alpha: Weight of the KL to the pretrained model, above 0, in ribosomes per nat.
         target_kl: KL to the pretrained model that tuning shall end with, above 0, in nats; alpha is then only
             where the search for the right one starts.
@@ -41,23 +45,23 @@ def utr(
         weights: The folder that difftilt pretrain utr wrote; ~/.cache/difftilt/models/utr by default.
         training: How long and how fast to train.
     """
-    policy = utr_policy(steps, folder=weights)
-    guard = Guard(load(weights, "proxy"), "load", training.on_error, training.cache)
-    reference = copy.deepcopy(policy).requires_grad_(False)
-    return Job(
-        policy,
-        Objective(guard, reference, alpha),
-        copy.deepcopy(algorithm),
-        training,
-        target_kl,
-        gold={"gold load": load(weights, "gold")},
-        draw=partial(draw, alphabet=DNA),
-        spell=partial(spell, alphabet=DNA),
-        diversity=lambda sample: diversity(sample).value,
+    view = dataclasses.replace(
+        sequence_view(DNA),
         distances=partial(words, measured=load_measured(weights)),
         distances_note="Correlations, 1 for equal frequencies, between how often each word of three letters"
         " occurs in the samples and in measured UTRs that no network has learned from, or in the 1 % of all"
         " UTRs that ribosomes like best.",
+    )
+    return tune(
+        utr_policy(steps, folder=weights),
+        find_reward(reward, {"load": load(weights, "proxy")}, view.spell, training.reward_timeout),
+        algorithm,
+        alpha,
+        training,
+        name=reward,
+        target_kl=target_kl,
+        gold={"gold load": load(weights, "gold")},
+        view=view,
     )
 
 

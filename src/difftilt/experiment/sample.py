@@ -1,4 +1,4 @@
-"""Samples that are steered towards the reward as they are drawn, and judged like those of a tuned model."""
+"""Samples of a job's model, or steered towards its reward as they are drawn, judged and left in a folder."""
 
 import math
 import sys
@@ -13,16 +13,39 @@ from rich.console import Console
 from rich.progress import Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from difftilt.evaluation.evaluate import Evaluation
-from difftilt.experiment.finetune import keep
+from difftilt.evaluation.evaluate import Evaluation, evaluate, write_table
 from difftilt.experiment.job import Job
 from difftilt.guard import Guard
 from difftilt.objective import Value
 from difftilt.policy import Policy
 from difftilt.samplers.base import Sampler
 from difftilt.training.seeds import EVALUATION, seed_round
+from difftilt.training.train import load_alpha, load_policy
 
 FEWEST = 4  # populations: what fewer differ by says little of their error
+
+
+def trained(job: Job, folder: Path) -> Job:
+    """The job with the weights, and the alpha, of a run's newest good checkpoint."""
+    load_policy(folder, job.policy)
+    job.objective.alpha = load_alpha(folder) or job.objective.alpha
+    return job
+
+
+def sample(job: Job, place: Path | str, count: int = 64, seed: int = 1) -> dict[str, Any]:
+    """Draws samples from the job's policy, judges them, and leaves them beside a path.
+
+    Args:
+        place: What the names of the files begin with.
+        count: How many, at least 2.
+        seed: At least 0.
+
+    Returns:
+        Reward, KL and J of the samples, as in summary.json.
+    """
+    torch.set_num_threads(job.training.threads)
+    drawn = look(job, Path(place), count, seed)
+    return drawn.summary() | {"reward_calls": job.objective.reward.calls}
 
 
 def steer(
@@ -51,9 +74,42 @@ def steer(
         means = steered.means(score)
         row["gold"][name] = means.mean().item()
         row["gold_se"][name] = (means.std() / len(means) ** 0.5).item()
-    if job.diversity is not None:
-        row["diversity"] = job.diversity(steered.sample)
+    if job.view.diversity is not None:
+        row["diversity"] = job.view.diversity(steered.sample)
     return row | {"dropped": job.objective.reward.dropped, "seconds": seconds}
+
+
+def judge(job: Job, folder: Path, name: str) -> tuple[Evaluation, dict[str, Any]]:
+    """Evaluates the policy, writes its samples under a name, and returns them with their numbers.
+
+    The same seed serves every name, so that pictures before and after start from the same noise.
+    """
+    seen, view = look(job, folder / "samples" / name, job.training.evaluate, job.training.seed), job.view
+    row = seen.summary()
+    if view.diversity is not None:
+        row["diversity"] = view.diversity(seen.sample)
+    if view.distances is not None:
+        row |= {"distances": dict(view.distances(seen.sample)), "distances_note": view.distances_note}
+    if view.exact is not None:
+        row |= {"exact": dict(view.exact(job.policy)), "exact_note": view.exact_note}
+    if view.optimum is not None:
+        row["optimum"] = dict(view.optimum())
+    return seen, row
+
+
+def look(job: Job, place: Path, count: int, seed: int) -> Evaluation:
+    """Evaluates the policy, and keeps its samples."""
+    seen = evaluate(job.policy, job.objective, job.cond(count), job.gold, seed=seed)
+    keep(job, seen, place)
+    return seen
+
+
+def keep(job: Job, seen: Evaluation, place: Path) -> None:
+    """Writes pictures and numbers of samples into files whose paths begin with `place`."""
+    if job.view.draw is not None:
+        job.view.draw(seen, place)
+    spelt = job.view.spell(seen.sample) if job.view.spell is not None else None
+    write_table(place.with_name(f"{place.name}.csv"), seen, spelt)
 
 
 class _Calls(ProgressColumn):

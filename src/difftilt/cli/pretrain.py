@@ -1,0 +1,26 @@
+"""The command `difftilt pretrain`."""
+
+import importlib
+from collections.abc import Mapping
+
+from difftilt.cli.options import parse
+from difftilt.settings import UsageError, choose
+
+PRETRAIN: Mapping[str, tuple[str, str]] = {
+    "digits": ("difftilt.domains.digits.pretrain", "pretrain_digits"),
+    "dna": ("difftilt.domains.landscape.pretrain", "pretrain_dna"),
+    "protein": ("difftilt.domains.landscape.pretrain", "pretrain_protein"),
+    "utr": ("difftilt.domains.utr.pretrain", "pretrain_utr"),
+}
+
+
+def pretrain_command(words: list[str]) -> None:
+    """Trains a recipe's starting model from its data."""
+    if words and words[0] in ("-h", "--help"):
+        print(f"usage: difftilt pretrain {{{','.join(PRETRAIN)}}} [OPTIONS]")
+        return
+    if not words:
+        raise UsageError(f"difftilt pretrain needs a recipe: {', '.join(PRETRAIN)}")
+    module, name = choose("recipe", words[0], PRETRAIN)
+    pretrain = getattr(importlib.import_module(module), name)
+    pretrain(**parse(pretrain, words[1:], f"difftilt pretrain {words[0]}"))

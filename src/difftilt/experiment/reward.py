@@ -1,0 +1,71 @@
+"""The reward that a recipe was asked for: one of its own, or a user's function, class or command."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from difftilt.experiment.code import COMMAND, find
+from difftilt.guard import Reward
+from difftilt.rewards.command import CommandReward
+from difftilt.settings import UsageError
+from difftilt.shapes import Cond, Sample
+
+Spell = Callable[[Sample], list[str]] | None
+
+
+def find_reward(text: str, known: Mapping[str, Reward], spell: Spell, timeout: float) -> Reward:
+    """The reward that a text names.
+
+    A function of (samples, conditions) is a reward as it is. One of a single argument gets the samples alone:
+    as lines of text where the domain writes its samples so (sequences), and as they are elsewhere. A class is
+    called without arguments, once, and what it makes is called per batch.
+
+    Args:
+        text: A name in `known`, one that a package registers, `FILE.py:NAME`, `PACKAGE.MODULE:NAME`, or
+            `command:COMMAND`; see `CommandReward`.
+        known: The recipe's own rewards.
+        spell: Writes samples as text, if they are text.
+        timeout: Seconds that a command may take for a batch, above 0.
+    """
+    if text in known:
+        return known[text]
+    if text.startswith(COMMAND):
+        return CommandReward(text.removeprefix(COMMAND), lambda sample: lines_of(sample, spell), timeout)
+    found: Any = find("reward", text, known)
+    return _adapted(found() if inspect.isclass(found) else found, text, spell)
+
+
+def lines_of(sample: Sample, spell: Spell) -> list[str]:
+    """One line per sample: its text, or its numbers with blanks between them."""
+    if spell is not None:
+        return spell(sample)
+    return [" ".join(f"{number:.9g}" for number in row) for row in sample.flatten(1).tolist()]
+
+
+def _adapted(reward: Any, text: str, spell: Spell) -> Reward:
+    try:
+        parameters = inspect.signature(reward).parameters.values()
+    except (TypeError, ValueError):  # of C functions
+        return reward
+    needed = [
+        p
+        for p in parameters
+        if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    several = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    if len(needed) > 2 or not (needed or several):
+        raise UsageError(
+            f"reward {text} takes {len(needed)} arguments ({', '.join(p.name for p in needed)}), but is"
+            " called with (samples, conditions), or with the samples alone if it takes one"
+        )
+    return _OfSamples(reward, text, spell) if len(needed) == 1 and not several else reward
+
+
+class _OfSamples:
+    """A reward of the samples alone."""
+
+    def __init__(self, score: Callable[[Any], Any], text: str, spell: Spell):
+        self._score, self._spell, self.__name__ = score, spell, text
+
+    def __call__(self, sample: Sample, cond: Cond) -> Any:
+        return self._score(sample if self._spell is None else self._spell(sample))
