@@ -30,7 +30,7 @@ ABOUT_TRAINING = ("algorithm", "training", "target_kl", "tune_std", "tune_start"
 
 # what a run leaves in its folder
 WRITTEN = (
-    *("run.json", "before.json", "summary.json", "metrics.jsonl", "report.html"),
+    *("run.json", "before.json", "summary.json", "metrics.jsonl", "report.html", "wandb-id"),
     *(
         "checkpoints",
         "checkpoints/round-*",

@@ -15,10 +15,10 @@ from rich.table import Table
 from difftilt.cli.options import parse
 from difftilt.cli.runs import ABOUT_TRAINING, RECIPES, ScoreOptions, make, prepare, read_run, subject, taken
 from difftilt.experiment.fit_value import RollIn, fit_value, roll_in
-from difftilt.experiment.job import Schedule, Training
 from difftilt.experiment.record import VALUE, describe, from_json, write_json
 from difftilt.settings import Count, Natural, Positive, UsageError, choose
 from difftilt.training.distributed import finish, make_accelerator
+from difftilt.training.settings import Schedule, Training
 from difftilt.values.regression import ValueRegression
 
 REGRESSION = ValueRegression()

@@ -3,65 +3,14 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
-
-import annotated_types as at
 
 from difftilt.conditions import unconditional
 from difftilt.evaluation.evaluate import Evaluation
-from difftilt.guard import OnError, Reward
+from difftilt.guard import Reward
 from difftilt.objective import Algorithm, Objective
 from difftilt.policy import Policy
-from difftilt.settings import Count, Natural, Positive, check_settings
 from difftilt.shapes import Cond, State
-
-Schedule = Literal["constant", "linear", "cosine"]
-
-
-@dataclass(frozen=True)
-class Training:
-    """How long and how fast to train; the same for every recipe and algorithm.
-
-    Args:
-        rounds: Rounds of sampling and learning, at least 1.
-        batch: Conditions per round over all processes, at least 1.
-        learning_rate: Adam's step size for the policy, above 0.
-        own_learning_rate: The same for an algorithm's own networks, such as a critic, above 0.
-        schedule: How the learning rate falls to zero over the run.
-        accumulate: Losses per gradient step, at least 1.
-        max_norm: Length that the gradient is clipped to, above 0.
-        ema_decay: Average the weights over steps with this decay, in [0, 1), for samples; 0 is off.
-        save_every: Rounds between checkpoints, at least 1.
-        evaluate: Samples to judge the model by, before and after, at least 2.
-        check_start: Starts x_T, at least 3, from which to measure before training what a frozen law of x_T
-            costs, by 16 samples each; 0 is off.
-        mixed_precision: Precision of the network's passes; densities stay in float32 or better.
-        on_error: What a sample without a valid reward does: `stop` the run, or be dropped and counted.
-        cache: Answer a repeated sample's reward from memory; right for a deterministic black box only.
-        threads: CPU threads of torch, at least 1. Small networks are often fastest with one, and a second one
-            costs more than it brings whenever the other core is busy.
-        seed: Random seed, at least 0.
-    """
-
-    rounds: Count = 40
-    batch: Count = 256
-    learning_rate: Positive = 1e-3
-    own_learning_rate: Positive = 3e-3
-    schedule: Schedule = "constant"
-    accumulate: Count = 1
-    max_norm: Positive = 1.0
-    ema_decay: Annotated[float, at.Interval(ge=0, lt=1)] = 0.0
-    save_every: Count = 1
-    evaluate: Annotated[int, at.Ge(2)] = 512
-    check_start: Natural = 0
-    mixed_precision: Literal["no", "bf16"] = "no"
-    on_error: OnError = "stop"
-    cache: bool = False
-    threads: Count = 1
-    seed: Natural = 0
-
-    def __post_init__(self):
-        check_settings(self)
+from difftilt.training.settings import Training
 
 
 @dataclass(frozen=True)

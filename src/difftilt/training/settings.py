@@ -1,0 +1,61 @@
+"""How a run trains: declared here once, for the command line, `train` and `fit`."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import annotated_types as at
+
+from difftilt.guard import OnError
+from difftilt.settings import Count, Natural, Positive, check_settings
+
+Schedule = Literal["constant", "linear", "cosine"]
+TrackerName = Literal["tensorboard", "wandb"]
+Precision = Literal["no", "bf16"]
+
+
+@dataclass(frozen=True)
+class Training:
+    """How long and how fast to train; the same for every recipe and algorithm.
+
+    Args:
+        rounds: Rounds of sampling and learning over all lives of a run, at least 1.
+        batch: Conditions per round over all processes, at least 1.
+        learning_rate: Adam's step size for the policy, above 0.
+        own_learning_rate: The same for an algorithm's own networks, such as a critic, above 0.
+        schedule: How the learning rate falls to zero over the run.
+        accumulate: Losses per gradient step, at least 1; their mean is descended. A round ends on a step.
+        max_norm: Length that the gradient is clipped to, above 0.
+        ema_decay: Average the weights over steps with this decay, in [0, 1), for samples; 0 is off.
+        save_every: Rounds between checkpoints, at least 1; there is always one at the end.
+        evaluate: Samples to judge the model by, before and after, at least 2.
+        check_start: Starts x_T, at least 3, from which to measure before training what a frozen
+            distribution of x_T costs, by 16 samples each; 0 is off.
+        mixed_precision: Precision of the network's passes; densities stay in float32 or better.
+        on_error: What a sample without a valid reward does: `stop` the run, or be dropped and counted.
+        cache: Answer a repeated sample's reward from memory; right for a deterministic black box only.
+        threads: CPU threads of torch, at least 1. Small networks are often fastest with one, and a second one
+            costs more than it brings whenever the other core is busy.
+        log_to: Trackers that are told every gradient step beside metrics.jsonl; none by default.
+        seed: Random seed, at least 0; what round k of process p draws depends on (seed, k, p) alone.
+    """
+
+    rounds: Count = 40
+    batch: Count = 256
+    learning_rate: Positive = 1e-3
+    own_learning_rate: Positive = 3e-3
+    schedule: Schedule = "constant"
+    accumulate: Count = 1
+    max_norm: Positive = 1.0
+    ema_decay: Annotated[float, at.Interval(ge=0, lt=1)] = 0.0
+    save_every: Count = 1
+    evaluate: Annotated[int, at.Ge(2)] = 512
+    check_start: Natural = 0
+    mixed_precision: Precision = "no"
+    on_error: OnError = "stop"
+    cache: bool = False
+    threads: Count = 1
+    log_to: tuple[TrackerName, ...] = ()
+    seed: Natural = 0
+
+    def __post_init__(self):
+        check_settings(self)
