@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one command; errors that a user can mend end in one sentence and a non-zero exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        run(words)
+        choose_command(words)(words[1:])
     except Preempted as stop:
         fail(f"{stop}: use difftilt resume", 128 + stop.signal)
     except UsageError as error:
@@ -60,15 +60,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         fail(" ".join(str(error).split()) or type(error).__name__, 1)
 
 
-def run(words: list[str]) -> None:
-    """Finds the command and hands it the rest of the line."""
+def choose_command(words: list[str]) -> Callable[[list[str]], None]:
+    """What the first word asks for; it takes the rest of the line."""
     if not words or words[0] in ("-h", "--help"):
-        print(overview())
-        return
+        return lambda _: print(overview())
     if words[0] == "--version":
-        print(version("difftilt"))
-        return
-    choose("command", words[0], COMMANDS)(words[1:])
+        return lambda _: print(version("difftilt"))
+    return choose("command", words[0], COMMANDS)
 
 
 def overview() -> str:
