@@ -52,7 +52,8 @@ from difftilt.guard import Reward
 from difftilt.networks.network_calls import NetworkCalls
 from difftilt.processes.schedule import shifted_flow
 from difftilt.training.ema import EMA
-from difftilt.training.train import denoisers
+from difftilt.training.fit import denoisers
+from difftilt.training.settings import Training
 
 DIMENSION, STEPS = 16, 20
 
@@ -296,7 +297,9 @@ def train(policy: Policy, objective: Objective, algorithm: Algorithm, entry: Ent
     optimizer = torch.optim.Adam([group for group in groups if group["params"]])
     average = EMA(policy, entry.ema)
     conds = [unconditional(entry.batch)] * entry.rounds
-    for row in fit(policy, objective, algorithm, conds, optimizer, seed=seed, max_norm=entry.max_norm):
+    for row in fit(
+        policy, objective, algorithm, conds, optimizer, Training(seed=seed, max_norm=entry.max_norm)
+    ):
         share = (row["round"] + 1) / entry.rounds
         for group in optimizer.param_groups:
             group["lr"] = group["full"] * (1 + math.cos(math.pi * share)) / 2

@@ -50,8 +50,9 @@ from difftilt.samplers.smc import SMC
 from difftilt.samplers.svdd import SVDD
 from difftilt.samplers.value_guidance import ValueGuidance
 from difftilt.shapes import Cond
+from difftilt.training.fit import denoisers
 from difftilt.training.seeds import seed_round
-from difftilt.training.train import denoisers
+from difftilt.training.settings import Training
 from difftilt.values.regression import ValueRegression
 from difftilt.values.tweedie import PosteriorMean
 
@@ -175,7 +176,7 @@ def tune(name: str, alpha: float, seed: int, times: int = 1) -> dict[str, Any]:
     rounds, delivered = times * task.rounds, times * task.delivered
     conds = [task.cond(task.batch)] * rounds
     with counter.watching(denoisers(policy, objective.reference, algorithm)):
-        for row in fit(policy, objective, algorithm, conds, optimizer, seed=seed):
+        for row in fit(policy, objective, algorithm, conds, optimizer, Training(seed=seed)):
             for group in optimizer.param_groups:
                 group["lr"] = group["full"] * (1 - (row["round"] + 1) / rounds)
     calls = objective.reward.calls
@@ -244,7 +245,12 @@ def learn(task: Task, objective: Objective, count: int, seed: int) -> Value:
     optimizer = torch.optim.Adam(algorithm.parameters(), 1e-3)
     rounds = 4
     for row in fit(
-        objective.reference, objective, algorithm, [task.cond(count // rounds)] * rounds, optimizer, seed=seed
+        objective.reference,
+        objective,
+        algorithm,
+        [task.cond(count // rounds)] * rounds,
+        optimizer,
+        Training(seed=seed),
     ):
         for group in optimizer.param_groups:
             group["lr"] = 1e-3 * (1 - row["round"] / rounds)

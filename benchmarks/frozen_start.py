@@ -44,6 +44,7 @@ from difftilt.guidance.start import TunedStart
 from difftilt.networks.network_calls import NetworkCalls
 from difftilt.processes.flow_sde import MEMORYLESS
 from difftilt.processes.schedule import linear, shifted_flow
+from difftilt.training.settings import Training
 
 STEPS, ALPHA = 8, 0.5
 F64 = torch.float64
@@ -198,7 +199,9 @@ def run(make: Callable[[bool], Diffusion], start: str, seed: int) -> Row:
 def train(policy: Policy, objective: Objective, algorithm: Backprop, seed: int) -> None:
     """`fit` with Adam and a learning rate that falls to zero along a cosine."""
     optimizer = torch.optim.Adam([p for p in policy.parameters() if p.requires_grad], RATE)
-    for row in fit(policy, objective, algorithm, [unconditional(BATCH)] * ROUNDS, optimizer, seed=seed):
+    for row in fit(
+        policy, objective, algorithm, [unconditional(BATCH)] * ROUNDS, optimizer, Training(seed=seed)
+    ):
         share = (row["round"] + 1) / ROUNDS
         for group in optimizer.param_groups:
             group["lr"] = RATE * (1 + math.cos(math.pi * share)) / 2

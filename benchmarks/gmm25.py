@@ -38,6 +38,7 @@ from difftilt.experiment.record import to_json, write_json
 from difftilt.networks.network_calls import NetworkCalls
 from difftilt.processes.schedule import NoiseSchedule
 from difftilt.training.ema import EMA
+from difftilt.training.settings import Training
 
 SCALE, VARIANCE, STEPS, FLOOR = 7.0, 0.3, 100, -10.0
 MODES = torch.cartesian_prod(*[torch.tensor([-10.0, -5.0, 0.0, 5.0, 10.0])] * 2)
@@ -103,7 +104,9 @@ def run(name: str, seed: int, minutes: float, rounds: int) -> dict[str, Any]:
     average, curve, spent, seen = EMA(policy, 0.995), [], 0.0, -1
     start = time.perf_counter()
     with counter.watching([reference.network, policy.network]):
-        for row in fit(policy, objective, algorithm, [unconditional(BATCH)] * rounds, optimizer, seed=seed):
+        for row in fit(
+            policy, objective, algorithm, [unconditional(BATCH)] * rounds, optimizer, Training(seed=seed)
+        ):
             average.update()
             left = 1 - (row["round"] + 1) / rounds
             for group in optimizer.param_groups:

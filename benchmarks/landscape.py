@@ -46,6 +46,7 @@ from difftilt.samplers.best_of import best_of
 from difftilt.training.fit import fit
 from difftilt.training.pretrain import explain, regress
 from difftilt.training.seeds import seed_round
+from difftilt.training.settings import Training
 from difftilt.transition import one_hot
 
 RESULTS = Path(__file__).parent / "results" / "landscape"
@@ -133,7 +134,7 @@ def run(problem: Problem, method: str, seed: int, seconds: float) -> dict[str, A
         groups += [{"params": own, "lr": RATE}] if own else []
         optimizer = torch.optim.Adam(groups, fused=True)
         rounds = iter(unconditional(BATCH) for _ in range(10**9))
-        steps = fit(policy, objective, algorithm, rounds, optimizer, seed=seed)
+        steps = fit(policy, objective, algorithm, rounds, optimizer, Training(seed=seed))
     else:
         optimizer = torch.optim.Adam(groups, fused=True)
         steps = student(problem, policy, optimizer, seed)

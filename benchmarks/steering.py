@@ -47,7 +47,7 @@ from difftilt.networks.network_calls import NetworkCalls
 from difftilt.processes.schedule import from_betas
 from difftilt.rewards.image import class_log_prob
 from difftilt.samplers.base import Sampler
-from difftilt.training.train import denoisers
+from difftilt.training.fit import denoisers
 
 Row = dict[str, Any]
 SCALES = (1.0, 2.0, 4.0)

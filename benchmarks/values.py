@@ -35,6 +35,7 @@ from difftilt.guidance.value_guided import ValueGuided
 from difftilt.networks.network_calls import NetworkCalls
 from difftilt.objective import Value
 from difftilt.policy import Policy, level
+from difftilt.training.settings import Training
 
 REWARDS: dict[str, Callable[..., Tensor]] = {
     "gmm-sin": lambda x, c: torch.sin(3 * x[:, 0]),
@@ -127,7 +128,9 @@ def trained(
     calls, counter, began = objective.reward.calls, NetworkCalls(), time.process_time()
     batches = BATCHES[objective.alpha]
     with counter.watching([objective.reference.network]):
-        for row in fit(policy, objective, algorithm, map(unconditional, batches), optimizer, seed=seed):
+        for row in fit(
+            policy, objective, algorithm, map(unconditional, batches), optimizer, Training(seed=seed)
+        ):
             share = (row["round"] + 1) / len(batches)
             optimizer.param_groups[0]["lr"] = RATE * (1 + math.cos(math.pi * share)) / 2
     return algorithm, {

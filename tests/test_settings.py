@@ -20,6 +20,7 @@ class Settings:
     rest: Natural = 0
     kind: Literal["a", "b"] = "a"
     maybe: Count | None = None
+    several: tuple[Literal["a", "b"], ...] = ()
 
 
 @pytest.mark.parametrize(
@@ -27,7 +28,7 @@ class Settings:
     [
         {},
         {"rate": 1e-9, "weight": 0, "share": 1, "unit": 0, "count": 10, "rest": 0},
-        {"kind": "b", "maybe": 3},
+        {"kind": "b", "maybe": 3, "several": ("b", "a")},
     ],
 )
 def test_settings_in_range_are_accepted(settings):
@@ -51,6 +52,7 @@ def test_settings_in_range_are_accepted(settings):
         ("rest", -1, ">= 0"),
         ("kind", "c", "one of 'a', 'b'"),
         ("maybe", 0, ">= 1"),
+        ("several", "a", "a tuple"),
     ],
 )
 def test_settings_out_of_range_are_named_with_what_is_wanted(name, value, wanted):
@@ -59,6 +61,11 @@ def test_settings_out_of_range_are_named_with_what_is_wanted(name, value, wanted
     message = str(caught.value)
     assert message.startswith(f"{name} must be ") and wanted in message and repr(value) in message
     assert "\n" not in message
+
+
+def test_every_item_of_a_tuple_is_checked():
+    with pytest.raises(ValueError, match=r"several must be one of 'a', 'b', but .*'c'"):
+        check_settings(Settings(several=("a", "c")))  # type: ignore[arg-type]
 
 
 @given(st.floats(allow_nan=True, allow_infinity=True))

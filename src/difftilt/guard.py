@@ -2,10 +2,11 @@
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+import torch.nn as nn
 from torch import Tensor
 
 from difftilt.conditions import as_bytes, context_keys, take
@@ -13,6 +14,15 @@ from difftilt.shapes import Cond, PerSample, Sample
 
 Reward = Callable[[Sample, Cond], PerSample]
 OnError = Literal["stop", "drop"]
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """What learns during a run, and is saved with it: tensors, numbers, texts, lists and dicts."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], /) -> Any: ...
 
 
 class RewardError(ValueError):
@@ -23,7 +33,8 @@ class Guard:
     """Checks a reward's answers and counts its calls; nothing invalid is ever turned into a number.
 
     Args:
-        reward: Maps (samples, conditions) to one finite number per sample: a tensor, array or list.
+        reward: Maps (samples, conditions) to one finite number per sample: a tensor, array or list. If it
+            has `state_dict` and `load_state_dict`, what it learns is saved with the run.
         name: What messages call it; the function's own name by default.
         on_error: `stop` raises at the first bad value. `drop` marks bad samples with NaN, which
             `Objective.score` leaves out, and counts them in `dropped`.
@@ -51,11 +62,36 @@ class Guard:
         return value.where(value.isfinite(), torch.nan) if bad else value
 
     def state_dict(self) -> dict[str, Any]:
-        """The counters and the remembered answers, for a checkpoint (plain JSON)."""
-        return {"calls": self.calls, "dropped": self.dropped, "cache": self._cache}
+        """The counters, the remembered answers, and the reward's own state, for a checkpoint.
+
+        A module without trainable parameters is taken for a fixed one, which has no state.
+        """
+        own = self._learner()
+        return {
+            "calls": self.calls,
+            "dropped": self.dropped,
+            "cache": self._cache,
+            "reward": None if own is None else own.state_dict(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.calls, self.dropped, self._cache = state["calls"], state["dropped"], state["cache"]
+        own = self._learner()
+        if (own is None) != (state["reward"] is None):
+            saved, now = ("some", "none") if own is None else ("none", "some")
+            raise ValueError(
+                f"the state of reward '{self.name}' must be as the run saved it, which was {saved}, but got"
+                f" {now}; resume with the reward that the run was started with"
+            )
+        if own is not None:
+            own.load_state_dict(state["reward"])
+
+    def _learner(self) -> Stateful | None:
+        """The reward, if it has a state that a run may change."""
+        frozen = isinstance(self.reward, nn.Module) and not any(
+            p.requires_grad for p in self.reward.parameters()
+        )
+        return self.reward if isinstance(self.reward, Stateful) and not frozen else None
 
     def _remembered(self, sample: Sample, cond: Cond) -> PerSample:
         """Scores each new sample once. What failed is not remembered: it may work the next time."""

@@ -207,7 +207,8 @@ def check_ratio(policy: Policy, path: Trajectory) -> None:
     """
     count = path.log_prob.numel()
     rows = path.transitions(torch.arange(count - len(path.sample), count, device=path.log_prob.device))
-    worst = (decide(policy, rows).log_prob(rows.x_next) - path.log_prob[-1]).detach().abs().max().item()
+    step = policy(rows.x, rows.t, rows.cond)
+    worst = (step.log_prob(rows.x_next) - path.log_prob[-1]).detach().abs().max().item()
     if worst > RATIO_TOLERANCE:
         raise ValueError(
             "before the first update the ratio of new to old policy must be 1, but its logarithm reaches"
@@ -236,7 +237,10 @@ def chain(policy: Policy, cond: Cond) -> Iterator[Decision]:
     decision = first(policy, cond)
     yield decision
     for t in range(policy.steps, 0, -1):
-        decision = advance(policy, decision.x_next, t, cond)
+        x, time = decision.x_next, level(decision.x_next, t)
+        with torch.no_grad():
+            step = policy(x, time, cond)
+        decision = _draw(x, time, step)
         yield decision
 
 
@@ -252,8 +256,12 @@ def first(policy: Policy, cond: Cond) -> Decision:
 def advance(policy: Policy, x: State, t: int, cond: Cond) -> Decision:
     """The draw of x_{t-1}."""
     time = level(x, t)
-    step = policy(x, time, cond)
-    return Decision(x, time, step, step.sample())
+    return _draw(x, time, policy(x, time, cond))
+
+
+@torch.no_grad()
+def _draw(x: State, t: Step, step: Transition) -> Decision:
+    return Decision(x, t, step, step.sample())
 
 
 @torch.no_grad()

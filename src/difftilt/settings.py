@@ -29,9 +29,14 @@ def check_settings(settings: Any) -> None:
 
 
 def check_value(name: str, value: Any, hint: Any) -> None:
-    """Raises ValueError if a value lies outside an annotated range, or outside a Literal's values."""
+    """Raises ValueError if a value, or an item of a tuple, lies outside its range or a Literal's values."""
     union = typing.get_origin(hint) in (typing.Union, types.UnionType)
     for option in typing.get_args(hint) if union else (hint,):
+        if typing.get_origin(option) is tuple and typing.get_args(option)[1:] == (...,):
+            if not isinstance(value, tuple):
+                raise ValueError(f"{name} must be a tuple, but got {value!r}")
+            for item in value:
+                check_value(name, item, typing.get_args(option)[0])
         if typing.get_origin(option) is typing.Literal and value not in typing.get_args(option):
             valid = ", ".join(map(repr, typing.get_args(option)))
             raise ValueError(f"{name} must be one of {valid}, but {value!r} came")

@@ -12,6 +12,7 @@ from difftilt.objective import Objective
 from difftilt.processes.gaussian import GaussianPolicy
 from difftilt.processes.schedule import from_betas
 from difftilt.training.fit import fit
+from difftilt.training.settings import Training
 
 TOLERANCE = 1e-5  # relative; the 1e-6 that keeps spreads above zero is seen, and a critic's float32
 
@@ -32,7 +33,7 @@ def trained(kind, unit=1.0, shift=0.0, alpha=0.5, rounds=3):
     algorithm = made(kind, problem.start, cond)
     tuned = [p for p in [*problem.start.parameters(), *algorithm.parameters()] if p.requires_grad]
     optimizer = torch.optim.Adam(tuned, 0.03, eps=1e-14)
-    list(fit(problem.start, objective, algorithm, [cond] * rounds, optimizer, max_norm=1e9))
+    list(fit(problem.start, objective, algorithm, [cond] * rounds, optimizer, Training(max_norm=1e9)))
     return torch.cat([p.detach().flatten() for p in problem.start.parameters() if p.requires_grad])
 
 

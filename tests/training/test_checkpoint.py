@@ -164,10 +164,10 @@ def test_a_fault_at_any_file_operation_keeps_a_good_checkpoint(run, ram):
 
 
 def test_another_seed_or_model_is_not_resumed(run):
-    with pytest.raises(ValueError, match="seed 0, but 1 came"):
+    with pytest.raises(ValueError, match="seed 0, but got 1"):
         Job().train(run, 5, seed=1)
     with pytest.raises(ValueError, match="moving average"):
-        Job().train(run, 5, ema_decay=None)
+        Job().train(run, 5, ema_decay=0.0)
     job = Job()
     job.policy.network.get_parameter("layers.0.weight").requires_grad_(False)
     with pytest.raises(ValueError, match=r"layers\.0"):

@@ -29,11 +29,11 @@ def follow(plant, target: float, start: float, lag: int, **options: float) -> li
     for _ in range(50):
         slope = (plant(alpha * 1.001) - plant(alpha)) / math.log(1.001)
         alpha *= math.exp(min(max((target - plant(alpha)) / slope, -0.5), 0.5))
-    budget, kl, seen = KLController(make_objective(start * alpha), target, **options), 0.0, []
+    controller, kl, seen = KLController(make_objective(start * alpha), target, **options), 0.0, []
     for _ in range(ROUNDS):
         seen.append(kl)
-        budget.update({"kl_nats": kl})
-        kl += (plant(budget.objective.alpha) - kl) / lag
+        controller.update({"kl_nats": kl})
+        kl += (plant(controller.objective.alpha) - kl) / lag
     return seen
 
 
@@ -58,20 +58,20 @@ def test_a_plain_integrator_misses_the_same_bounds(target, lag):
 
 
 def test_nothing_moves_before_there_is_a_trend_and_never_far():
-    budget = KLController(make_objective(0.5), 2.0)
+    controller = KLController(make_objective(0.5), 2.0)
     for kl, steps in ((0.0, 0), (100.0, 1), (1e6, 2)):
-        budget.update({"kl_nats": kl})
-        assert math.log(2 * budget.objective.alpha) == pytest.approx(steps * LARGEST_STEP)
+        controller.update({"kl_nats": kl})
+        assert math.log(2 * controller.objective.alpha) == pytest.approx(steps * LARGEST_STEP)
     for _ in range(20):
-        budget.update({"kl_nats": 1e6})
-    assert budget.objective.alpha == pytest.approx(0.5 * RANGE)
+        controller.update({"kl_nats": 1e6})
+    assert controller.objective.alpha == pytest.approx(0.5 * RANGE)
 
 
 def test_a_kl_that_falls_from_above_does_not_lower_alpha():
-    budget = KLController(make_objective(0.5), 2.0)
+    controller = KLController(make_objective(0.5), 2.0)
     for kl in (9.0, 7.0, 5.0, 3.0):
-        budget.update({"kl_nats": kl})
-    assert budget.objective.alpha == 0.5
+        controller.update({"kl_nats": kl})
+    assert controller.objective.alpha == 0.5
 
 
 @pytest.mark.parametrize("row", [{}, {"kl_nats": math.nan}, {"kl_nats": math.inf}])
@@ -93,7 +93,9 @@ def test_anyones_loop_reaches_the_target(alpha):
     objective = Objective(lambda x, cond: x[:, 0], copy.deepcopy(job.policy).requires_grad_(False), alpha)
     optimizer = torch.optim.Adam(job.policy.parameters(), 3e-3)
     conds = [unconditional(256)] * 60
-    rows = list(fit(job.policy, objective, PPO(), conds, optimizer, budget=KLController(objective, target)))
+    rows = list(
+        fit(job.policy, objective, PPO(), conds, optimizer, kl_controller=KLController(objective, target))
+    )
     last = [row["kl_nats"] for row in rows if row["round"] >= 45]
     assert sum(last) / len(last) == pytest.approx(target, rel=0.1)
     assert max(row["kl_nats"] for row in rows) < 1.4 * target  # 1.5 and 2.2 without a look ahead
@@ -114,7 +116,7 @@ def test_a_resumed_run_moves_alpha_as_the_unbroken_one(ram, monkeypatch):
     assert alphas[::2] == alphas[1::2]
     assert alphas[:4] == [0.5] * 4 and len(set(alphas[4:])) == 6
 
-    monkeypatch.setattr(KLController, "load_state_dict", lambda budget, state: None)
+    monkeypatch.setattr(KLController, "load_state_dict", lambda controller, state: None)
     Job().train(ram / "forgot", 5, target_kl=0.5)
     Job().train(ram / "forgot", 8, target_kl=0.5)
     assert remains(ram / "forgot")["metrics.jsonl"] != remains(ram / "whole")["metrics.jsonl"]

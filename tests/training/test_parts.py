@@ -1,17 +1,14 @@
 """The moving average, the counter of network calls, and the log."""
 
-import warnings
-
 import pytest
 import torch
 import torch.nn as nn
 from torch.utils.checkpoint import checkpoint
-from toy_run import Job
 
 from difftilt.networks.micro_batch import MicroBatch
 from difftilt.networks.network_calls import NetworkCalls
 from difftilt.training.ema import EMA
-from difftilt.training.log import MetricLog, Tracker, progress_bar
+from difftilt.training.log import MetricLog
 
 
 def test_the_average_is_the_weighted_sum_of_the_weights():
@@ -115,31 +112,3 @@ def test_the_log_is_cut_back(tmp_path):
     again.sync()
     again.close()
     assert (tmp_path / "metrics.jsonl").read_text() == f'{{"a": {1 / 3!r}}}\n{{"a": 3.0}}\n'
-
-
-@pytest.mark.parametrize("method", ["__init__", "add_scalar", "close"])
-def test_a_failing_tracker_does_not_stop_training(ram, monkeypatch, method):
-    def fail(*args, **kwargs):
-        raise OSError("no space")
-
-    Job().train(ram / "fine", 2)
-    monkeypatch.setattr(f"torch.utils.tensorboard.SummaryWriter.{method}", fail)
-    with pytest.warns(UserWarning, match="training goes on") as caught:
-        Job().train(ram / "failing", 2)
-    assert len(caught) == 1
-    log = "metrics.jsonl"
-    assert (ram / "failing" / log).read_bytes() == (ram / "fine" / log).read_bytes()
-
-
-def test_a_fine_tracker_is_silent(tmp_path):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        tracker = Tracker(tmp_path)
-        tracker.write(1, {"loss": 1.0})
-        tracker.close()
-
-
-def test_the_bar_is_quiet_without_a_terminal(capfd):
-    with progress_bar(3, 0, show=True) as show:
-        show({"reward": 1.0, "kl_nats": 2.0, "objective": 0.0}, 1)
-    assert capfd.readouterr() == ("", "")

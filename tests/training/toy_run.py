@@ -7,6 +7,8 @@ equal to an unbroken one only if everything was saved.
 import copy
 import hashlib
 import json
+from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,8 @@ from difftilt.objective import Objective
 from difftilt.processes import schedule as grid
 from difftilt.processes.gaussian import GaussianPolicy
 from difftilt.shapes import Cond
-from difftilt.training.train import Totals, train
+from difftilt.training.settings import Training
+from difftilt.training.train import Round, Totals, load_totals, train
 
 
 class Net(nn.Module):
@@ -53,13 +56,11 @@ class Job:
     def noisy(self, x: Tensor, cond: Cond) -> Tensor:
         return x[:, 0] + 0.1 * torch.randn(len(x), generator=self.noise)
 
-    def train(self, folder: Path, rounds: int, **options: Any) -> Totals:
-        defaults = {
-            "ema_decay": 0.9,
-            "scheduler": self.scheduler,
-            "generators": [self.noise],
-            "progress": False,
-        }
+    def rounds(self, folder: Path, rounds: int, **options: Any) -> Iterator[Round]:
+        """The generator; options are those of `Training` and those of `train`."""
+        given = {name: options.pop(name) for name in fields_of(Training) & options.keys()}
+        training = Training(**({"rounds": rounds, "ema_decay": 0.9} | given))
+        defaults = {"scheduler": self.scheduler, "generators": [self.noise], "show": False}
         return train(
             folder,
             self.policy,
@@ -67,9 +68,19 @@ class Job:
             self.algorithm,
             lambda _: unconditional(self.batch),
             self.optimizer,
-            rounds=rounds,
+            training,
             **(defaults | options),
         )
+
+    def train(self, folder: Path, rounds: int, **options: Any) -> Totals:
+        """Runs all rounds that are left."""
+        for _ in self.rounds(folder, rounds, **options):
+            pass
+        return load_totals(folder)
+
+
+def fields_of(settings: type) -> set[str]:
+    return {field.name for field in fields(settings)}
 
 
 def live(folder: Path, rounds: int, **options: Any) -> None:

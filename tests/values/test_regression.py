@@ -16,6 +16,7 @@ from difftilt.objective import Objective
 from difftilt.processes.gaussian import GaussianPolicy
 from difftilt.samplers.value_guidance import ValueGuided
 from difftilt.training.fit import fit
+from difftilt.training.settings import Training
 from difftilt.training.train import load_algorithm, train
 from difftilt.transition import Categorical
 from difftilt.values.network import ValueNetwork
@@ -364,9 +365,9 @@ def test_what_a_run_learned_is_loaded_again(problem, tmp_path):
     algorithm, again = made(), made()
     optimizer = torch.optim.Adam(algorithm.parameters(), 0.02)
     conds = unconditional(32)
-    train(
-        tmp_path, problem.reference, problem, algorithm, lambda k: conds, optimizer, rounds=3, progress=False
-    )
+    training = Training(rounds=3)
+    rounds = train(tmp_path, problem.reference, problem, algorithm, lambda k: conds, optimizer, training)
+    assert len(list(rounds)) == 3
     assert load_algorithm(tmp_path, again) == 3
     assert torch.equal(every_value(again.value(problem)), every_value(algorithm.value(problem)))
     assert not torch.equal(every_value(made().value(problem)), every_value(algorithm.value(problem)))

@@ -3,7 +3,7 @@
 import importlib
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from typing import NoReturn
 
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one command; errors that a user can mend end in one sentence and a non-zero exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        run(words)
+        choose_command(words)(words[1:])
     except KeyboardInterrupt:
         fail("interrupted", 130)
     except BrokenPipeError:  # who read the output has gone
@@ -63,16 +63,14 @@ def exit_code(error: Exception) -> int | None:
     return 1 if isinstance(error, mendable) else None
 
 
-def run(words: list[str]) -> None:
-    """Finds the command and hands it the rest of the line."""
+def choose_command(words: list[str]) -> Callable[[list[str]], None]:
+    """What the first word asks for; it takes the rest of the line."""
     if not words or words[0] in ("-h", "--help"):
-        print(overview())
-        return
+        return lambda _: print(overview())
     if words[0] == "--version":
-        print(version("difftilt"))
-        return
+        return lambda _: print(version("difftilt"))
     module, function, _ = choose("command", words[0], COMMANDS)
-    getattr(importlib.import_module(f"difftilt.cli.{module}"), function)(words[1:])
+    return getattr(importlib.import_module(f"difftilt.cli.{module}"), function)
 
 
 def overview() -> str:

@@ -24,7 +24,7 @@ RECIPES: Mapping[str, str] = {
 ABOUT_TRAINING = ("algorithm", "training", "target_kl", "tune_std", "tune_start")
 # what a run leaves in its folder
 WRITTEN = (
-    *("run.json", "before.json", "summary.json", "metrics.jsonl", "report.html", "seeds.json"),
+    *("run.json", "before.json", "summary.json", "metrics.jsonl", "report.html", "seeds.json", "wandb-id"),
     *("checkpoints", "checkpoints/round-*", "checkpoints/round-*/*"),
     *("checkpoints/.tmp-*", "checkpoints/.tmp-*/*"),
     *("samples", "samples/before.*", "samples/after.*", "samples/*-seed[0-9]*.*"),

@@ -19,9 +19,10 @@ from difftilt.guard import Guard
 from difftilt.networks.network_calls import NetworkCalls
 from difftilt.objective import Objective
 from difftilt.training.distributed import make_accelerator
+from difftilt.training.fit import denoisers
 from difftilt.training.seeds import SETUP, seed_round
 from difftilt.training.settings import Training
-from difftilt.training.train import Totals, denoisers, load_policy, train
+from difftilt.training.train import Totals, load_policy, load_totals, train
 
 PLAYED = 64  # samples in the round that a plan plays
 
@@ -51,16 +52,15 @@ def finetune(job: Job, folder: Path | str, accelerator: Accelerator | None = Non
     place(job, accelerator)
     before = _before(job, folder, accelerator)
     optimizer, scheduler = make_optimizer(job)
-    totals = train(
-        folder, job.policy, job.objective, job.algorithm, lambda _: job.cond(share), optimizer, accelerator,
-        rounds=training.rounds, seed=training.seed, scheduler=scheduler, ema_decay=training.ema_decay or None,
-        accumulate=training.accumulate, max_norm=training.max_norm, target_kl=job.target_kl,
-        save_every=training.save_every,
-    )  # fmt: skip
+    for _ in train(
+        folder, job.policy, job.objective, job.algorithm, lambda _: job.cond(share), optimizer, training,
+        accelerator, scheduler=scheduler, target_kl=job.target_kl,
+    ):  # fmt: skip
+        pass
     if not accelerator.is_main_process:
         return {}
     load_policy(folder, job.policy)
-    summary = judge(job, folder, "after")[1] | _costs(job, totals) | {"before": before}
+    summary = judge(job, folder, "after")[1] | _costs(job, load_totals(folder)) | {"before": before}
     summary["warnings"] = before["warnings"]
     if job.target_kl is not None:
         summary["target_kl"] = job.target_kl

@@ -20,7 +20,7 @@ from difftilt.policy import Policy, level
 from difftilt.samplers.particles import log_mean_exp, shares
 from difftilt.shapes import Cond, PerSample, Some, State, Step
 from difftilt.training.seeds import EVALUATION, seed_round
-from difftilt.training.train import load_algorithm, train
+from difftilt.training.train import load_algorithm, load_totals, train
 from difftilt.values.regression import ValueRegression, linex
 
 RollIn = Literal["reference", "guided"]
@@ -46,12 +46,14 @@ def fit_value(
     job = dataclasses.replace(job, policy=objective.reference, algorithm=regression)
     place(job, accelerator)
     optimizer, scheduler = make_optimizer(job)
-    totals = train(
-        folder, policy, objective, regression, lambda _: job.cond(share), optimizer, accelerator,
-        rounds=training.rounds, seed=training.seed, scheduler=scheduler, save_every=training.save_every,
-    )  # fmt: skip
+    for _ in train(
+        folder, policy, objective, regression, lambda _: job.cond(share), optimizer, training, accelerator,
+        scheduler=scheduler,
+    ):  # fmt: skip
+        pass
     if not accelerator.is_main_process:
         return {}
+    totals = load_totals(folder)
     load_algorithm(folder, regression)
     summary = check(regression.value(objective), objective, job.cond(training.evaluate), training.seed)
     summary |= {

@@ -80,7 +80,8 @@ class GaussianPolicy(Diffusion):
         return Gaussian(torch.zeros_like(std), std)
 
     def forward(self, x: State, t: Step, cond: Cond) -> Gaussian:
-        mean, std = self._reverse(self.clean(x, t, cond), x, t, self.eta)
+        x_0 = self._guess(self.network(x, self.time[t], cond), x, t)
+        mean, std = self._reverse(x_0, x, t, self.eta)
         if self.variance_type == "fixed_large":
             std = self.noising(x, t).std
         return Gaussian(mean, (std * self._expand(self.log_std[t]).exp()).expand_as(mean))
@@ -111,9 +112,10 @@ class GaussianPolicy(Diffusion):
         return Gaussian(a / a_next * x_next, std.expand_as(x_next))
 
     def clean(self, x: State, t: Step, cond: Cond) -> Real:
-        a, s = self._level(t)
-        output = self.network(x, self.time[t], cond).to(x.dtype)
-        return clean_from(output, self.prediction_type, x, a, s)
+        return self._guess(self.network(x, self.time[t], cond), x, t)
+
+    def _guess(self, output: Tensor, x: State, t: Step) -> Real:
+        return clean_from(output.to(x.dtype), self.prediction_type, x, *self._level(t))
 
     def _level(self, t: Step) -> tuple[Tensor, Tensor]:
         return self._expand(self.alpha[t]), self._expand(self.sigma[t])

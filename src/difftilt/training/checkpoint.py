@@ -31,7 +31,7 @@ from accelerate.utils import broadcast
 
 from difftilt.training.tree import Packed, Tree, unpack
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "MANIFEST.json"
 _PACKAGES = ("difftilt", "torch", "accelerate", "safetensors", "numpy")
 

@@ -9,31 +9,29 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 import torch.nn as nn
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, broadcast, gather
+from accelerate.utils import DistributedType, DynamoBackend, InitProcessGroupKwargs, broadcast, gather
 from torch import Tensor
 
+from difftilt.training.settings import Precision
 
-def make_accelerator(
-    mixed_precision: Literal["no", "bf16"] = "no", timeout_minutes: float = 10.0
-) -> Accelerator:
+SHARED = (DistributedType.NO, *(kind for kind in DistributedType if kind.value.startswith("MULTI_")))
+
+
+def make_accelerator(mixed_precision: Precision = "no", timeout_minutes: float = 10.0) -> Accelerator:
     """The device and the process group of a run.
 
     Args:
         mixed_precision: `bf16` runs the networks in bfloat16. Weights and densities stay in float32.
         timeout_minutes: How long a process waits for the others before it gives up, above 0.
     """
-    if mixed_precision not in ("no", "bf16"):
-        raise ValueError(
-            f"mixed_precision must be 'no' or 'bf16', but {mixed_precision!r} came; float16 would need its"
-            " gradients scaled, and steps skipped"
-        )
+    _check_precision(mixed_precision)
     if not timeout_minutes > 0:
-        raise ValueError(f"the time-out must be above 0 minutes, but {timeout_minutes} came")
+        raise ValueError(f"the time-out must be above 0 minutes, but got {timeout_minutes}")
     wait = InitProcessGroupKwargs(timeout=timedelta(minutes=timeout_minutes))
     accelerator = Accelerator(
         mixed_precision=mixed_precision, cpu=not torch.cuda.is_available(), kwargs_handlers=[wait]
@@ -43,6 +41,39 @@ def make_accelerator(
             f"{asked} processes were started, but they found {accelerator.num_processes}; use torchrun"
         )
     return accelerator
+
+
+def check_accelerator(accelerator: Accelerator) -> None:
+    """Refuses an accelerator whose settings the loop would not follow, since `fit` prepares nothing.
+
+    Raises:
+        ValueError: If it accumulates gradients, computes in float16 or float8, cuts up models or compiles.
+    """
+    if (count := accelerator.gradient_accumulation_steps) != 1:
+        raise ValueError(
+            f"gradient_accumulation_steps of an Accelerator must be 1, but got {count}; give"
+            f" Training(accumulate={count}) instead, which says how many losses a gradient step takes"
+        )
+    _check_precision(accelerator.mixed_precision)
+    if (kind := accelerator.distributed_type) not in SHARED:
+        raise ValueError(
+            f"distributed_type of an Accelerator must be one of {', '.join(SHARED)}, but got {kind}; every"
+            " process needs the whole model"
+        )
+    plugin = accelerator.state.dynamo_plugin
+    if plugin is not None and plugin.backend != DynamoBackend.NO:
+        raise ValueError(
+            f"dynamo_backend of an Accelerator must be NO, but got {plugin.backend.value}; compile the"
+            " policy's network with torch.compile instead"
+        )
+
+
+def _check_precision(name: str) -> None:
+    if name not in ("no", "bf16"):
+        raise ValueError(
+            f"mixed_precision must be 'no' or 'bf16', but got {name!r}; float16 would need its gradients"
+            " scaled, and steps skipped"
+        )
 
 
 def finish(accelerator: Accelerator) -> None:
@@ -80,9 +111,13 @@ def largest(count: int, accelerator: Accelerator) -> int:
 
 
 @contextmanager
-def autocast(networks: Iterable[nn.Module], accelerator: Accelerator) -> Iterator[None]:
-    """Networks compute in the accelerator's precision while the block runs; their answers are float32."""
-    if accelerator.mixed_precision == "no":
+def autocast(networks: Iterable[nn.Module], precision: Precision, accelerator: Accelerator) -> Iterator[None]:
+    """Networks compute in bfloat16 while the block runs, if asked to; their answers are float32.
+
+    Args:
+        precision: The run's own; `bf16` of the accelerator counts as well.
+    """
+    if precision == "no" and accelerator.mixed_precision == "no":
         yield
         return
     before = {network: vars(network).get("forward") for network in networks}
@@ -99,7 +134,7 @@ def autocast(networks: Iterable[nn.Module], accelerator: Accelerator) -> Iterato
 
 def _cast(forward: Any, accelerator: Accelerator) -> Any:
     def run(*args: Any, **kwargs: Any) -> Tensor:
-        with accelerator.autocast():
+        with torch.autocast(accelerator.device.type, torch.bfloat16), accelerator.autocast():
             return forward(*args, **kwargs).float()
 
     return run

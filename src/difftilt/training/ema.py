@@ -18,7 +18,7 @@ class EMA:
 
     def __init__(self, model: nn.Module, decay: float):
         if not 0 <= decay < 1:
-            raise ValueError(f"the decay of an EMA must be in [0, 1), but {decay} came")
+            raise ValueError(f"the decay of an EMA must be in [0, 1), but got {decay}")
         self.decay = decay
         self._weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._average = {name: p.detach().clone() for name, p in self._weights.items()}

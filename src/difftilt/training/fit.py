@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import cast
 
 import torch
+import torch.nn as nn
 from accelerate import Accelerator
 from torch import Tensor
 
@@ -14,8 +15,10 @@ from difftilt.conditions import on_device_of
 from difftilt.objective import Algorithm, Objective
 from difftilt.policy import Policy
 from difftilt.shapes import Cond
+from difftilt.training.distributed import autocast, check_accelerator
 from difftilt.training.kl_controller import KLController
 from difftilt.training.seeds import seed_round
+from difftilt.training.settings import Training
 
 
 class NonFiniteError(FloatingPointError):
@@ -28,13 +31,11 @@ def fit(
     algorithm: Algorithm,
     conds: Iterable[Cond],
     optimizer: torch.optim.Optimizer,
+    training: Training | None = None,
     accelerator: Accelerator | None = None,
     *,
-    seed: int = 0,
     start: int = 0,
-    accumulate: int = 1,
-    max_norm: float = 1.0,
-    budget: KLController | None = None,
+    kl_controller: KLController | None = None,
 ) -> Iterator[dict[str, float]]:
     """Runs one round per batch of conditions, and yields the numbers of every gradient step.
 
@@ -43,41 +44,49 @@ def fit(
             but every process must start from the same weights.
         conds: One batch of conditions per round, for this process; drawn after the round is seeded.
         optimizer: Holds the trainable parameters of the policy and of the algorithm.
-        seed: Round k of process p draws from generators seeded by (seed, k, p).
+        training: Its seed, accumulate, max_norm and mixed_precision count here; as many rounds are run as
+            there are conditions.
         start: Number of the first round.
-        accumulate: Losses per gradient step, at least 1; their mean is descended. A round ends on
-            a step.
-        max_norm: The gradient is clipped to this length, above 0.
-        budget: If given, it moves the objective's alpha after every round, by the KL that the round reports.
+        kl_controller: If given, it moves the objective's alpha after every round, by the KL that the round
+            reports.
 
     Raises:
         NonFiniteError: Before a NaN or infinite loss or gradient reaches the weights.
+        ValueError: If the accelerator is set to what is not followed here.
     """
-    accelerator = accelerator or Accelerator()
-    batches = iter(conds)
-    for number in itertools.count(start):
-        seed_round(seed, number, accelerator.process_index)
-        cond = next(batches, None)
-        if cond is None:
-            return
-        objective.reward.round = number
-        pending: dict[str, list[Tensor]] = defaultdict(list)
-        head = {"round": number, "alpha": objective.alpha}
-        row: dict[str, float] = {}
-        for loss in algorithm.losses(policy, objective, on_device_of(policy, cond)):
-            accelerator.backward(loss.value / accumulate)
-            for name, value in {"loss": loss.value.detach(), **loss.stats}.items():
-                pending[name].append(value)
-            if len(pending["loss"]) == accumulate:
-                row = head | _descend(optimizer, pending, number, 1.0, max_norm, accelerator)
+    training, accelerator = training or Training(), accelerator or Accelerator()
+    check_accelerator(accelerator)
+    accumulate, batches = training.accumulate, iter(conds)
+    with autocast(denoisers(policy, objective.reference, algorithm), training.mixed_precision, accelerator):
+        for number in itertools.count(start):
+            seed_round(training.seed, number, accelerator.process_index)
+            cond = next(batches, None)
+            if cond is None:
+                return
+            objective.reward.round = number
+            pending: dict[str, list[Tensor]] = defaultdict(list)
+            head = {"round": number, "alpha": objective.alpha}
+            row: dict[str, float] = {}
+            for loss in algorithm.losses(policy, objective, on_device_of(policy, cond)):
+                accelerator.backward(loss.value / accumulate)
+                for name, value in {"loss": loss.value.detach(), **loss.stats}.items():
+                    pending[name].append(value)
+                if len(pending["loss"]) == accumulate:
+                    row = head | _descend(optimizer, pending, number, 1.0, training.max_norm, accelerator)
+                    yield row
+                    pending.clear()
+            if pending:
+                rescale = accumulate / len(pending["loss"])
+                row = head | _descend(optimizer, pending, number, rescale, training.max_norm, accelerator)
                 yield row
-                pending.clear()
-        if pending:
-            rescale = accumulate / len(pending["loss"])
-            row = head | _descend(optimizer, pending, number, rescale, max_norm, accelerator)
-            yield row
-        if budget is not None:
-            budget.update(row)
+            if kl_controller is not None:
+                kl_controller.update(row)
+
+
+def denoisers(policy: Policy, reference: Policy, algorithm: Algorithm) -> list[nn.Module]:
+    """The networks of the chains that a run samples from, those among them that an algorithm keeps."""
+    own = [module for module in algorithm.modules() if isinstance(module, Policy)]
+    return [chain.network for chain in (policy, reference, *own)]
 
 
 def _descend(

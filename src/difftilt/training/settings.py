@@ -1,4 +1,4 @@
-"""How long and how fast to train."""
+"""How a run trains: declared here once, for the command line, `train` and `fit`."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -9,6 +9,8 @@ from difftilt.guard import OnError
 from difftilt.settings import Count, Natural, Positive, check_settings
 
 Schedule = Literal["constant", "linear", "cosine"]
+TrackerName = Literal["tensorboard", "wandb"]
+Precision = Literal["no", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -16,25 +18,26 @@ class Training:
     """How long and how fast to train; the same for every recipe and algorithm.
 
     Args:
-        rounds: Rounds of sampling and learning, at least 1.
+        rounds: Rounds of sampling and learning over all lives of a run, at least 1.
         batch: Conditions per round over all processes, at least 1.
         learning_rate: Adam's step size for the policy, above 0.
         own_learning_rate: The same for an algorithm's own networks, such as a critic, above 0.
         schedule: How the learning rate falls to zero over the run.
-        accumulate: Losses per gradient step, at least 1.
+        accumulate: Losses per gradient step, at least 1; their mean is descended. A round ends on a step.
         max_norm: Length that the gradient is clipped to, above 0.
         ema_decay: Average the weights over steps with this decay, in [0, 1), for samples; 0 is off.
-        save_every: Rounds between checkpoints, at least 1.
+        save_every: Rounds between checkpoints, at least 1; there is always one at the end.
         evaluate: Samples to judge the model by, before and after, at least 2.
-        check_start: Starts x_T, at least 3, from which to measure before training what a frozen law of x_T
-            costs, by 16 samples each; 0 is off.
+        check_start: Starts x_T, at least 3, from which to measure before training what a frozen
+            distribution of x_T costs, by 16 samples each; 0 is off.
         mixed_precision: Precision of the network's passes; densities stay in float32 or better.
         on_error: What a sample without a valid reward does: `stop` the run, or be dropped and counted.
         cache: Answer a repeated sample's reward from memory; right for a deterministic black box only.
         reward_timeout: Seconds that a reward which is a command may take for a batch, above 0.
         threads: CPU threads of torch, at least 1. Small networks are often fastest with one, and a second one
             costs more than it brings whenever the other core is busy.
-        seed: Random seed, at least 0.
+        log_to: Trackers that are told every gradient step beside metrics.jsonl; none by default.
+        seed: Random seed, at least 0; what round k of process p draws depends on (seed, k, p) alone.
     """
 
     rounds: Count = 40
@@ -48,11 +51,12 @@ class Training:
     save_every: Count = 1
     evaluate: Annotated[int, at.Ge(2)] = 512
     check_start: Natural = 0
-    mixed_precision: Literal["no", "bf16"] = "no"
+    mixed_precision: Precision = "no"
     on_error: OnError = "stop"
     cache: bool = False
     reward_timeout: Positive = 600.0
     threads: Count = 1
+    log_to: tuple[TrackerName, ...] = ()
     seed: Natural = 0
 
     def __post_init__(self):

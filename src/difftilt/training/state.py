@@ -12,14 +12,15 @@ import torch.nn as nn
 from accelerate import Accelerator
 from torch import Tensor
 
-from difftilt.guard import Guard
+from difftilt.guard import Stateful
 from difftilt.networks.network_calls import NetworkCalls
-from difftilt.objective import Algorithm
+from difftilt.objective import Algorithm, Objective
 from difftilt.policy import Policy
 from difftilt.training import checkpoint
 from difftilt.training.checkpoint import Snapshot
 from difftilt.training.ema import EMA
 from difftilt.training.kl_controller import KLController
+from difftilt.training.settings import Training
 from difftilt.training.tree import pack
 
 Scheduler = torch.optim.lr_scheduler.LRScheduler
@@ -30,8 +31,9 @@ class State:
     """The state of a run at the end of a round.
 
     Args:
-        seed: Of the run.
         generators: Private generators of the reward, the conditions or the networks.
+        target_kl: KL in nats that the objective's alpha is moved to reach, if given.
+        body: What the caller of `train` changes between rounds.
         rounds: How many are done.
         steps: Gradient steps taken.
         seconds: Spent, over all lives of the run.
@@ -39,20 +41,27 @@ class State:
     """
 
     policy: Policy
+    objective: Objective
     algorithm: Algorithm
-    reward: Guard
     optimizer: torch.optim.Optimizer
-    scheduler: Scheduler | None
-    ema: EMA | None
-    budget: KLController | None
-    generators: Sequence[torch.Generator]
+    training: Training
     accelerator: Accelerator
-    seed: int
+    scheduler: Scheduler | None = None
+    generators: Sequence[torch.Generator] = ()
+    target_kl: float | None = None
+    body: Stateful | None = None
     counter: NetworkCalls = field(default_factory=NetworkCalls)
     rounds: int = 0
     steps: int = 0
     seconds: float = 0.0
     log_bytes: int = 0
+    ema: EMA | None = field(init=False)
+    kl_controller: KLController | None = field(init=False)
+
+    def __post_init__(self):
+        decay, target = self.training.ema_decay, self.target_kl
+        self.ema = EMA(self.policy, decay) if decay else None
+        self.kl_controller = None if target is None else KLController(self.objective, target)
 
     def stepped(self) -> None:
         """Moves what follows every gradient step."""
@@ -73,22 +82,24 @@ class State:
             "steps": self.steps,
             "seconds": self.seconds,
             "log_bytes": self.log_bytes,
-            "seed": self.seed,
+            "seed": self.training.seed,
             "processes": self.accelerator.num_processes,
             "optimizer": self.optimizer.state_dict(),
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
-            "budget": None if self.budget is None else self.budget.state_dict(),
+            "kl_controller": None if self.kl_controller is None else self.kl_controller.state_dict(),
+            "body": None if self.body is None else "one",
         }
         shared = {"policy": pack(weights(self.policy)), "training": pack(training)}
         if self.ema is not None:
             shared["ema"] = pack(self.ema.state_dict())
         own = {
             "algorithm": self.algorithm.state_dict(),  # it may remember what only this process has seen
-            "reward": self.reward.state_dict(),
+            "reward": self.objective.reward.state_dict(),
             "forward": self.counter.forward,
             "backward": self.counter.backward,
             "random": _random_state(),
             "generators": [generator.get_state() for generator in self.generators],
+            "body": None if self.body is None else self.body.state_dict(),
         }
         return Snapshot(self.rounds, shared, pack(own))
 
@@ -96,40 +107,43 @@ class State:
         """Takes over what a checkpoint holds."""
         training = checkpoint.read(path, "training")
         self._check(path, training)
+        own = checkpoint.read(path, f"process-{self.accelerator.process_index}")
         load_weights(self.policy, checkpoint.read(path, "policy") or {})  # it may have nothing to train
         self.optimizer.load_state_dict(training["optimizer"])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(training["scheduler"])
         if self.ema is not None:
             self.ema.load_state_dict(checkpoint.read(path, "ema"))
-        if self.budget is not None:
-            self.budget.load_state_dict(training["budget"])
+        if self.kl_controller is not None:
+            self.kl_controller.load_state_dict(training["kl_controller"])
         self.rounds, self.steps = training["rounds"], training["steps"]
         self.seconds, self.log_bytes = training["seconds"], training["log_bytes"]
-        own = checkpoint.read(path, f"process-{self.accelerator.process_index}")
         self.algorithm.load_state_dict(own["algorithm"])
-        self.reward.load_state_dict(own["reward"])
+        self.objective.reward.load_state_dict(own["reward"])
         self.counter.forward, self.counter.backward = own["forward"], own["backward"]
         _set_random_state(own["random"])
         for generator, state in zip(self.generators, own["generators"], strict=True):
             generator.set_state(state)
+        if self.body is not None:
+            self.body.load_state_dict(own["body"])
 
     def _check(self, path: Path, training: dict[str, Any]) -> None:
         ema = None if checkpoint.read(path, "ema") is None else "one"
         present = {
-            "seed": (training["seed"], self.seed),
+            "seed": (training["seed"], self.training.seed),
             "number of processes": (training["processes"], self.accelerator.num_processes),
             "target KL": (
-                training["budget"] and training["budget"]["target_kl"],
-                self.budget and self.budget.target_kl,
+                training["kl_controller"] and training["kl_controller"]["target_kl"],
+                self.target_kl,
             ),
             "moving average": (ema, None if self.ema is None else "one"),
             "scheduler": (training["scheduler"] and "one", None if self.scheduler is None else "one"),
+            "state of the loop's body": (training["body"], None if self.body is None else "one"),
         }
         for name, (saved, now) in present.items():
             if saved != now:
                 raise ValueError(
-                    f"the run in {path} has {name} {saved}, but {now} came; resume it as it was started,"
+                    f"the run in {path} has {name} {saved}, but got {now}; resume it as it was started,"
                     " or choose another folder"
                 )
 

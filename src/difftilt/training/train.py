@@ -2,27 +2,26 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn as nn
 from accelerate import Accelerator
 
-from difftilt.networks.network_calls import NetworkCalls
+from difftilt.guard import Stateful
 from difftilt.objective import Algorithm, Objective
 from difftilt.policy import Policy
-from difftilt.settings import Count, Natural, Positive, check_settings
+from difftilt.settings import Count, check_value
 from difftilt.shapes import Cond
 from difftilt.training import checkpoint
-from difftilt.training.distributed import autocast, largest, make_accelerator, start_alike, total
-from difftilt.training.ema import EMA
-from difftilt.training.fit import fit
-from difftilt.training.kl_controller import KLController
-from difftilt.training.log import Journal, Row, progress_bar
+from difftilt.training.distributed import check_accelerator, largest, make_accelerator, start_alike, total
+from difftilt.training.fit import denoisers, fit
+from difftilt.training.log import MetricLog, Row
+from difftilt.training.progress import progress
+from difftilt.training.settings import Training
 from difftilt.training.signals import Preempted, watch_signals
 from difftilt.training.state import Scheduler, State, load_weights
+from difftilt.training.trackers import Trackers, check_trackers
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,21 @@ class Totals:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Round:
+    """A round of a run, before it is saved.
+
+    Args:
+        number: From 0.
+        rows: The numbers of each gradient step, as in `metrics.jsonl`.
+        totals: Of the run so far, this round included.
+    """
+
+    number: int
+    rows: tuple[Row, ...]
+    totals: Totals
+
+
 def train(
     folder: Path,
     policy: Policy,
@@ -49,53 +63,65 @@ def train(
     algorithm: Algorithm,
     conds: Callable[[int], Cond],
     optimizer: torch.optim.Optimizer,
+    training: Training | None = None,
     accelerator: Accelerator | None = None,
     *,
-    rounds: int,
-    seed: int = 0,
     scheduler: Scheduler | None = None,
     generators: Sequence[torch.Generator] = (),
-    accumulate: int = 1,
-    max_norm: float = 1.0,
     target_kl: float | None = None,
-    ema_decay: float | None = None,
-    save_every: int = 1,
+    body: Stateful | None = None,
     keep: int = 2,
-    progress: bool = True,
-) -> Totals:
-    """Trains until `rounds` rounds are done, from where the newest good checkpoint in the folder left off.
+    show: bool = True,
+) -> Iterator[Round]:
+    """Trains round by round, from where the newest good checkpoint in the folder left off.
+
+    The caller's loop body is the end of each round: the checkpoint of a round is written when the generator
+    resumes, with what the body has changed. All draws but those of private generators are seeded anew for
+    every round. A loop that is left before its end has saved the rounds whose bodies were done.
 
     Args:
-        folder: Of the run; gets `metrics.jsonl`, `tensorboard/` and `checkpoints/`.
+        folder: Of the run; gets `metrics.jsonl` and `checkpoints/`, and what the trackers write.
         conds: The conditions of a round, given its number from 0; may draw from the global generators.
         optimizer: Holds the trainable parameters of the policy and of the algorithm.
-        rounds: How many in all, over all lives of the run.
-        seed: Random draws depend on (seed, round, process) alone.
+        training: How to train. Its rounds are in all, over all lives of the run; batch, learning rates and
+            schedule are the optimizer's, the scheduler's and conds' affair.
         scheduler: Of the learning rate; moved after every round.
         generators: Private generators of the reward or the conditions, to be saved with the run.
-        accumulate: Losses per gradient step, at least 1.
-        max_norm: The gradient is clipped to this length, above 0.
         target_kl: If given, KL in nats that the objective's alpha is moved to reach; see `KLController`.
-        ema_decay: If given, a moving average of the weights is kept, which `load_policy` prefers.
-        save_every: Rounds between checkpoints, at least 1; there is always one at the end.
+        body: Keeper of what the caller's body changes, if that is neither the policy, the algorithm nor the
+            reward: it is saved and restored with them.
         keep: Checkpoints that remain, at least 1; with fewer than 2 a damaged one has no successor.
-        progress: Draw a bar if the terminal can.
+        show: Draw a bar if the terminal can, else print a line now and then.
 
     Raises:
-        Preempted: After SIGINT, SIGTERM or SIGUSR1, once the round is done and saved.
+        Preempted: After SIGINT, SIGTERM or SIGUSR1, once the round and its body are done and saved.
         RewardError: As everything else that goes wrong in a round, after the last round has been saved.
         NonFiniteError: Before a NaN reaches the weights, after the last round has been saved.
         CheckpointError: If no checkpoint is whole, or one cannot be written.
+        ImportError: If the package of a tracker is missing.
     """
-    plan = _Plan(rounds, seed, accumulate, max_norm, save_every, keep, progress)
-    accelerator = accelerator or make_accelerator()
+    training, accelerator = training or Training(), accelerator or make_accelerator()
     start_alike([policy, objective.reference, algorithm], accelerator)
-    ema = None if ema_decay is None else EMA(policy, ema_decay)
-    budget = None if target_kl is None else KLController(objective, target_kl)
     state = State(
-        policy, algorithm, objective.reward, optimizer, scheduler, ema, budget, generators, accelerator, seed
+        policy, objective, algorithm, optimizer, training, accelerator, scheduler, generators, target_kl, body
     )
-    return _go(folder, state, objective, conds, plan)
+    with (
+        _Keeper(folder, state, keep) as keeper,
+        state.counter.watching(denoisers(policy, objective.reference, algorithm)),
+        watch_signals() as stop,
+        progress(training.rounds, state.rounds, show and accelerator.is_main_process) as tell,
+    ):
+        for number in range(state.rounds, training.rounds):
+            for row in fit(
+                policy, objective, algorithm, map(conds, [number]), optimizer, training, accelerator,
+                start=number, kl_controller=state.kl_controller,
+            ):  # fmt: skip
+                tell(keeper.step(row), number)
+            yield (ended := keeper.end_round())
+            tell(ended.rows[-1] if ended.rows else {}, state.rounds)
+            keeper.remember(now=bool(signal := largest(stop.number, accelerator)))
+            if signal:
+                raise Preempted(signal, state.rounds)
 
 
 def load_policy(folder: Path, policy: Policy, *, average: bool = True) -> int:
@@ -128,8 +154,29 @@ def load_algorithm(folder: Path, algorithm: Algorithm) -> int:
 def load_alpha(folder: Path) -> float | None:
     """The alpha that a run with a target KL had reached at its newest good checkpoint."""
     path = checkpoint.newest(folder / "checkpoints")
-    budget = None if path is None else checkpoint.read(path, "training").get("budget")
-    return budget and budget["alpha"]
+    controller = None if path is None else checkpoint.read(path, "training")["kl_controller"]
+    return controller and controller["alpha"]
+
+
+def rounds_done(folder: Path) -> int:
+    """For how many rounds a run has been trained; it is finished if its training asks for no more."""
+    path = checkpoint.newest(folder / "checkpoints")
+    return 0 if path is None else checkpoint.read(path, "training")["rounds"]
+
+
+def load_totals(folder: Path) -> Totals:
+    """What a run has cost up to its newest good checkpoint."""
+    path = _newest(folder)
+    training = checkpoint.read(path, "training")
+    own = [checkpoint.read(path, f"process-{rank}") for rank in range(training["processes"])]
+    return Totals(
+        rounds=training["rounds"],
+        steps=training["steps"],
+        reward_calls=sum(part["reward"]["calls"] for part in own),
+        network_calls=sum(part["forward"] for part in own),
+        network_calls_backward=sum(part["backward"] for part in own),
+        seconds=training["seconds"],
+    )
 
 
 def _newest(folder: Path) -> Path:
@@ -139,108 +186,69 @@ def _newest(folder: Path) -> Path:
     return path
 
 
-@dataclass(frozen=True)
-class _Plan:
-    rounds: Natural
-    seed: Natural
-    accumulate: Count
-    max_norm: Positive
-    save_every: Count
-    keep: Count
-    progress: bool
-
-    def __post_init__(self):
-        check_settings(self)
-
-
-def _go(
-    folder: Path, state: State, objective: Objective, conds: Callable[[int], Cond], plan: _Plan
-) -> Totals:
-    """Runs the rounds that are left."""
-    policy, accelerator = state.policy, state.accelerator
-    with (
-        _Keeper(folder, state, plan.keep) as keeper,
-        _watched(denoisers(policy, objective.reference, state.algorithm), state.counter, accelerator),
-        watch_signals() as stop,
-        progress_bar(plan.rounds, state.rounds, plan.progress and accelerator.is_main_process) as show,
-    ):
-        for number in range(state.rounds, plan.rounds):
-            for row in fit(
-                policy,
-                objective,
-                state.algorithm,
-                map(conds, [number]),
-                state.optimizer,
-                accelerator,
-                seed=plan.seed,
-                start=number,
-                accumulate=plan.accumulate,
-                max_norm=plan.max_norm,
-                budget=state.budget,
-            ):
-                keeper.step(row)
-                show(row, number)
-            keeper.finish_round()
-            show({}, state.rounds)
-            signal = largest(stop.number, accelerator)
-            if signal or state.rounds % plan.save_every == 0 or state.rounds == plan.rounds:
-                keeper.save()
-            if signal:
-                raise Preempted(signal, state.rounds)
-    return keeper.totals()
-
-
-def denoisers(policy: Policy, reference: Policy, algorithm: Algorithm) -> list[nn.Module]:
-    """The networks of the chains that a run samples from, those among them that an algorithm keeps."""
-    own = [module for module in algorithm.modules() if isinstance(module, Policy)]
-    return [chain.network for chain in (policy, reference, *own)]
-
-
-@contextmanager
-def _watched(networks: list[nn.Module], counter: NetworkCalls, accelerator: Accelerator) -> Iterator[None]:
-    """Networks run in the accelerator's precision, and are counted."""
-    with autocast(networks, accelerator), counter.watching(networks):
-        yield
-
-
 class _Keeper:
     """Keeps the last finished round at hand, so that whatever happens later it can be saved."""
 
     def __init__(self, folder: Path, state: State, keep: int):
         self.state, self._folder, self._keep = state, folder / "checkpoints", keep
-        self._accelerator = state.accelerator
-        if self._accelerator.is_main_process:
+        self._accelerator, training = state.accelerator, state.training
+        check_value("keep", keep, Count)
+        check_accelerator(self._accelerator)
+        check_trackers(training.log_to)
+        main = self._accelerator.is_main_process
+        if main:
             checkpoint.sweep(self._folder)
         path = checkpoint.newest(self._folder, self._accelerator)
         if path is not None:
             state.restore(path)
         self._started = time.monotonic() - state.seconds
-        main = self._accelerator.is_main_process
-        self._journal = Journal(folder, state.log_bytes, state.steps, active=main)
+        self._log = MetricLog(folder / "metrics.jsonl", state.log_bytes) if main else None
+        names, running = (training.log_to, self._accelerator.trackers) if main else ((), ())
+        self._trackers = Trackers(names, folder, state.steps, vars(training), running)
+        self._rows: list[Row] = []
         self._snapshot, self._saved = state.snapshot(), path is not None
 
-    def step(self, row: Row) -> None:
-        """Books one gradient step."""
+    def step(self, row: Row) -> Row:
+        """Books one gradient step; returns its row with the reward calls so far."""
         self.state.stepped()
-        calls = total(self.state.reward.calls, self._accelerator)
-        self._journal.write(self.state.steps, {**row, "reward_calls": calls})
+        row = {**row, "reward_calls": total(self.state.objective.reward.calls, self._accelerator)}
+        self._rows.append(row)
+        if self._log:
+            self._log.write({"step": self.state.steps, **row})
+        self._trackers.write(self.state.steps, row)
+        return row
 
-    def finish_round(self) -> None:
+    def end_round(self) -> Round:
+        """What the caller's body gets to see."""
         self.state.finished_round()
         self.state.seconds = time.monotonic() - self._started
-        self.state.log_bytes = self._journal.flush()
-        self._snapshot, self._saved = self.state.snapshot(), False
+        self.state.log_bytes = self._log.flush() if self._log else 0
+        rows, self._rows = tuple(self._rows), []
+        return Round(self.state.rounds - 1, rows, self.totals())
+
+    def remember(self, now: bool) -> None:
+        """Takes the round, with what the body has changed, for the last finished one; saves it when due.
+
+        Args:
+            now: Save it in any case.
+        """
+        state, training = self.state, self.state.training
+        state.seconds = time.monotonic() - self._started
+        self._snapshot, self._saved = state.snapshot(), False
+        if now or state.rounds % training.save_every == 0 or state.rounds == training.rounds:
+            self.save()
 
     def save(self) -> None:
         """Saves the last finished round, unless it is."""
         if not self._saved:
-            self._journal.sync()
+            if self._log:
+                self._log.sync()
             checkpoint.save(self._folder, self._snapshot, self._accelerator, self._keep)
             self._saved = True
 
     def totals(self) -> Totals:
         state = self.state
-        counts = state.reward.calls, state.counter.forward, state.counter.backward
+        counts = state.objective.reward.calls, state.counter.forward, state.counter.backward
         calls = [total(count, self._accelerator) for count in counts]
         return Totals(state.rounds, state.steps, *calls, seconds=state.seconds)
 
@@ -251,7 +259,10 @@ class _Keeper:
         try:
             # with several processes the others are not here to write their part
             alone = self._accelerator.num_processes == 1
-            if alone and isinstance(error, Exception) and not isinstance(error, checkpoint.CheckpointError):
+            left = isinstance(error, Exception | GeneratorExit)
+            if alone and left and not isinstance(error, checkpoint.CheckpointError):
                 self.save()
         finally:
-            self._journal.close()
+            if self._log:
+                self._log.close()
+            self._trackers.close()

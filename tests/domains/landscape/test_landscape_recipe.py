@@ -43,7 +43,7 @@ def test_the_shipped_model_is_that_of_its_card(shipped):
 def test_exact_numbers_are_those_of_the_landscape(shipped):
     assert shipped.exact is not None
     assert shipped.optimum is not None
-    found, best = shipped.exact(shipped.policy), shipped.optimum()
+    found, best = shipped.view.exact(shipped.policy), shipped.view.optimum()
     assert found.keys() == best.keys()
     assert found["path KL to the pretrained model, nats"] == pytest.approx(0, abs=1e-6)
     gap = (best["J"] - found["J"]) / shipped.objective.alpha

@@ -135,7 +135,7 @@ def test_the_proxy_rises_and_gold_does_not_take_part(weights, algorithm):
     job = utr(algorithm, alpha=0.01, steps=3, weights=weights, training=training)
     optimizer, _ = make_optimizer(job)
     conds = [unconditional(training.batch)] * training.rounds
-    rows = list(fit(job.policy, job.objective, job.algorithm, conds, optimizer, seed=0))
+    rows = list(fit(job.policy, job.objective, job.algorithm, conds, optimizer, Training(seed=0)))
     rise = rows[-1]["reward"] - rows[0]["reward"]
     assert rise > 4 * rows[0]["reward_se"]
     assert rows[0]["kl_nats"] < 0.5 < rows[-1]["kl_nats"]
