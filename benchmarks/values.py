@@ -29,12 +29,13 @@ from torch import Tensor
 
 from difftilt import GaussianPolicy, Objective, PosteriorMean, ValueRegression, fit, unconditional
 from difftilt.exact import grid as exact
-from difftilt.exact.toy import gmm, gmm_grid
+from difftilt.exact.toy import gmm, gmm_schedule
 from difftilt.experiment.record import write_json
 from difftilt.guidance.value_guided import ValueGuided
 from difftilt.networks.network_calls import NetworkCalls
 from difftilt.objective import Value
 from difftilt.policy import Policy, level
+from difftilt.processes.noise import FixedLarge
 
 REWARDS: dict[str, Callable[..., Tensor]] = {
     "gmm-sin": lambda x, c: torch.sin(3 * x[:, 0]),
@@ -76,8 +77,8 @@ def main() -> None:
 
 def chain() -> GaussianPolicy:
     """The perfect denoiser's chain."""
-    levels = gmm_grid()
-    policy = GaussianPolicy(gmm(levels), levels, (1,), prediction_type="sample", variance_type="fixed_large")
+    levels = gmm_schedule()
+    policy = GaussianPolicy(gmm(levels), levels, (1,), prediction_type="sample", noise=FixedLarge())
     return policy.double().requires_grad_(False)
 
 

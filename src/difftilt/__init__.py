@@ -20,10 +20,10 @@ from difftilt.networks.guidance import ClassifierFreeGuidance
 from difftilt.networks.micro_batch import MicroBatch
 from difftilt.objective import Algorithm, Experience, Loss, Objective
 from difftilt.policy import Diffusion, Policy, Trajectory, Transitions, path_log_prob, rollout
-from difftilt.processes.flow_sde import FlowSDE
 from difftilt.processes.gaussian import GaussianPolicy
 from difftilt.processes.likelihood import elbo
 from difftilt.processes.masked import MaskedPolicy
+from difftilt.processes.noise import DDIM, Euler, FixedLarge, FlowSDE
 from difftilt.processes.schedule import NoiseSchedule
 from difftilt.processes.simplex import SimplexPolicy
 from difftilt.processes.uniform import UniformPolicy
@@ -41,6 +41,7 @@ from difftilt.values.regression import ValueRegression
 from difftilt.values.tweedie import PosteriorMean
 
 __all__ = [
+    "DDIM",
     "GRPO",
     "MCMC",
     "NFT",
@@ -57,7 +58,9 @@ __all__ = [
     "Diffusion",
     "DiscreteGuidance",
     "Distill",
+    "Euler",
     "Experience",
+    "FixedLarge",
     "FlowSDE",
     "Gaussian",
     "GaussianPolicy",

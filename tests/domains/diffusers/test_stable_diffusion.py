@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from paths import path_kl
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -29,12 +30,12 @@ from difftilt.domains.diffusers.stable_diffusion import (
     load_lora,
     lora,
     save_lora,
-    scheduler_grid,
+    scheduler_schedule,
     stable_diffusion,
 )
 from difftilt.networks.adapters import without_adapters
 from difftilt.objective import Objective
-from difftilt.policy import Policy, path_kl, path_log_prob, rollout
+from difftilt.policy import Policy, path_log_prob, rollout
 from difftilt.shapes import Cond
 from difftilt.training.fit import fit
 
@@ -267,7 +268,7 @@ def test_a_half_precision_unet_has_full_precision_densities(pipe):
 )
 def test_any_schedulers_grid_has_its_timesteps(own):
     before = repr(vars(own))
-    grid = scheduler_grid(own, 8)
+    grid = scheduler_schedule(own, 8)
     assert repr(vars(own)) == before
     own.set_timesteps(8)
     times = own.timesteps.double().flip(0).unique_consecutive()
