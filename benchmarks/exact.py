@@ -34,7 +34,6 @@ from difftilt import (
     AdjointMatching,
     Algorithm,
     Backprop,
-    FlowSDE,
     GaussianPolicy,
     Objective,
     PathConsistency,
@@ -46,10 +45,11 @@ from difftilt import (
 )
 from difftilt.algorithms.choices import make_algorithm
 from difftilt.exact import gaussian, grid
-from difftilt.exact.toy import AffineResidual, GaussianDenoiser, Residual, Velocity, gmm, gmm_grid
+from difftilt.exact.toy import AffineResidual, GaussianDenoiser, Residual, Velocity, gmm, gmm_schedule
 from difftilt.experiment.record import to_json
 from difftilt.guard import Reward
 from difftilt.networks.network_calls import NetworkCalls
+from difftilt.processes.noise import FixedLarge, FlowSDE
 from difftilt.processes.schedule import shifted_flow
 from difftilt.training.ema import EMA
 from difftilt.training.fit import denoisers
@@ -114,9 +114,9 @@ def sin(sample, cond):
 
 def mixture(tune_std: bool) -> Callable[[bool], GaussianPolicy]:
     def chain(tuned: bool) -> GaussianPolicy:
-        network = Residual(gmm(gmm_grid()), gmm_grid(), 1) if tuned else gmm(gmm_grid())
-        settings: Any = {"prediction_type": "sample", "variance_type": "fixed_large"}
-        return GaussianPolicy(network, gmm_grid(), (1,), tune_std=tuned and tune_std, **settings)
+        network = Residual(gmm(gmm_schedule()), gmm_schedule(), 1) if tuned else gmm(gmm_schedule())
+        settings: Any = {"prediction_type": "sample", "noise": FixedLarge()}
+        return GaussianPolicy(network, gmm_schedule(), (1,), tune_std=tuned and tune_std, **settings)
 
     return chain
 
@@ -142,21 +142,22 @@ def data() -> tuple[torch.Tensor, torch.Tensor, gaussian.Quadratic]:
 
 
 def denoising(tuned: bool) -> GaussianPolicy:
-    levels = gmm_grid().respace(STEPS)
+    levels = gmm_schedule().respace(STEPS)
     levels = dataclasses.replace(levels, time=torch.arange(STEPS + 1))
     network: torch.nn.Module = GaussianDenoiser(levels, *data()[:2])
     if tuned:
         network = AffineResidual(network, levels.sigma**2, DIMENSION)
-    settings: Any = {"prediction_type": "sample", "variance_type": "fixed_large"}
+    settings: Any = {"prediction_type": "sample", "noise": FixedLarge()}
     return GaussianPolicy(network, levels, (DIMENSION,), **settings)
 
 
-def flow(tuned: bool) -> FlowSDE:
+def flow(tuned: bool) -> GaussianPolicy:
     levels = dataclasses.replace(shifted_flow(STEPS, sigma_min=0.01), time=torch.arange(STEPS + 1))
     network: torch.nn.Module = GaussianDenoiser(levels, *data()[:2])
     if tuned:
         network = AffineResidual(network, levels.sigma.roll(1) ** 2, DIMENSION)
-    return FlowSDE(Velocity(network, levels), levels, (DIMENSION,))
+    settings: Any = {"noise": FlowSDE(), "prediction_type": "flow_prediction"}
+    return GaussianPolicy(Velocity(network, levels), levels, (DIMENSION,), **settings)
 
 
 def measure_affine(policy: Policy, objective: Objective) -> tuple[gaussian.Evaluation, float, float]:

@@ -29,7 +29,6 @@ import torch
 from difftilt import (
     Backprop,
     Diffusion,
-    FlowSDE,
     GaussianPolicy,
     NoiseSchedule,
     Objective,
@@ -42,11 +41,12 @@ from difftilt.exact import gaussian, tabular
 from difftilt.exact.toy import AffineResidual, GaussianDenoiser, Velocity
 from difftilt.guidance.start import TunedStart
 from difftilt.networks.network_calls import NetworkCalls
-from difftilt.processes.flow_sde import MEMORYLESS
+from difftilt.processes.noise import DDIM, MEMORYLESS, Euler, FlowSDE, Noise
 from difftilt.processes.schedule import linear, shifted_flow
 from difftilt.training.settings import Training
 
 STEPS, ALPHA = 8, 0.5
+EULER = Euler(0.3)
 F64 = torch.float64
 SCORE = torch.tensor([0, 1, 1, 1, 1, 3], dtype=F64)
 REWARD = gaussian.bowl(torch.zeros(2, dtype=F64), torch.eye(2, dtype=F64))
@@ -96,10 +96,10 @@ def sticky(seeds: int) -> Iterator[Row]:
 def noise(seeds: int) -> Iterator[Row]:
     kinds: dict[str, tuple[tuple[float, ...], Callable[[float], Diffusion]]] = {
         "ddim": ((0.1, 0.3, 0.5, 0.7, 1.0), lambda level: ddim(False, level)),
-        "flow-euler": ((0.1, 0.3, 0.7, MEMORYLESS), lambda level: flow(False, level)),
+        "flow-euler": ((0.1, 0.3, 0.7, MEMORYLESS), lambda level: flow(False, Euler(level))),
         "flow-exponential": (
             (0.1, 0.3, 0.7, MEMORYLESS),
-            lambda level: flow(False, level, integrator="exponential"),
+            lambda level: flow(False, FlowSDE(level)),
         ),
     }
     for kind, (levels, make) in kinds.items():
@@ -120,13 +120,15 @@ def noise(seeds: int) -> Iterator[Row]:
 def ddim(tuned: bool, eta: float = 0.3) -> GaussianPolicy:
     levels = told_the_index(linear(999).take(torch.linspace(49, 999, STEPS + 1).round().long()))
     network = denoiser(levels, tuned, levels.sigma**2)
-    return GaussianPolicy(network, levels, (2,), eta=eta, prediction_type="sample", tune_std=tuned)
+    return GaussianPolicy(network, levels, (2,), noise=DDIM(eta), prediction_type="sample", tune_std=tuned)
 
 
-def flow(tuned: bool, noise_level: float = 0.3, integrator: Any = "euler") -> FlowSDE:
+def flow(tuned: bool, noise: Noise = EULER) -> GaussianPolicy:
     levels = told_the_index(shifted_flow(STEPS, sigma_min=0.05))
     network = Velocity(denoiser(levels, tuned, levels.sigma.roll(1) ** 2), levels)
-    return FlowSDE(network, levels, (2,), noise_level=noise_level, integrator=integrator, tune_std=tuned)
+    return GaussianPolicy(
+        network, levels, (2,), noise=noise, prediction_type="flow_prediction", tune_std=tuned
+    )
 
 
 def told_the_index(levels: NoiseSchedule) -> NoiseSchedule:

@@ -22,6 +22,7 @@ import torch
 from difftilt import Algorithm, Backprop, GaussianPolicy, RewardWeighted
 from difftilt.exact.toy import AffineResidual, GaussianDenoiser
 from difftilt.experiment.record import write_json
+from difftilt.processes.noise import FixedLarge
 from difftilt.processes.schedule import linear
 
 LAST, STEPS, ALPHAS = (1, 5, 10, 20), (5, 10, 20, 40, 80), (1, 2, 4)
@@ -87,7 +88,7 @@ def chain(steps: int) -> Callable[[bool], GaussianPolicy]:
         network: torch.nn.Module = GaussianDenoiser(levels, *exact.data()[:2])
         if tuned:
             network = AffineResidual(network, levels.sigma**2, exact.DIMENSION)
-        settings: Any = {"prediction_type": "sample", "variance_type": "fixed_large"}
+        settings: Any = {"prediction_type": "sample", "noise": FixedLarge()}
         return GaussianPolicy(network, levels, (exact.DIMENSION,), **settings)
 
     return make

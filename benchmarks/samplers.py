@@ -30,11 +30,12 @@ from difftilt.data.vocabulary import all_sequences, place_values
 from difftilt.domains.landscape.model import landscape_policy
 from difftilt.exact import grid, landscape
 from difftilt.exact.sampler_laws import evaluate_flips, evaluate_svdd, one_of, tabulate
-from difftilt.exact.toy import gmm, gmm_grid
+from difftilt.exact.toy import gmm, gmm_schedule
 from difftilt.guidance.flip_guided import FlipGuided
 from difftilt.guidance.value_guided import ValueGuided
 from difftilt.objective import Value
 from difftilt.policy import level
+from difftilt.processes.noise import FixedLarge
 from difftilt.samplers.best_of import best_of, kl_of_best
 from difftilt.shapes import Points
 from difftilt.transition import Gaussian, relative_entropy
@@ -94,7 +95,7 @@ class Timer:
 
 def mixture() -> tuple[Objective, dict[str, Value]]:
     reference = GaussianPolicy(
-        gmm(gmm_grid()), gmm_grid(), (1,), prediction_type="sample", variance_type="fixed_large"
+        gmm(gmm_schedule()), gmm_schedule(), (1,), prediction_type="sample", noise=FixedLarge()
     )
     reference = reference.double().requires_grad_(False)
     objective = Objective(lambda x, c: torch.sin(3 * x[:, 0]), reference, 0.5)

@@ -44,6 +44,7 @@ from difftilt.exact import grid
 from difftilt.exact.toy import gmm
 from difftilt.experiment.record import write_json
 from difftilt.networks.network_calls import NetworkCalls
+from difftilt.processes.noise import FixedLarge
 from difftilt.processes.schedule import from_betas
 from difftilt.rewards.image import class_log_prob
 from difftilt.samplers.base import Sampler
@@ -67,7 +68,7 @@ def sigmoid(sample, cond):
 def noise(steps: int) -> GaussianPolicy:
     """The mixture's chain with the same noise in any number of steps."""
     levels = from_betas(torch.linspace(1e-4, 0.02, steps, dtype=torch.float64) * 1000 / steps)
-    settings: Any = {"prediction_type": "sample", "variance_type": "fixed_large"}
+    settings: Any = {"prediction_type": "sample", "noise": FixedLarge()}
     return GaussianPolicy(gmm(levels), levels, (1,), **settings).double().requires_grad_(False)
 
 

@@ -29,12 +29,13 @@ from torch import Tensor
 
 from difftilt import GaussianPolicy, Objective, PosteriorMean, ValueRegression, fit, unconditional
 from difftilt.exact import grid as exact
-from difftilt.exact.toy import gmm, gmm_grid
+from difftilt.exact.toy import gmm, gmm_schedule
 from difftilt.experiment.record import write_json
 from difftilt.guidance.value_guided import ValueGuided
 from difftilt.networks.network_calls import NetworkCalls
 from difftilt.objective import Value
 from difftilt.policy import Policy, level
+from difftilt.processes.noise import FixedLarge
 from difftilt.training.settings import Training
 
 REWARDS: dict[str, Callable[..., Tensor]] = {
@@ -77,8 +78,8 @@ def main() -> None:
 
 def chain() -> GaussianPolicy:
     """The perfect denoiser's chain."""
-    levels = gmm_grid()
-    policy = GaussianPolicy(gmm(levels), levels, (1,), prediction_type="sample", variance_type="fixed_large")
+    levels = gmm_schedule()
+    policy = GaussianPolicy(gmm(levels), levels, (1,), prediction_type="sample", noise=FixedLarge())
     return policy.double().requires_grad_(False)
 
 

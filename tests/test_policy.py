@@ -11,6 +11,7 @@ import torch
 import torch.nn as nn
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from paths import path_kl
 from torch import Tensor
 
 from difftilt import processes
@@ -22,10 +23,10 @@ from difftilt.guidance.start import TunedStart
 from difftilt.guidance.tempered import Tempered
 from difftilt.guidance.value_guided import ValueGuided
 from difftilt.objective import Objective
-from difftilt.policy import Policy, Trajectory, Transitions, chain, decide, path_kl, path_log_prob, rollout
-from difftilt.processes.flow_sde import FlowSDE
+from difftilt.policy import Policy, Trajectory, Transitions, chain, decide, path_log_prob, rollout
 from difftilt.processes.gaussian import GaussianPolicy
 from difftilt.processes.masked import MaskedPolicy
+from difftilt.processes.noise import FlowSDE
 from difftilt.processes.schedule import linear, shifted_flow
 from difftilt.processes.simplex import SimplexPolicy, schedule
 from difftilt.processes.uniform import UniformPolicy
@@ -66,8 +67,9 @@ def gaussian() -> GaussianPolicy:
     return GaussianPolicy(Network(2, 2), linear(STEPS), (2,), prediction_type="sample", tune_std=True)
 
 
-def flow() -> FlowSDE:
-    return FlowSDE(Network(2, 2), shifted_flow(STEPS), (2,), tune_std=True)
+def flow() -> GaussianPolicy:
+    settings: Any = {"noise": FlowSDE(), "prediction_type": "flow_prediction", "tune_std": True}
+    return GaussianPolicy(Network(2, 2), shifted_flow(STEPS), (2,), **settings)
 
 
 def tuned_start() -> TunedStart:

@@ -42,10 +42,13 @@ from difftilt.policy import Trajectory as Trajectory
 from difftilt.policy import Transitions as Transitions
 from difftilt.policy import path_log_prob as path_log_prob
 from difftilt.policy import rollout as rollout
-from difftilt.processes.flow_sde import FlowSDE as FlowSDE
 from difftilt.processes.gaussian import GaussianPolicy as GaussianPolicy
 from difftilt.processes.likelihood import elbo as elbo
 from difftilt.processes.masked import MaskedPolicy as MaskedPolicy
+from difftilt.processes.noise import DDIM as DDIM
+from difftilt.processes.noise import Euler as Euler
+from difftilt.processes.noise import FixedLarge as FixedLarge
+from difftilt.processes.noise import FlowSDE as FlowSDE
 from difftilt.processes.schedule import NoiseSchedule as NoiseSchedule
 from difftilt.processes.simplex import SimplexPolicy as SimplexPolicy
 from difftilt.processes.uniform import UniformPolicy as UniformPolicy

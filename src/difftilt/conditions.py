@@ -58,6 +58,21 @@ def deal(cond: Cond, count: int) -> Iterator[Cond]:
         yield take(cond, rows)
 
 
+def some_rows(count: int, most: int, device: torch.device | None = None) -> Index:
+    """At most so many of the numbers below `count`, drawn at random."""
+    return torch.randperm(count, device=device)[:most]
+
+
+def shuffled(count: int, parts: int, device: torch.device, share: float = 1.0) -> Iterator[Index]:
+    """A share of the numbers below `count`, drawn at random and dealt into minibatches."""
+    rows = some_rows(count, round(share * count), device)
+    if len(rows) < parts:
+        raise ValueError(
+            f"{len(rows)} rows cannot be dealt into {parts} minibatches; take fewer or enlarge the batch"
+        )
+    yield from rows.tensor_split(parts)
+
+
 def context_keys(cond: Cond) -> list[str]:
     """A hash per sample, equal where all conditions are equal."""
     keys = []

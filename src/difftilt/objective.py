@@ -151,6 +151,13 @@ class Loss:
     stats: dict[str, Scalar]
 
 
+@torch.no_grad()
+def follow(average: nn.Module, module: nn.Module, decay: float) -> None:
+    """Moves a moving average of a module's parameters: average <- decay average + (1 - decay) module."""
+    for mean, now in zip(average.parameters(), module.parameters(), strict=True):
+        mean.lerp_(now, 1 - decay)
+
+
 @dataclass(eq=False)
 class Algorithm(nn.Module, ABC):
     """Settings, and a generator of losses. Parameters and buffers of its own are saved with the run."""

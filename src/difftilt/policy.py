@@ -9,7 +9,7 @@ import torch
 import torch.nn as nn
 from torch.utils.checkpoint import checkpoint
 
-from difftilt.conditions import concat, take
+from difftilt.conditions import concat, shuffled, take
 from difftilt.shapes import Cond, Index, PerSample, PerStep, Sample, Some, State, States, Step
 from difftilt.transition import Transition, join
 
@@ -59,7 +59,7 @@ class Wrapped(Policy, ABC):
 class Diffusion(Policy, ABC):
     """A chain that reverses a known noising process q."""
 
-    pretrain_with: str = "evidence.elbo"  # the loss that teaches it to explain data
+    bounded: bool = True  # whether its losses, summed over t, bound -log p(x_0)
 
     @abstractmethod
     def noised(self, x_0: State, t: Step) -> Transition:
@@ -84,6 +84,32 @@ class Diffusion(Policy, ABC):
     @abstractmethod
     def clean(self, x: State, t: Step, cond: Cond) -> State:
         """E[x_0 | x_t, c] as the network sees it (Tweedie), or token probabilities."""
+
+    def loss(self, x_0: State, t: Step, cond: Cond) -> PerSample:
+        """KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) in nats at one draw of x_t, which explains samples.
+
+        Where t = T + 1 it is -log p(x_T). It imitates the chains that led to the samples if the chain
+        reverses its noising process q.
+        """
+        before = t.clamp(max=self.steps)
+        x = self.corrupt(x_0, before)
+        return torch.where(
+            t > self.steps, -self.initial(cond).log_prob(x), self.loss_at(x_0, x, before, cond)
+        )
+
+    def loss_at(self, x_0: State, x: State, t: Step, cond: Cond) -> PerSample:
+        """`loss` at a given x_t, for t in 1, ..., T."""
+        return self.posterior(x_0, x, t).kl(self(x, t, cond))
+
+
+def reversing(policy: Policy, need: str, instead: str) -> Diffusion:
+    """The policy, if it reverses a noising process; else an error of who needs it and what to do instead."""
+    if not isinstance(policy, Diffusion):
+        raise ValueError(
+            f"{need} a chain that reverses a noising process, which a {type(policy).__name__} is not;"
+            f" {instead}"
+        )
+    return policy
 
 
 @dataclass(frozen=True)
@@ -134,13 +160,7 @@ class Trajectory:
 
     def minibatches(self, count: int, share: float = 1.0) -> Iterator[Index]:
         """Shuffles the rows of the (decision, chain) table and deals a share of them into `count` parts."""
-        order = torch.randperm(self.log_prob.numel(), device=self.log_prob.device)
-        taken = order[: round(share * len(order))]
-        if len(taken) < count:
-            raise ValueError(
-                f"{len(taken)} rows cannot be dealt into {count} minibatches; take fewer or enlarge the batch"
-            )
-        yield from taken.tensor_split(count)
+        yield from shuffled(self.log_prob.numel(), count, self.log_prob.device, share)
 
 
 def side_by_side(paths: Sequence[Trajectory]) -> Trajectory:
@@ -214,12 +234,6 @@ def check_ratio(policy: Policy, path: Trajectory) -> None:
             "before the first update the ratio of new to old policy must be 1, but its logarithm reaches"
             f" {worst:.1e}; switch off dropout and sample in the precision you train in"
         )
-
-
-def path_kl(policy: Policy, reference: Policy, path: Trajectory) -> PerStep:
-    """KL(policy || reference) in nats of every decision, in closed form at the states of given chains."""
-    rows = path.transitions()
-    return decide(policy, rows).kl(decide(reference, rows)).view_as(path.log_prob)
 
 
 @dataclass(frozen=True)

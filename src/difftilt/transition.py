@@ -199,6 +199,13 @@ def join(parts: Sequence[tuple[Index, Transition]]) -> Transition:
     return Joined(parts)
 
 
+def gaussian(step: Transition, need: str, instead: str) -> Gaussian:
+    """The step, if it is a Gaussian; else an error of what needs one and what to do instead."""
+    if not isinstance(step, Gaussian):
+        raise ValueError(f"{need}, but got a {type(step).__name__}; {instead}")
+    return step
+
+
 def event_sum(x: Real) -> PerSample:
     """Sums over the event in float64.
 

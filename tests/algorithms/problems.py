@@ -10,6 +10,7 @@ from difftilt.exact.toy import AffineResidual, GaussianDenoiser
 from difftilt.objective import Objective
 from difftilt.policy import Policy
 from difftilt.processes.gaussian import GaussianPolicy
+from difftilt.processes.noise import FixedLarge
 from difftilt.processes.schedule import NoiseSchedule, from_betas
 from difftilt.transition import Categorical
 
@@ -85,7 +86,7 @@ def reversal():
         network = GaussianDenoiser(grid, torch.zeros(1), torch.eye(1))
         if tuned:
             network = AffineResidual(network, grid.sigma**2, 1, terms=grid.steps).double()
-        chain = GaussianPolicy(network, grid, (1,), prediction_type="sample", variance_type="fixed_large")
+        chain = GaussianPolicy(network, grid, (1,), prediction_type="sample", noise=FixedLarge())
         return chain.requires_grad_(tuned)
 
     objective, elsewhere, best = Objective(reward, policy(False), ALPHA), policy(), policy()

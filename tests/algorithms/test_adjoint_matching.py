@@ -194,5 +194,5 @@ class HiddenSteps(Policy):
 
 def test_steps_that_are_not_gaussian_are_refused(problem):
     objective = Objective(problem.bowl, HiddenSteps(problem.objective.reference), 0.5)
-    with pytest.raises(ValueError, match="needs steps that are Gaussian, but a Hidden came; use ppo"):
+    with pytest.raises(ValueError, match="needs Gaussian steps, but got a Hidden; use ppo"):
         list(AdjointMatching().losses(HiddenSteps(problem.start), objective, unconditional(8)))

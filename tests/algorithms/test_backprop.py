@@ -148,7 +148,7 @@ def test_draws_of_low_variance_have_the_same_mean_and_less_variance(size=20_000)
 
 
 def test_low_variance_needs_a_chain_that_noises(problem):
-    with pytest.raises(ValueError, match="AffinePolicy cannot; use 'last'"):
+    with pytest.raises(ValueError, match="AffinePolicy is not; use 'last'"):
         gradient(problem, size=8, through="low_variance")
 
 

@@ -10,6 +10,7 @@ from difftilt.exact import grid, tabular
 from difftilt.exact.toy import GaussianDenoiser
 from difftilt.objective import Objective
 from difftilt.processes.gaussian import GaussianPolicy
+from difftilt.processes.noise import FixedLarge
 from difftilt.processes.schedule import from_betas
 from difftilt.training.fit import fit
 from difftilt.training.settings import Training
@@ -89,7 +90,7 @@ def line(alpha):
     """The same on a grid of points."""
     levels = from_betas(torch.tensor([0.2, 0.3, 0.3, 0.2], dtype=torch.float64))
     network = GaussianDenoiser(levels, torch.zeros(1), torch.eye(1))
-    chain = GaussianPolicy(network, levels, (1,), prediction_type="sample", variance_type="fixed_large")
+    chain = GaussianPolicy(network, levels, (1,), prediction_type="sample", noise=FixedLarge())
     objective = Objective(lambda x, c: torch.sin(3 * x[:, 0]), chain.double(), alpha)
     axis = grid.Axis(-8, 8, 401)
     found = grid.solve(objective, axis)

@@ -173,7 +173,7 @@ def test_the_penalty_pulls_to_the_reference():
 
 def test_a_chain_that_cannot_noise_is_refused():
     problem = finite()
-    with pytest.raises(ValueError, match="a TabularPolicy cannot; use ppo"):
+    with pytest.raises(ValueError, match="a TabularPolicy is not; use ppo"):
         NFT().setup(problem.start, unconditional(8))
 
 

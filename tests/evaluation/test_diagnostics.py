@@ -15,6 +15,7 @@ from difftilt.guard import Guard, RewardError
 from difftilt.guidance.start import TunedStart
 from difftilt.objective import Objective
 from difftilt.processes.gaussian import GaussianPolicy
+from difftilt.processes.noise import DDIM
 from difftilt.processes.schedule import NoiseSchedule, linear
 
 F64 = torch.float64
@@ -58,7 +59,7 @@ def test_bias_and_memory_of_a_sticky_chain(stay):
 def test_bias_and_memory_of_a_gaussian_chain():
     grid = told_the_index(linear(8))
     network = GaussianDenoiser(grid, torch.ones(2), torch.tensor([[0.5, 0.2], [0.2, 0.4]]))
-    chain = GaussianPolicy(network, grid, (2,), eta=0.3, prediction_type="sample")
+    chain = GaussianPolicy(network, grid, (2,), noise=DDIM(0.3), prediction_type="sample")
     reward = gaussian.bowl(torch.zeros(2, dtype=F64), 0.5 * torch.eye(2, dtype=F64))
     read = gaussian.affine(chain)
     solved = gaussian.solve(read, reward, 0.5)
@@ -140,7 +141,7 @@ def test_a_rough_figure_says_so():
 def test_no_warning_where_the_start_is_tuned():
     grid = told_the_index(linear(4))
     network = GaussianDenoiser(grid, torch.zeros(1), torch.eye(1))
-    reference = GaussianPolicy(network, grid, (1,), eta=0.1, prediction_type="sample")
+    reference = GaussianPolicy(network, grid, (1,), noise=DDIM(0.1), prediction_type="sample")
     objective = Objective(lambda x, c: 2 * x[:, 0], reference, 1.0)
     assert "nats below" in frozen_start_warning(reference, objective, unconditional(1))
     calls = objective.reward.calls

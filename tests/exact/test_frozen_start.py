@@ -11,8 +11,8 @@ import torch
 from difftilt.exact import gaussian as exact
 from difftilt.exact.toy import AffineResidual, GaussianDenoiser, Velocity
 from difftilt.guidance.start import TunedStart
-from difftilt.processes.flow_sde import MEMORYLESS, FlowSDE
 from difftilt.processes.gaussian import GaussianPolicy
+from difftilt.processes.noise import DDIM, MEMORYLESS, Euler, FlowSDE
 from difftilt.processes.schedule import NoiseSchedule, linear, shifted_flow
 
 STEPS, ALPHA = 8, 0.5
@@ -31,14 +31,14 @@ def data(grid: NoiseSchedule):
 def ddim(eta, tuned=False):
     grid = told_the_index(linear(999).take(torch.linspace(49, 999, STEPS + 1).round().long()))
     network = AffineResidual(data(grid), grid.sigma**2, 2, terms=STEPS + 1) if tuned else data(grid)
-    policy = GaussianPolicy(network, grid, (2,), eta=eta, prediction_type="sample", tune_std=tuned)
+    policy = GaussianPolicy(network, grid, (2,), noise=DDIM(eta), prediction_type="sample", tune_std=tuned)
     return policy.double()
 
 
-def flow(noise_level, integrator):
+def flow(noise):
     grid = told_the_index(shifted_flow(STEPS, sigma_min=0.05))
     network = Velocity(data(grid), grid)
-    return FlowSDE(network, grid, (2,), noise_level=noise_level, integrator=integrator).double()
+    return GaussianPolicy(network, grid, (2,), noise=noise, prediction_type="flow_prediction").double()
 
 
 def cost(policy):
@@ -56,9 +56,9 @@ def test_the_cost_falls_with_the_noise_to_nothing_at_ddpm():
 
 @pytest.mark.parametrize("noise_level", [0.1, 0.7, MEMORYLESS])
 def test_exponential_flow_steps_from_pure_noise_cost_nothing_and_euler_steps_do(noise_level):
-    assert abs(cost(flow(noise_level, "exponential"))) < 1e-12
+    assert abs(cost(flow(FlowSDE(noise_level)))) < 1e-12
     if noise_level < MEMORYLESS:
-        assert cost(flow(noise_level, "euler")) > 0.01
+        assert cost(flow(Euler(noise_level))) > 0.01
 
 
 def test_the_law_of_the_best_policy_with_a_frozen_start():

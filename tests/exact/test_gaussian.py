@@ -5,9 +5,10 @@ import torch
 
 from difftilt.conditions import unconditional
 from difftilt.exact import gaussian as exact
-from difftilt.exact.toy import GaussianDenoiser, gmm, gmm_grid
+from difftilt.exact.toy import GaussianDenoiser, gmm, gmm_schedule
 from difftilt.objective import Objective
 from difftilt.processes.gaussian import GaussianPolicy
+from difftilt.processes.noise import FixedLarge
 from difftilt.processes.schedule import from_betas
 
 ALPHA = 0.7
@@ -127,9 +128,7 @@ def test_reads_the_affine_form_of_a_denoising_chain():
     grid = from_betas(torch.linspace(0.001, 0.03, 400, dtype=torch.float64))
     mean, cov = torch.randn(4, dtype=torch.float64), positive(4)
     network = GaussianDenoiser(grid, mean, cov)
-    policy = GaussianPolicy(
-        network, grid, (4,), prediction_type="sample", variance_type="fixed_large"
-    ).double()
+    policy = GaussianPolicy(network, grid, (4,), prediction_type="sample", noise=FixedLarge()).double()
     made = pretrained_law(exact.affine(policy))
     torch.testing.assert_close(made[0], mean, atol=0.02, rtol=0)
     torch.testing.assert_close(made[1], cov, atol=0.03, rtol=0)
@@ -159,7 +158,7 @@ def test_affine_and_affine_policy_undo_each_other():
 
 def test_a_network_that_is_not_affine_is_refused():
     policy = GaussianPolicy(
-        gmm(gmm_grid()), gmm_grid(), (1,), prediction_type="sample", variance_type="fixed_large"
+        gmm(gmm_schedule()), gmm_schedule(), (1,), prediction_type="sample", noise=FixedLarge()
     ).double()
     with pytest.raises(ValueError, match="not affine"):
         exact.affine(policy)

@@ -6,9 +6,10 @@ import torch
 from difftilt.conditions import unconditional
 from difftilt.exact import gaussian
 from difftilt.exact import grid as exact
-from difftilt.exact.toy import GaussianDenoiser, Residual, gmm, gmm_grid
+from difftilt.exact.toy import GaussianDenoiser, Residual, gmm, gmm_schedule
 from difftilt.objective import Objective
 from difftilt.processes.gaussian import GaussianPolicy
+from difftilt.processes.noise import FixedLarge
 from difftilt.processes.schedule import from_betas
 
 REWARDS = {"x": lambda x, c: x[:, 0], "sin 3x": lambda x, c: torch.sin(3 * x[:, 0])}
@@ -25,13 +26,13 @@ GOLDEN = [
 
 def denoising(network, grid, tune_std=False):
     return GaussianPolicy(
-        network, grid, (1,), prediction_type="sample", variance_type="fixed_large", tune_std=tune_std
+        network, grid, (1,), prediction_type="sample", noise=FixedLarge(), tune_std=tune_std
     ).double()
 
 
 @pytest.fixture(scope="module")
 def reference():
-    return denoising(gmm(gmm_grid()), gmm_grid()).requires_grad_(False)
+    return denoising(gmm(gmm_schedule()), gmm_schedule()).requires_grad_(False)
 
 
 @pytest.mark.parametrize(("name", "alpha", "before", "reward", "optimum", "kl", "lost"), GOLDEN)
@@ -102,7 +103,7 @@ def test_evaluates_any_policy_as_the_closed_form_does(linear):
 
 def test_a_trained_network_s_exact_numbers_lie_within_the_error_of_sampled_ones(reference):
     torch.manual_seed(0)
-    policy = denoising(Residual(gmm(gmm_grid()), gmm_grid(), 1), gmm_grid(), tune_std=True)
+    policy = denoising(Residual(gmm(gmm_schedule()), gmm_schedule(), 1), gmm_schedule(), tune_std=True)
     for parameter in policy.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     objective = Objective(REWARDS["sin 3x"], reference, 0.5)

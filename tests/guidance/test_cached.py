@@ -8,6 +8,7 @@ from difftilt.guidance.cached import Cached
 from difftilt.networks.network_calls import NetworkCalls
 from difftilt.objective import Objective
 from difftilt.processes.gaussian import GaussianPolicy
+from difftilt.processes.noise import FixedLarge
 from difftilt.processes.schedule import from_betas
 from difftilt.samplers.value_guidance import ValueGuidance
 
@@ -19,7 +20,7 @@ class Net(nn.Module):
 
 def chain(network) -> GaussianPolicy:
     levels = from_betas(torch.tensor([0.2, 0.3, 0.4]))
-    return GaussianPolicy(network, levels, (2,), prediction_type="sample", variance_type="fixed_large")
+    return GaussianPolicy(network, levels, (2,), prediction_type="sample", noise=FixedLarge())
 
 
 def value(x, t, cond):

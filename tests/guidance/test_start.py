@@ -16,6 +16,7 @@ from difftilt.networks.network_calls import NetworkCalls
 from difftilt.objective import Objective
 from difftilt.policy import path_log_prob, rollout, tunes_start
 from difftilt.processes.gaussian import GaussianPolicy
+from difftilt.processes.noise import DDIM
 from difftilt.processes.schedule import karras, linear
 from difftilt.training.ema import EMA
 from difftilt.training.fit import fit
@@ -37,7 +38,7 @@ class Scaled(nn.Module):
 
 
 def chain(grid=None):
-    return GaussianPolicy(Scaled(), grid or linear(4), SHAPE, eta=0.5, tune_std=True)
+    return GaussianPolicy(Scaled(), grid or linear(4), SHAPE, noise=DDIM(0.5), tune_std=True)
 
 
 def tuned(cond=None) -> Any:
@@ -154,7 +155,7 @@ def test_exact_references_read_it():
 
 def test_is_trained_like_any_other_policy():
     """A linear reward shifts the best law of x_T by as much as the chain hands on."""
-    reference = GaussianPolicy(Keep(), linear(1), (1,), eta=0.05, prediction_type="sample")
+    reference = GaussianPolicy(Keep(), linear(1), (1,), noise=DDIM(0.05), prediction_type="sample")
     policy = TunedStart(copy.deepcopy(reference))
     objective = Objective(lambda x, c: x[:, 0], reference.requires_grad_(False), 2.0)
     optimizer = torch.optim.Adam(policy.offset.parameters(), 0.05)
@@ -181,5 +182,5 @@ def test_what_cannot_be_tuned_is_refused():
         TunedStart(chain(), {"prompt": ["a", "b"]})
     discrete = TunedStart(chain())
     discrete.chain.initial = sticky(2, 3, 0.5).initial
-    with pytest.raises(ValueError, match="starts from a Gaussian, not a Categorical"):
+    with pytest.raises(ValueError, match="starts from a Gaussian, but got a Categorical"):
         discrete.initial(unconditional(2))

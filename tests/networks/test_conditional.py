@@ -10,14 +10,15 @@ from torch import nn
 from difftilt.algorithms.reward_weighted import RewardWeighted
 from difftilt.conditions import unconditional
 from difftilt.exact import grid
-from difftilt.exact.toy import gmm, gmm_grid
+from difftilt.exact.toy import gmm, gmm_schedule
 from difftilt.networks.conditional import Conditional
 from difftilt.objective import Objective
 from difftilt.processes.gaussian import GaussianPolicy
 from difftilt.processes.masked import MaskedPolicy
+from difftilt.processes.noise import FixedLarge
 from difftilt.training.fit import fit
 
-LEVELS = dataclasses.replace(gmm_grid().respace(10), time=torch.arange(11))
+LEVELS = dataclasses.replace(gmm_schedule().respace(10), time=torch.arange(11))
 AXIS = grid.Axis(-7, 7, 301)
 MEANS = torch.tensor([-2.0, 1.0])
 
@@ -35,7 +36,7 @@ class Noise(nn.Module):
 
 
 def chain(network):
-    settings: Any = {"prediction_type": "epsilon", "variance_type": "fixed_large"}
+    settings: Any = {"prediction_type": "epsilon", "noise": FixedLarge()}
     return GaussianPolicy(network.requires_grad_(True), LEVELS, (1,), **settings)
 
 

@@ -16,6 +16,7 @@ from difftilt.policy import Diffusion
 from difftilt.processes.gaussian import GaussianPolicy
 from difftilt.processes.likelihood import elbo, start_evidence, step_evidence
 from difftilt.processes.masked import MaskedPolicy
+from difftilt.processes.noise import FixedLarge
 from difftilt.processes.schedule import NoiseSchedule, from_betas
 from difftilt.processes.uniform import UniformPolicy
 from difftilt.transition import one_hot
@@ -192,7 +193,7 @@ def gaussian(mean: float) -> GaussianPolicy:
     grid = from_betas(torch.tensor([0.3, 0.5, 0.7, 0.9]))
     grid = NoiseSchedule(grid.time, grid.alpha.double(), grid.sigma.double())
     network = GaussianDenoiser(grid, torch.tensor([mean]), torch.eye(1))
-    return GaussianPolicy(network, grid, (1,), prediction_type="sample", variance_type="fixed_large")
+    return GaussianPolicy(network, grid, (1,), prediction_type="sample", noise=FixedLarge())
 
 
 @torch.no_grad()

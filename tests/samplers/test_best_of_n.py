@@ -8,12 +8,13 @@ import torch
 
 from difftilt.conditions import unconditional
 from difftilt.exact import landscape, tabular
-from difftilt.exact.toy import gmm, gmm_grid
+from difftilt.exact.toy import gmm, gmm_schedule
 from difftilt.guard import Guard
 from difftilt.guidance.tempered import Tempered
 from difftilt.objective import Objective
 from difftilt.policy import decide
 from difftilt.processes.gaussian import GaussianPolicy
+from difftilt.processes.noise import FixedLarge
 from difftilt.samplers.best_of import best_of, kl_of_best
 from difftilt.samplers.best_of_n import BestOfN
 
@@ -126,10 +127,8 @@ def test_every_sample_is_scored_once_and_failures_lose():
 
 
 def test_parts_that_fit_into_memory_draw_the_same_law():
-    levels = gmm_grid(5)
-    reference = GaussianPolicy(
-        gmm(levels), levels, (1,), prediction_type="sample", variance_type="fixed_large"
-    )
+    levels = gmm_schedule(5)
+    reference = GaussianPolicy(gmm(levels), levels, (1,), prediction_type="sample", noise=FixedLarge())
     seen: list[int] = []
     reference.network.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
     objective = Objective(lambda x, c: x[:, 0], reference.requires_grad_(False), 0.5)

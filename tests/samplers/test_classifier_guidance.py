@@ -8,10 +8,11 @@ from torch import nn
 
 from difftilt.conditions import unconditional
 from difftilt.exact import grid
-from difftilt.exact.toy import gmm, gmm_grid
+from difftilt.exact.toy import gmm, gmm_schedule
 from difftilt.objective import Objective
 from difftilt.policy import level
 from difftilt.processes.gaussian import GaussianPolicy
+from difftilt.processes.noise import FixedLarge
 from difftilt.rewards.image import class_log_prob
 from difftilt.samplers.classifier_guidance import class_value, classifier_guided
 from difftilt.training.pretrain import classify_noised, warm_cosine
@@ -40,8 +41,10 @@ def clean(target):
 
 @pytest.fixture(scope="module")
 def reference():
-    settings: Any = {"prediction_type": "sample", "variance_type": "fixed_large"}
-    return GaussianPolicy(gmm(gmm_grid()), gmm_grid(), (1,), **settings).double().requires_grad_(False)
+    settings: Any = {"prediction_type": "sample", "noise": FixedLarge()}
+    return (
+        GaussianPolicy(gmm(gmm_schedule()), gmm_schedule(), (1,), **settings).double().requires_grad_(False)
+    )
 
 
 @pytest.fixture(scope="module")

@@ -3,17 +3,19 @@
 import pytest
 import torch
 from enumeration import Table, evaluate, every_state, laws, masked_table
+from paths import path_kl
 
 from difftilt.conditions import unconditional
 from difftilt.data.vocabulary import place_values
 from difftilt.exact import landscape, sampler_laws
-from difftilt.exact.toy import gmm, gmm_grid
+from difftilt.exact.toy import gmm, gmm_schedule
 from difftilt.guidance.flip import Flip
 from difftilt.guidance.flip_guided import FlipGuided
 from difftilt.objective import Objective
-from difftilt.policy import path_kl, rollout
+from difftilt.policy import rollout
 from difftilt.processes.gaussian import GaussianPolicy
 from difftilt.processes.masked import MaskedPolicy
+from difftilt.processes.noise import FixedLarge
 from difftilt.processes.uniform import UniformPolicy
 from difftilt.samplers.discrete_guidance import DiscreteGuidance
 from difftilt.samplers.smc import SMC
@@ -188,8 +190,8 @@ def test_taylor_takes_value_networks_and_refuses_values_without_a_gradient():
 
 
 def test_only_tokens_are_flipped():
-    levels = gmm_grid(5)
-    reference = GaussianPolicy(gmm(levels), levels, (1,), variance_type="fixed_large")
+    levels = gmm_schedule(5)
+    reference = GaussianPolicy(gmm(levels), levels, (1,), noise=FixedLarge())
     objective = Objective(lambda x, c: x[:, 0], reference, 0.5)
     with pytest.raises(ValueError, match="needs steps that draw tokens, but Gaussian came"):
         DiscreteGuidance().draw(objective, lambda x, t, c: x[:, 0], unconditional(2))

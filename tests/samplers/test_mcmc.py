@@ -5,18 +5,20 @@ from typing import Any
 import pytest
 import torch
 from enumeration import Table, every_state
+from paths import path_kl
 
 from difftilt.algorithms.distill import Distill
 from difftilt.conditions import unconditional
 from difftilt.exact import grid, landscape
-from difftilt.exact.toy import GaussianDenoiser, gmm, gmm_grid
+from difftilt.exact.toy import GaussianDenoiser, gmm, gmm_schedule
 from difftilt.guidance.corrected import Corrected
 from difftilt.guidance.start import TunedStart
 from difftilt.guidance.value_guided import ValueGuided
 from difftilt.objective import Objective
-from difftilt.policy import path_kl, rollout
+from difftilt.policy import rollout
 from difftilt.processes.gaussian import GaussianPolicy
 from difftilt.processes.masked import MaskedPolicy
+from difftilt.processes.noise import FixedLarge
 from difftilt.processes.schedule import from_betas
 from difftilt.samplers.mcmc import MCMC
 
@@ -25,7 +27,7 @@ F64 = torch.float64
 
 
 def chain(network, levels):
-    settings: Any = {"prediction_type": "sample", "variance_type": "fixed_large"}
+    settings: Any = {"prediction_type": "sample", "noise": FixedLarge()}
     return GaussianPolicy(network, levels, (1,), **settings).double().requires_grad_(False)
 
 
@@ -62,7 +64,7 @@ def test_noise_of_another_level_would_move_the_law(exact):
 
     reference = exact.reference
     levels = from_betas(torch.tensor([0.2, 0.3, 0.5, 1 - 1e-12], dtype=F64))
-    settings: Any = {"prediction_type": "sample", "variance_type": "fixed_large"}
+    settings: Any = {"prediction_type": "sample", "noise": FixedLarge()}
     louder = Louder(reference.network, levels, (1,), **settings)
     longer = Objective(exact.reward, Corrected(reference, louder, "gibbs", 1, 0.1), 0.5)
     found = grid.evaluate(longer, longer.reference, AXIS)
@@ -87,7 +89,7 @@ def test_langevin_moves_keep_both_laws_up_to_an_error_in_their_size(exact):
 
 def test_moves_mend_first_order_guidance():
     """Those of guidance by the exact value, whose error is that of the expansion of each step."""
-    reference = chain(gmm(gmm_grid()), gmm_grid())
+    reference = chain(gmm(gmm_schedule()), gmm_schedule())
     objective = Objective(lambda x, c: torch.sin(3 * x[:, 0]), reference, 0.25)
     axis = grid.Axis(-5, 4, 226)
     solved = grid.solve(objective, axis)

@@ -8,12 +8,13 @@ import torch
 from difftilt.conditions import unconditional
 from difftilt.exact import grid, tabular
 from difftilt.exact.sampler_laws import one_of
-from difftilt.exact.toy import gmm, gmm_grid
+from difftilt.exact.toy import gmm, gmm_schedule
 from difftilt.guard import Guard
 from difftilt.guidance.tempered import Tempered
 from difftilt.objective import Objective
 from difftilt.policy import decide
 from difftilt.processes.gaussian import GaussianPolicy
+from difftilt.processes.noise import FixedLarge
 from difftilt.samplers.svdd import SVDD
 from difftilt.values.tweedie import PosteriorMean
 
@@ -107,7 +108,7 @@ def test_with_the_exact_value_the_law_tends_to_the_tilted_one(problem):
 def test_a_rough_value_leads_to_the_chain_that_it_twists():
     """Not to p_r: the value r(E[x_0 | x_t]) overshoots, by 1.686 - 1.519 with 50 steps at alpha 0.5."""
     reference = GaussianPolicy(
-        gmm(gmm_grid()), gmm_grid(), (1,), prediction_type="sample", variance_type="fixed_large"
+        gmm(gmm_schedule()), gmm_schedule(), (1,), prediction_type="sample", noise=FixedLarge()
     )
     objective = Objective(lambda x, c: x[:, 0], reference.double().requires_grad_(False), 0.5)
     axis = grid.Axis(-6, 6, 301)
@@ -196,10 +197,8 @@ def test_the_chains_that_led_to_the_samples_are_chains(problem):
 
 
 def test_parts_that_fit_into_memory_draw_the_same_law():
-    levels = gmm_grid(5)
-    reference = GaussianPolicy(
-        gmm(levels), levels, (1,), prediction_type="sample", variance_type="fixed_large"
-    )
+    levels = gmm_schedule(5)
+    reference = GaussianPolicy(gmm(levels), levels, (1,), prediction_type="sample", noise=FixedLarge())
     seen: list[int] = []
     reference.network.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
     objective = Objective(lambda x, c: x[:, 0], reference.requires_grad_(False), 0.5)

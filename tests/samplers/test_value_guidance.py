@@ -4,13 +4,15 @@ from typing import Any
 
 import pytest
 import torch
+from paths import path_kl
 
 from difftilt.conditions import unconditional
 from difftilt.exact import grid
-from difftilt.exact.toy import GaussianDenoiser, gmm, gmm_grid
+from difftilt.exact.toy import GaussianDenoiser, gmm, gmm_schedule
 from difftilt.objective import Objective
-from difftilt.policy import path_kl, rollout
+from difftilt.policy import rollout
 from difftilt.processes.gaussian import GaussianPolicy
+from difftilt.processes.noise import FixedLarge
 from difftilt.processes.schedule import from_betas
 from difftilt.samplers.smc import SMC
 from difftilt.samplers.value_guidance import ValueGuidance, ValueGuided
@@ -32,13 +34,13 @@ GOLDEN = [
 
 
 def chain(network, levels, dimension=1):
-    settings: Any = {"prediction_type": "sample", "variance_type": "fixed_large"}
+    settings: Any = {"prediction_type": "sample", "noise": FixedLarge()}
     return GaussianPolicy(network, levels, (dimension,), **settings).double().requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
 def reference():
-    return chain(gmm(gmm_grid()), gmm_grid())
+    return chain(gmm(gmm_schedule()), gmm_schedule())
 
 
 def row(found, solved):
@@ -130,7 +132,7 @@ def test_says_what_it_needs(reference):
     from difftilt.exact.tabular import random_chain
 
     tokens = Objective(lambda x, c: x[:, 0].double(), random_chain(4, 3), 1.0)
-    with pytest.raises(ValueError, match="needs Gaussian steps, but Categorical came"):
+    with pytest.raises(ValueError, match="needs Gaussian steps, but got a Categorical"):
         ValueGuidance().draw(tokens, lambda x, t, c: x[:, 0].double(), unconditional(4))
     with pytest.raises(ValueError, match="reverses a noising process"):
         PosteriorMean(tokens)

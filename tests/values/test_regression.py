@@ -10,10 +10,11 @@ from torch import nn
 from difftilt.conditions import unconditional
 from difftilt.exact import grid as exact_grid
 from difftilt.exact import tabular
-from difftilt.exact.toy import gmm, gmm_grid
+from difftilt.exact.toy import gmm, gmm_schedule
 from difftilt.guard import Guard
 from difftilt.objective import Objective
 from difftilt.processes.gaussian import GaussianPolicy
+from difftilt.processes.noise import FixedLarge
 from difftilt.samplers.value_guidance import ValueGuided
 from difftilt.training.fit import fit
 from difftilt.training.settings import Training
@@ -254,8 +255,8 @@ def test_a_large_alpha_leaves_the_expected_reward(problem):
 
 
 def gaussian(alpha=0.5, reward=lambda x, c: torch.sin(3 * x[:, 0])):
-    levels = gmm_grid(10)
-    chain = GaussianPolicy(gmm(levels), levels, (1,), prediction_type="sample", variance_type="fixed_large")
+    levels = gmm_schedule(10)
+    chain = GaussianPolicy(gmm(levels), levels, (1,), prediction_type="sample", noise=FixedLarge())
     return Objective(reward, chain.double().requires_grad_(False), alpha)
 
 
@@ -376,5 +377,5 @@ def test_what_a_run_learned_is_loaded_again(problem, tmp_path):
 def test_a_batch_that_is_too_small_is_refused(problem):
     algorithm = ValueRegression(minibatches=20)
     algorithm.setup(problem.reference, unconditional(1))
-    with pytest.raises(ValueError, match="6 states cannot be dealt into 20 minibatches"):
+    with pytest.raises(ValueError, match="6 rows cannot be dealt into 20 minibatches"):
         next(algorithm.losses(problem.reference, problem, unconditional(2)))

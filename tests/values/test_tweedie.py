@@ -9,11 +9,11 @@ from torch import nn
 from difftilt.conditions import unconditional
 from difftilt.exact import grid as exact_grid
 from difftilt.exact import tabular
-from difftilt.exact.toy import GaussianDenoiser, gmm, gmm_grid
+from difftilt.exact.toy import GaussianDenoiser, gmm, gmm_schedule
 from difftilt.objective import Objective
-from difftilt.processes.flow_sde import FlowSDE
 from difftilt.processes.gaussian import GaussianPolicy
 from difftilt.processes.masked import MaskedPolicy
+from difftilt.processes.noise import FixedLarge
 from difftilt.processes.schedule import NoiseSchedule, from_betas
 from difftilt.processes.simplex import SimplexPolicy, schedule
 from difftilt.samplers.value_guidance import ValueGuided
@@ -35,7 +35,7 @@ def levels() -> NoiseSchedule:
 def plane(reward) -> Objective:
     """A chain of correlated Gaussian data in two dimensions."""
     denoiser = GaussianDenoiser(levels(), MEAN, COV)
-    chain = GaussianPolicy(denoiser, levels(), (2,), prediction_type="sample", variance_type="fixed_large")
+    chain = GaussianPolicy(denoiser, levels(), (2,), prediction_type="sample", noise=FixedLarge())
     return Objective(reward, chain.double().requires_grad_(False), ALPHA)
 
 
@@ -86,7 +86,7 @@ def test_it_is_exact_for_linear_rewards_of_gaussian_data():
     """Of a chain that reverses its noising exactly: data N(0, 1), and steps of the noise's variance."""
     grid = from_betas(torch.tensor([0.3, 0.5, 0.7, 0.9], dtype=F64))
     denoiser = GaussianDenoiser(grid, torch.zeros(1), torch.eye(1))
-    chain = GaussianPolicy(denoiser, grid, (1,), prediction_type="sample", variance_type="fixed_large")
+    chain = GaussianPolicy(denoiser, grid, (1,), prediction_type="sample", noise=FixedLarge())
     objective = Objective(lambda x, c: x[:, 0], chain.double().requires_grad_(False), ALPHA)
     axis = exact_grid.Axis(-10, 10, 601)
     wanted, x = exact_grid.solve(objective, axis).values, axis.x[200:401, None]
@@ -109,8 +109,8 @@ REWARDS = {
 def test_it_shrinks_the_gap_to_the_soft_value(name):
     """Of a mixture, whose posterior is no Gaussian, over the states that the reference visits."""
     torch.manual_seed(0)
-    grid = gmm_grid(20)
-    chain = GaussianPolicy(gmm(grid), grid, (1,), prediction_type="sample", variance_type="fixed_large")
+    grid = gmm_schedule(20)
+    chain = GaussianPolicy(gmm(grid), grid, (1,), prediction_type="sample", noise=FixedLarge())
     objective = Objective(REWARDS[name], chain.double().requires_grad_(False), 4.0)
     value = exact_grid.solve(objective, exact_grid.Axis(-6, 6, 401)).value
     seen = objective.sample(objective.reference, unconditional(200)).path.transitions()
@@ -125,8 +125,8 @@ def test_it_shrinks_the_gap_to_the_soft_value(name):
 
 @pytest.mark.parametrize("order", [1, 2])
 def test_its_gradient_is_that_of_differences(order):
-    grid = gmm_grid(10)
-    chain = GaussianPolicy(gmm(grid), grid, (1,), prediction_type="sample", variance_type="fixed_large")
+    grid = gmm_schedule(10)
+    chain = GaussianPolicy(gmm(grid), grid, (1,), prediction_type="sample", noise=FixedLarge())
     objective = Objective(lambda x, c: torch.sin(3 * x[:, 0]), chain.double().requires_grad_(False), ALPHA)
     value, t = PosteriorMean(objective, order=order), torch.tensor([1, 5, 10, 0])
     x = torch.tensor([[0.3], [-1.0], [0.7], [0.2]], dtype=F64).requires_grad_()
@@ -199,7 +199,7 @@ def refused():
         "draws are of tokens": (plane(quadratic), {"draws": 3}),
         "probes must be >= 1, but 0 came": (plane(quadratic), {"order": 2, "probes": 0}),
         "but 'mute' detaches its input": (plane(mute), {"order": 2}),
-        "needs Gaussian noise, but Histogram came": (simplex, {"order": 2}),
+        "needs Gaussian noise, but got a Histogram": (simplex, {"order": 2}),
     }
 
 
@@ -219,7 +219,14 @@ def test_it_says_what_it_cannot_do(sentence):
 def test_where_there_is_no_signal_there_is_no_second_order():
     grid = NoiseSchedule(torch.arange(3), torch.tensor([0.9, 0.5, 0.0]), torch.tensor([0.1, 0.5, 1.0]))
     objective = Objective(
-        lambda x, c: x[:, 0], FlowSDE(GaussianDenoiser(grid, torch.zeros(1), torch.eye(1)), grid, (1,)), 1.0
+        lambda x, c: x[:, 0],
+        GaussianPolicy(
+            GaussianDenoiser(grid, torch.zeros(1), torch.eye(1)),
+            grid,
+            (1,),
+            prediction_type="flow_prediction",
+        ),
+        1.0,
     )
     with pytest.raises(ValueError, match="where the signal is 0"):
         PosteriorMean(objective, order=2)(torch.ones(1, 1), torch.tensor([2]), unconditional(1))

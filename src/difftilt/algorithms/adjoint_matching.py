@@ -7,10 +7,10 @@ from typing import cast
 import torch
 
 from difftilt.objective import Algorithm, Experience, Loss, Objective
-from difftilt.policy import Policy, decide, law
+from difftilt.policy import Policy, decide, law, level
 from difftilt.settings import Count, Share
 from difftilt.shapes import Cond, State, States
-from difftilt.transition import Gaussian, Transition
+from difftilt.transition import Gaussian, Transition, gaussian
 
 
 @dataclass(eq=False)
@@ -56,16 +56,11 @@ class AdjointMatching(Algorithm):
         for t in range(1, reference.steps + 1):
             x = states[-1 - t].requires_grad_()
             with torch.enable_grad():
-                time = torch.full((len(x),), t, device=x.device)
-                mean = _gaussian(law(reference, x, time, seen.path.cond)).mean
+                mean = _gaussian(law(reference, x, level(x, t), seen.path.cond)).mean
             adjoint.append(torch.autograd.grad(mean, x, adjoint[-1])[0])
         return torch.stack(adjoint[::-1])
 
 
 def _gaussian(step: Transition) -> Gaussian:
-    if not isinstance(step, Gaussian):
-        raise ValueError(
-            f"adjoint matching needs steps that are Gaussian, but a {type(step).__name__} came; use ppo or"
-            " trajectory-balance for such a chain"
-        )
-    return step
+    need = "adjoint matching needs Gaussian steps"
+    return gaussian(step, need, "use ppo or trajectory-balance for such a chain")

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from difftilt.conditions import deal, take
 from difftilt.objective import Algorithm, Loss, Objective, outcome
-from difftilt.policy import Diffusion, Policy, law
+from difftilt.policy import Policy, law, level, reversing
 from difftilt.settings import Count
 from difftilt.shapes import Cond, Index, Next, PerSample, Some, State
 
@@ -61,7 +61,7 @@ class Backprop(Algorithm):
         """x_0 and the KL of its path, in nats."""
 
         def step(x: State, t: int) -> tuple[Next, PerSample]:
-            time = torch.full((len(x),), t, device=x.device)
+            time = level(x, t)
             drawn = law(policy, x, time, cond)
             return drawn.rsample(), drawn.kl(law(reference, x, time, cond))
 
@@ -80,16 +80,13 @@ class Backprop(Algorithm):
         if self.through == "random":
             return torch.randint(1, steps + 1, (len(x),), device=x.device)
         passed = {"full": steps + 1, "last": self.last, "low_variance": 1}
-        return torch.full((len(x),), passed[self.through], device=x.device)
+        return level(x, passed[self.through])
 
     def _average(self, policy: Policy, objective: Objective, x_0: State, cond: Cond, reward: Some) -> Some:
         """The reward of x_0 and of its siblings, which were drawn from x_1 made by noising x_0."""
-        if not isinstance(policy, Diffusion):
-            raise ValueError(
-                f"through='low_variance' noises x_0 again, which a {type(policy).__name__} cannot; use 'last'"
-            )
-        rewards, t = [reward], torch.ones(len(x_0), dtype=torch.long, device=x_0.device)
+        chain = reversing(policy, "through='low_variance' needs", "use 'last'")
+        rewards, t = [reward], level(x_0, 1)
         for _ in range(self.draws):
-            x = policy(policy.corrupt(x_0, t), t, cond).rsample()
-            rewards.append(objective.score(policy.decode(x), cond)[0])
+            x = chain(chain.corrupt(x_0, t), t, cond).rsample()
+            rewards.append(objective.score(chain.decode(x), cond)[0])
         return torch.cat(rewards)

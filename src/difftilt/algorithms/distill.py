@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from difftilt.algorithms import advantages
-from difftilt.conditions import batch_size, context, take
+from difftilt.conditions import batch_size, context, shuffled, some_rows, take
 from difftilt.objective import Algorithm, Loss, Objective, Value, outcome
-from difftilt.policy import Policy
-from difftilt.processes.imitation import chain_cost, denoising_cost
+from difftilt.policy import Policy, decide, reversing
 from difftilt.samplers.choices import AnySampler
 from difftilt.samplers.result import Steered
 from difftilt.samplers.smc import SMC
@@ -65,8 +64,7 @@ class Distill(Algorithm):
         stats |= _numbers(steered) | {"ess": advantages.effective_share(weight)}
         samples, decisions = len(weight), policy.steps + 1
         for _ in range(self.epochs):
-            order = torch.randperm(decisions * samples, device=weight.device)
-            for index in order.tensor_split(self.minibatches):
+            for index in shuffled(decisions * samples, self.minibatches, weight.device):
                 cost = self._cost(policy, steered, index)
                 yield Loss((weight[index % samples] * cost).mean() * decisions, stats)
 
@@ -83,18 +81,20 @@ class Distill(Algorithm):
         step, column = index // samples, index % samples
         if steered.path is None:
             t = policy.steps + 1 - step
-            return denoising_cost(policy, steered.x_0[column], t, take(steered.cond, column))
+            chain = reversing(policy, "form 'denoising' needs", "use form 'trajectory'")
+            return chain.loss(steered.x_0[column], t, take(steered.cond, column))
         if (taken := len(steered.path.states) - 1) != policy.steps:
             raise ValueError(
                 f"the sampler's chains take {taken} steps and the policy's {policy.steps}, so they cannot be"
                 " imitated step by step; use form 'denoising'"
             )
-        return chain_cost(policy, steered.path.transitions(index))
+        rows = steered.path.transitions(index)
+        return -decide(policy, rows).log_prob(rows.x_next)
 
 
 def _some(cond: Cond, count: int) -> Cond:
     """That many of the conditions at most, drawn at random."""
-    return take(cond, torch.randperm(batch_size(cond))[:count])
+    return take(cond, some_rows(batch_size(cond), count))
 
 
 def _numbers(steered: Steered) -> dict[str, Tensor]:

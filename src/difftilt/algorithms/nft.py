@@ -9,9 +9,9 @@ import annotated_types as at
 import torch
 
 from difftilt.algorithms import advantages
-from difftilt.conditions import context
-from difftilt.objective import Algorithm, Experience, Loss, Objective
-from difftilt.policy import Diffusion, Policy, Trajectory
+from difftilt.conditions import context, shuffled
+from difftilt.objective import Algorithm, Experience, Loss, Objective, follow
+from difftilt.policy import Diffusion, Policy, Trajectory, reversing
 from difftilt.settings import Count, NonNegative, Positive
 from difftilt.shapes import Cond, PerSample, Real, Scalar
 
@@ -62,16 +62,13 @@ class NFT(Algorithm):
         self.old: Diffusion | None = None
 
     def setup(self, policy: Policy, cond: Cond) -> None:
-        if not isinstance(policy, Diffusion):
-            raise ValueError(
-                f"nft noises samples again, which a {type(policy).__name__} cannot; use ppo for such a chain"
-            )
+        chain = reversing(policy, "nft needs", "use ppo for such a chain")
         if not policy.initial(cond).sample().is_floating_point():
             raise ValueError(
                 f"nft regresses on real numbers, but the states of a {type(policy).__name__} are tokens; use"
                 " ppo or reward-weighted for such a chain"
             )
-        self.old = copy.deepcopy(policy).requires_grad_(False)
+        self.old = copy.deepcopy(chain).requires_grad_(False)
 
     def losses(self, policy: Policy, objective: Objective, cond: Cond) -> Iterator[Loss]:
         if self.old is None:
@@ -79,12 +76,12 @@ class NFT(Algorithm):
         seen = objective.sample(self.old, cond)
         good = self._good(seen)
         for _ in range(self.epochs):
-            order = torch.randperm(len(good) * self.levels, device=good.device) % len(good)
-            for index in order.tensor_split(self.minibatches):
-                chains = seen.path.chains(index)
-                loss = self._loss(policy, self.old, objective.reference, chains, good[index])
+            for index in shuffled(len(good) * self.levels, self.minibatches, good.device):
+                row = index % len(good)
+                chains = seen.path.chains(row)
+                loss = self._loss(policy, self.old, objective.reference, chains, good[row])
                 yield Loss(loss, seen.stats())
-        self._follow(policy, self.old)
+        follow(self.old, policy, self.decay)
 
     def _good(self, seen: Experience) -> PerSample:
         """q of each sample."""
@@ -119,11 +116,6 @@ class NFT(Algorithm):
                 base = cast(Diffusion, reference).clean(x, t, cond)
             loss = loss + self.penalty * _square(clean - base)
         return (weight * loss).mean()
-
-    @torch.no_grad()
-    def _follow(self, policy: Policy, old: Policy) -> None:
-        for mean, now in zip(old.parameters(), policy.parameters(), strict=True):
-            mean.lerp_(now, 1 - self.decay)
 
 
 def _square(error: Real) -> PerSample:

@@ -15,7 +15,8 @@ import torch
 
 from difftilt.algorithms import replay
 from difftilt.algorithms.replay import Scored
-from difftilt.objective import Algorithm, Loss, Objective
+from difftilt.conditions import some_rows
+from difftilt.objective import Algorithm, Loss, Objective, follow
 from difftilt.policy import Policy, Transitions, path_log_prob, per_decision, tunes_start
 from difftilt.settings import Count, Natural, Share
 from difftilt.shapes import Cond, PerLevel, PerSample, Scalar, Weights
@@ -78,10 +79,11 @@ class PathConsistency(Algorithm):
             pool = self.memory = replay.join([*known, pool]).newest(self.replay + len(pool))
         tuned = tunes_start(policy, cond)
         for _ in range(self.epochs * self.minibatches):
-            chains = pool.chains(torch.randperm(len(pool), device=pool.reward.device)[:size])
+            chains = pool.chains(some_rows(len(pool), size, pool.reward.device))
             residual, target = self._levels(policy, chains, objective.alpha, tuned)
             yield Loss(self._mean_square(residual, target), seen.stats())
-            self._follow()
+            if self.target is not None:
+                follow(self.target, ready(self.value), self.target_decay)
 
     def _levels(self, policy: Policy, chains: Scored, alpha: float, tuned: bool) -> tuple[PerLevel, PerLevel]:
         """v(x_t) / alpha less the log-ratios up to x_t, for x_T to x_0: delta is a difference of two."""
@@ -114,12 +116,6 @@ class PathConsistency(Algorithm):
         """v of where a part begins, and of where it ends; both in nats, v / alpha."""
         value = ready(self.value)
         return value, value if self.target is None else self.target
-
-    @torch.no_grad()
-    def _follow(self) -> None:
-        value, target = self._networks()
-        for mean, now in zip(target.parameters(), value.parameters(), strict=True):
-            mean.lerp_(now, 1 - self.target_decay)
 
     def get_extra_state(self) -> dict[str, Any]:
         return {"memory": None if self.memory is None else replay.to_state(self.memory)}

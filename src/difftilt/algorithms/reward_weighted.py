@@ -14,8 +14,7 @@ import torch
 from difftilt.algorithms import advantages
 from difftilt.conditions import context
 from difftilt.objective import Algorithm, Experience, Loss, Objective, Value
-from difftilt.policy import Policy, level
-from difftilt.processes.imitation import chain_cost, denoising_cost, diffusion
+from difftilt.policy import Policy, decide, level, reversing
 from difftilt.settings import Count, Positive, Share
 from difftilt.shapes import Cond, Index, PerSample, PerStep
 from difftilt.values.tweedie import PosteriorMean
@@ -112,7 +111,7 @@ class RewardWeighted(Algorithm):
         """v of the state that each decision drew; v_0 is the reward."""
         value, path, steps = self.value, seen.path, len(seen.path.states) - 1
         if value is None:
-            diffusion(objective.reference, "value")
+            reversing(objective.reference, "form 'value' without a value needs", "use form 'trajectory'")
             value = PosteriorMean(objective)
         values = [value(x, level(x, steps - k), path.cond) for k, x in enumerate(path.states[:-1])]
         return torch.stack([*values, seen.reward]).double()
@@ -121,9 +120,10 @@ class RewardWeighted(Algorithm):
         """-log p of the pairs that are imitated, up to a constant."""
         rows = seen.path.transitions(index)
         if self.form != "denoising":
-            return chain_cost(policy, rows)
+            return -decide(policy, rows).log_prob(rows.x_next)
         x_0 = seen.path.states[-1, index % seen.kl.shape[1]]
-        return denoising_cost(policy, x_0, rows.t, rows.cond)
+        chain = reversing(policy, "form 'denoising' needs", "use form 'trajectory'")
+        return chain.loss(x_0, rows.t, rows.cond)
 
     def get_extra_state(self) -> dict[str, Any]:
         return {"history": list(self.history)}

@@ -14,15 +14,15 @@ import torch
 
 from difftilt.algorithms import advantages, replay
 from difftilt.algorithms.replay import Scored
-from difftilt.conditions import context
+from difftilt.conditions import context, shuffled
 from difftilt.objective import Algorithm, Loss, Objective
 from difftilt.policy import (
-    Diffusion,
     Policy,
     Trajectory,
     Transitions,
     path_log_prob,
     per_decision,
+    reversing,
     tunes_start,
 )
 from difftilt.settings import Count
@@ -83,8 +83,7 @@ class TrajectoryBalance(Algorithm):
             self.flow.calibrate(end - pool.path.log_prob.sum(0) + prior.sum(0))
         tuned = tunes_start(policy, cond)
         for _ in range(self.epochs):
-            order = torch.randperm(len(pool), device=end.device)
-            for index in order.tensor_split(self.minibatches):
+            for index in shuffled(len(pool), self.minibatches, end.device):
                 path = pool.path.chains(index)
                 ratio = path_log_prob(policy, path, recompute=self.recompute) - prior[:, index]
                 if self.balance == "detailed":
@@ -97,13 +96,9 @@ class TrajectoryBalance(Algorithm):
         """What each decision's log p is balanced with."""
         if self.prior == "reference":
             return pool.log_reference
-        if not isinstance(policy, Diffusion):
-            raise ValueError(
-                f"prior 'noising' needs a chain that reverses a noising process, which a"
-                f" {type(policy).__name__} is not; use 'reference'"
-            )
+        chain = reversing(policy, "prior 'noising' needs", "use 'reference'")
         rows, first = pool.path.transitions(), pool.log_reference.shape[1]
-        q = policy.noising(rows.x_next[first:], rows.t[first:]).log_prob(rows.x[first:])
+        q = chain.noising(rows.x_next[first:], rows.t[first:]).log_prob(rows.x[first:])
         return torch.cat([torch.zeros_like(q[:first]), q]).view_as(pool.log_reference)
 
     def _chain(self, path: Trajectory, ratio: PerSample, tuned: bool) -> PerSample:

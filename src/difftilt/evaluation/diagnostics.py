@@ -11,7 +11,7 @@ from difftilt.conditions import batch_size, on_device_of, repeat, take
 from difftilt.evaluation.estimate import Number, average
 from difftilt.guard import RewardError
 from difftilt.objective import Objective
-from difftilt.policy import Policy, tunes_start
+from difftilt.policy import Policy, level, tunes_start
 from difftilt.shapes import Cond, PerSample
 
 NOTICEABLE = 0.01  # nats below which a frozen start is no matter
@@ -103,7 +103,7 @@ def _draw(objective: Objective, cond: Cond, repeats: int) -> tuple[Tensor, Tenso
     for _ in range(repeats):
         x = start
         for t in range(reference.steps, 0, -1):
-            x = reference(x, torch.full((len(x),), t, device=x.device), cond).sample()
+            x = reference(x, level(x, t), cond).sample()
         rewards.append(objective.reward(reference.decode(x), cond).cpu().double())
         ends.append(x.cpu())
     return torch.stack(rewards, 1), torch.stack(ends, 1)

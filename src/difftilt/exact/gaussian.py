@@ -12,9 +12,9 @@ from torch import Tensor
 
 from difftilt.conditions import batch_size
 from difftilt.exact import result
-from difftilt.policy import Policy
+from difftilt.policy import Policy, level
 from difftilt.shapes import Cond, Matrices, Matrix, PerSample, Real, Scalar, State, Step, Vector, Vectors
-from difftilt.transition import Gaussian
+from difftilt.transition import Gaussian, Transition, gaussian
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ def affine(policy: Policy, cond: Cond | None = None) -> AffineChain:
     steps = []
     for t in range(1, policy.steps + 1):
         x = probes.to(start.mean).view(-1, *shape)
-        step = _gaussian(policy(x, torch.full((len(x),), t), result.given(cond, len(x))))
+        step = _gaussian(policy(x, level(x, t), result.given(cond, len(x))))
         mean, var = step.mean.double().flatten(1), step.std.double().flatten(1) ** 2
         weight, bias = (mean[1:-1] - mean[0]).T, mean[0]
         guess = weight @ probes[-1].double() + bias
@@ -251,7 +251,5 @@ def _log_std(cov: Tensor) -> Tensor:
     return diagonal.log() / 2
 
 
-def _gaussian(step: object) -> Gaussian:
-    if not isinstance(step, Gaussian):
-        raise ValueError(f"exact.gaussian needs steps that are Gaussian, but a {type(step).__name__} came")
-    return step
+def _gaussian(step: Transition) -> Gaussian:
+    return gaussian(step, "exact.gaussian needs Gaussian steps", "use exact.tabular for a finite chain")

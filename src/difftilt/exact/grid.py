@@ -13,7 +13,7 @@ from difftilt.exact import result
 from difftilt.objective import Objective, Value
 from difftilt.policy import Policy, level
 from difftilt.shapes import Cond, Kernel, PerSample, Points, Scalar, State, Step, Values
-from difftilt.transition import Gaussian
+from difftilt.transition import Gaussian, Transition, gaussian
 
 EDGE_MASS = 1e-8  # probability that may gather at an end of the axis
 NEWTON_STEPS = 4
@@ -189,7 +189,7 @@ def _step(policy: Policy, t: int, axis: Axis, cond: Cond | None) -> Gaussian:
     """The laws of x_{t-1} given x_t at every point."""
     dtype = policy.initial(result.given(cond, 1)).sample().dtype  # what the policy computes in
     x = axis.x[:, None].to(dtype)
-    return _double(policy(x, torch.full((axis.count,), t), result.given(cond, axis.count)))
+    return _double(policy(x, level(x, t), result.given(cond, axis.count)))
 
 
 def _ask(value: Value, policy: Policy, axis: Axis, t: int, cond: Cond | None) -> Points:
@@ -207,9 +207,13 @@ def _check_ends(axis: Axis, law: Points) -> None:
         )
 
 
-def _double(step: object) -> Gaussian:
-    if not isinstance(step, Gaussian) or step.mean.shape[1:] != (1,):
-        raise ValueError(f"exact.grid needs steps that are Gaussian in one dimension, but {step} came")
+def _double(step: Transition) -> Gaussian:
+    step = gaussian(step, "exact.grid needs Gaussian steps", "use exact.tabular for a finite chain")
+    if step.mean.shape[1:] != (1,):
+        raise ValueError(
+            f"exact.grid needs states of one number, but got the shape {tuple(step.mean.shape[1:])}; use"
+            " exact.gaussian where everything is affine"
+        )
     return Gaussian(step.mean.double(), step.std.double())
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from difftilt.conditions import batch_size, unconditional
 from difftilt.exact import result
 from difftilt.objective import Objective
-from difftilt.policy import Policy
+from difftilt.policy import Policy, level
 from difftilt.shapes import Cond, Kernels, Points, Scalar, State, Step, Values
 from difftilt.transition import Categorical
 
@@ -88,7 +88,7 @@ def evaluate(objective: Objective, policy: TabularPolicy) -> Evaluation:
     start = policy.initial(unconditional(1))
     kl, laws = start.kl(reference.initial(unconditional(1)))[0], [start.probs[0, 0]]
     for t in range(policy.steps, 0, -1):
-        time = torch.full((policy.symbols,), t)
+        time = level(x, t)
         step = policy(x, time, cond)
         kl = kl + laws[-1] @ step.kl(reference(x, time, cond))
         laws.append(laws[-1] @ step.probs[:, 0])

@@ -14,7 +14,7 @@ class MixtureDenoiser(nn.Module):
     """E[x_0 | x_t] where x_0 ~ sum_k weight_k N(mean_k, variance I): the perfect denoiser of a mixture.
 
     Args:
-        grid: Its alpha and sigma; the network is told the level's index.
+        schedule: Its alpha and sigma; the network is told the level's index.
         mean: One row per component.
         variance: Of every component in every direction, above 0.
         weight: Of the components; equal by default.
@@ -25,14 +25,14 @@ class MixtureDenoiser(nn.Module):
     mean: Tensor
     log_weight: Tensor
 
-    def __init__(self, grid: NoiseSchedule, mean: Tensor, variance: float, weight: Tensor | None = None):
+    def __init__(self, schedule: NoiseSchedule, mean: Tensor, variance: float, weight: Tensor | None = None):
         super().__init__()
         self.variance = variance
         weight = torch.ones(len(mean)) if weight is None else weight
-        self.register_buffer("alpha", grid.alpha)
-        self.register_buffer("sigma", grid.sigma)
-        self.register_buffer("mean", mean.to(grid.alpha))
-        self.register_buffer("log_weight", (weight / weight.sum()).log().to(grid.alpha))
+        self.register_buffer("alpha", schedule.alpha)
+        self.register_buffer("sigma", schedule.sigma)
+        self.register_buffer("mean", mean.to(schedule.alpha))
+        self.register_buffer("log_weight", (weight / weight.sum()).log().to(schedule.alpha))
 
     def forward(self, x: State, time: Tensor, cond: Cond) -> State:
         a, s = self.alpha[time][:, None, None], self.sigma[time][:, None, None]
@@ -47,7 +47,7 @@ class GaussianDenoiser(nn.Module):
     """E[x_0 | x_t] where x_0 ~ N(mean, cov): affine in x_t, so that the chain is linear-Gaussian.
 
     Args:
-        grid: Its alpha and sigma; the network is told the level's index.
+        schedule: Its alpha and sigma; the network is told the level's index.
         mean: Of the data.
         cov: Covariance matrix of the data.
     """
@@ -57,14 +57,14 @@ class GaussianDenoiser(nn.Module):
     axes: Tensor
     gain: Tensor
 
-    def __init__(self, grid: NoiseSchedule, mean: Tensor, cov: Tensor):
+    def __init__(self, schedule: NoiseSchedule, mean: Tensor, cov: Tensor):
         super().__init__()
         variances, axes = torch.linalg.eigh(cov.double())
-        a, s = grid.alpha.double()[:, None], grid.sigma.double()[:, None]
-        self.register_buffer("alpha", grid.alpha)
-        self.register_buffer("mean", mean.to(grid.alpha))
-        self.register_buffer("axes", axes.to(grid.alpha))
-        self.register_buffer("gain", (a * variances / (a**2 * variances + s**2)).to(grid.alpha))
+        a, s = schedule.alpha.double()[:, None], schedule.sigma.double()[:, None]
+        self.register_buffer("alpha", schedule.alpha)
+        self.register_buffer("mean", mean.to(schedule.alpha))
+        self.register_buffer("axes", axes.to(schedule.alpha))
+        self.register_buffer("gain", (a * variances / (a**2 * variances + s**2)).to(schedule.alpha))
 
     def forward(self, x: State, time: Tensor, cond: Cond) -> State:
         away = x - self.alpha[time][:, None] * self.mean
@@ -78,7 +78,7 @@ class Residual(nn.Module):
 
     Args:
         base: Maps (x, time, cond) to E[x_0 | x_t]; its weights stay as they are.
-        grid: Its sigma; the network is told the level's index.
+        schedule: Its sigma; the network is told the level's index.
         dimension: Of a state.
         width: Units in each of two hidden layers.
         waves: How many octaves of sines of x and of the level the MLP sees.
@@ -86,11 +86,13 @@ class Residual(nn.Module):
 
     variance: Tensor
 
-    def __init__(self, base: nn.Module, grid: NoiseSchedule, dimension: int, width: int = 64, waves: int = 3):
+    def __init__(
+        self, base: nn.Module, schedule: NoiseSchedule, dimension: int, width: int = 64, waves: int = 3
+    ):
         super().__init__()
         self.base = base.requires_grad_(False)
-        self.steps, self.waves = grid.steps, waves
-        self.register_buffer("variance", grid.sigma**2)
+        self.steps, self.waves = schedule.steps, waves
+        self.register_buffer("variance", schedule.sigma**2)
         last = nn.Linear(width, dimension)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
@@ -144,25 +146,25 @@ class Velocity(nn.Module):
 
     Args:
         denoiser: Maps (x, time, cond) to E[x_0 | x_t], told the level's index.
-        grid: Its sigma.
+        schedule: Its sigma.
     """
 
     sigma: Tensor
 
-    def __init__(self, denoiser: nn.Module, grid: NoiseSchedule):
+    def __init__(self, denoiser: nn.Module, schedule: NoiseSchedule):
         super().__init__()
         self.denoiser = denoiser
-        self.register_buffer("sigma", grid.sigma)
+        self.register_buffer("sigma", schedule.sigma)
 
     def forward(self, x: State, time: Tensor, cond: Cond) -> State:
         return (x - self.denoiser(x, time, cond)) / self.sigma[time][:, None]
 
 
-def gmm_grid(steps: int = 50) -> NoiseSchedule:
+def gmm_schedule(steps: int = 50) -> NoiseSchedule:
     """The noise levels of the two-component mixture that the exact references are checked on."""
     return from_betas(torch.linspace(1e-4, 0.02, steps, dtype=torch.float64) * 20)
 
 
-def gmm(grid: NoiseSchedule) -> MixtureDenoiser:
+def gmm(schedule: NoiseSchedule) -> MixtureDenoiser:
     """The perfect denoiser of 0.5 N(-2, 0.25) + 0.5 N(1, 0.25)."""
-    return MixtureDenoiser(grid, torch.tensor([[-2.0], [1.0]]), 0.25)
+    return MixtureDenoiser(schedule, torch.tensor([[-2.0], [1.0]]), 0.25)

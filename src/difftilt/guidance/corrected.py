@@ -12,7 +12,7 @@ import torch
 from difftilt.conditions import take
 from difftilt.policy import Diffusion, Policy, Wrapped
 from difftilt.shapes import Cond, Real, State, Step
-from difftilt.transition import Gaussian, Transition, join
+from difftilt.transition import Gaussian, Transition, gaussian, join
 
 Corrector = Literal["gibbs", "langevin"]
 Slope = Callable[[State, Step, Cond], Real]
@@ -78,10 +78,7 @@ class Corrected(Wrapped):
     def _langevin(self, x: State, t: Step, cond: Cond) -> Gaussian:
         process = self._process[0]
         noised = process.noised(process.clean(x, t, cond), t)
-        if not isinstance(noised, Gaussian):
-            raise ValueError(
-                f"Langevin moves need Gaussian noise, but {type(noised).__name__} came; use corrector 'gibbs'"
-            )
+        noised = gaussian(noised, "Langevin moves need Gaussian noise", "use corrector 'gibbs'")
         mean = x + self.step * (noised.mean - x)
         if self.slope is not None:
             mean = mean + self.step * noised.std**2 * self.slope(x, t, cond)

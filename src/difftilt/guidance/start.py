@@ -12,9 +12,9 @@ from torch import Tensor
 
 from difftilt.conditions import batch_size, unconditional
 from difftilt.networks.features import condition_features
-from difftilt.policy import Diffusion
+from difftilt.policy import Diffusion, Policy
 from difftilt.shapes import Cond, PerSample, Sample, State, Step
-from difftilt.transition import Gaussian, Transition
+from difftilt.transition import Gaussian, Transition, gaussian
 
 
 class TunedStart(Diffusion):
@@ -32,7 +32,7 @@ class TunedStart(Diffusion):
     def __init__(self, chain: Diffusion, cond: Cond | None = None, width: int = 64):
         super().__init__()
         self.chain, self.steps = chain, chain.steps
-        law = _gaussian(chain.initial(cond or unconditional(1)))
+        law = _start(chain, cond or unconditional(1))
         zero = law.mean.new_zeros(2, *law.mean.shape[1:])
         self.offset = _Same(zero) if cond is None else _PerCondition(zero, cond, width)
 
@@ -42,7 +42,7 @@ class TunedStart(Diffusion):
         return self.chain.network
 
     def initial(self, cond: Cond) -> Gaussian:
-        law = _gaussian(self.chain.initial(cond))
+        law = _start(self.chain, cond)
         shift, log_scale = self.offset(cond).to(law.mean.dtype).unbind(1)
         return Gaussian(law.mean + law.std * shift, law.std * log_scale.exp())
 
@@ -63,6 +63,9 @@ class TunedStart(Diffusion):
 
     def posterior(self, x_0: State, x: State, t: Step) -> Transition:
         return self.chain.posterior(x_0, x, t)
+
+    def loss_at(self, x_0: State, x: State, t: Step, cond: Cond) -> PerSample:
+        return self.chain.loss_at(x_0, x, t, cond)
 
     def clean(self, x: State, t: Step, cond: Cond) -> State:
         return self.chain.clean(x, t, cond)
@@ -105,7 +108,6 @@ def _features(cond: Cond) -> Tensor:
     return torch.cat(seen, 1)
 
 
-def _gaussian(law: Transition) -> Gaussian:
-    if not isinstance(law, Gaussian):
-        raise ValueError(f"TunedStart needs a chain that starts from a Gaussian, not a {type(law).__name__}")
-    return law
+def _start(chain: Policy, cond: Cond) -> Gaussian:
+    need = "TunedStart needs a chain that starts from a Gaussian"
+    return gaussian(chain.initial(cond), need, "leave the start as it is")

@@ -7,7 +7,7 @@ import torch
 from difftilt.objective import Objective, Value, hard_wired
 from difftilt.policy import Policy, Wrapped, level
 from difftilt.shapes import Cond, PerSample, Real, State, Step
-from difftilt.transition import Gaussian
+from difftilt.transition import Gaussian, Transition, gaussian
 
 At = Literal["mean", "state"]
 
@@ -69,13 +69,9 @@ class ValueGuided(Wrapped):
         return slope * (self.max_norm / norm.clamp(min=self.max_norm))
 
 
-def _gaussian(law: object) -> Gaussian:
-    if not isinstance(law, Gaussian):
-        raise ValueError(
-            f"guidance by a gradient needs Gaussian steps, but {type(law).__name__} came; for tokens use"
-            " one-flip guidance, svdd or smc"
-        )
-    return law
+def _gaussian(step: Transition) -> Gaussian:
+    need = "guidance by a gradient needs Gaussian steps"
+    return gaussian(step, need, "for tokens use one-flip guidance, svdd or smc")
 
 
 def _check(v: PerSample, name: str) -> None:

@@ -27,8 +27,8 @@ class NoiseSchedule:
         grows = self.sigma[1:] * self.alpha[:-1] > self.sigma[:-1] * self.alpha[1:]
         if len(self.alpha) < 2 or not bool(grows.all()):
             raise ValueError(
-                "a grid needs two or more levels whose sigma / alpha increases, but"
-                f" alpha {self.alpha.tolist()} and sigma {self.sigma.tolist()} came"
+                "a schedule needs two or more levels whose sigma / alpha increases, but"
+                f" got alpha {self.alpha.tolist()} and sigma {self.sigma.tolist()}"
             )
 
     @property
@@ -37,26 +37,26 @@ class NoiseSchedule:
         return len(self.alpha) - 1
 
     def take(self, level: Tensor) -> "NoiseSchedule":
-        """The grid of some of the levels, given in increasing order."""
+        """The schedule of some of the levels, given in increasing order."""
         return NoiseSchedule(self.time[level], self.alpha[level], self.sigma[level])
 
     def respace(self, steps: int) -> "NoiseSchedule":
         """Keeps `steps` + 1 levels, evenly by index. Variances follow from alpha-bar, never from beta."""
         if not 1 <= steps <= self.steps:
             raise ValueError(
-                f"a grid of {self.steps} steps can be respaced to 1 to {self.steps}, not to {steps}"
+                f"a schedule of {self.steps} steps can be respaced to 1 to {self.steps}, not to {steps}"
             )
         return self.take(torch.linspace(0, self.steps, steps + 1).round().long())
 
 
 def from_betas(betas: Levels) -> NoiseSchedule:
-    """A DDPM grid with the clean level in front: `time` counts 0 (clean), 1, ..., T."""
+    """A DDPM schedule with the clean level in front: `time` counts 0 (clean), 1, ..., T."""
     alpha_bar = torch.cat([torch.ones(1, dtype=torch.float64), (1 - betas.double()).cumprod(0)])
     return from_alpha_bar(alpha_bar)
 
 
 def from_alpha_bar(alpha_bar: Levels, time: Tensor | None = None) -> NoiseSchedule:
-    """A variance-preserving grid: alpha^2 + sigma^2 = 1."""
+    """A variance-preserving schedule: alpha^2 + sigma^2 = 1."""
     time = torch.arange(len(alpha_bar)) if time is None else time
     dtype = torch.get_default_dtype()
     return NoiseSchedule(time, alpha_bar.sqrt().to(dtype), (1 - alpha_bar).sqrt().to(dtype))

@@ -66,7 +66,7 @@ class SimplexPolicy(Diffusion):
         decode: Maps one-hot vectors to what rewards score.
     """
 
-    pretrain_with = "processes.simplex.cross_entropy"
+    bounded = False  # a density at a token's corner is no probability of the token
 
     time: Tensor
     rest: Tensor
@@ -130,6 +130,15 @@ class SimplexPolicy(Diffusion):
         drift = speed * ((1 - (1 + self.rest) * v) / 2 + root * pull)
         return Gaussian(x + drift * dt, root * (speed * dt).sqrt())
 
+    def loss(self, x_0: State, t: Step, cond: Cond) -> PerSample:
+        """As of every chain, of samples that are tokens or states."""
+        return super().loss(x_0 if x_0.is_floating_point() else self.state(x_0), t, cond)
+
+    def loss_at(self, x_0: State, x: State, t: Step, cond: Cond) -> PerSample:
+        """-sum log p(x_0 | x_t) over the positions, in nats: it has the minimum of the steps' KL."""
+        logits = self.logits(x, t, cond)
+        return F.cross_entropy(logits.transpose(1, 2), self.tokens(x_0), reduction="none").sum(1)
+
     def clean(self, x: State, t: Step, cond: Cond) -> Probs:
         """p(x_0 | x_t) of each position."""
         return self.logits(x, t, cond).softmax(-1)
@@ -185,13 +194,6 @@ class SimplexPolicy(Diffusion):
         point = self.point(x)
         corner = F.one_hot(point.argmax(-1), self.categories).to(point.dtype)
         return self._decode(corner + (point - point.detach()))
-
-
-def cross_entropy(policy: SimplexPolicy, x_0: Tokens, cond: Cond) -> PerSample:
-    """-sum log p(x_0 | x_t) over the positions, in nats, at one random t and x_t: a loss to pretrain with."""
-    t = torch.randint(1, policy.steps + 1, (len(x_0),), device=x_0.device)
-    logits = policy.logits(policy.corrupt(policy.state(x_0), t), t, cond)
-    return F.cross_entropy(logits.transpose(1, 2), x_0, reduction="none").sum(1)
 
 
 def _inside(x: State) -> Real:

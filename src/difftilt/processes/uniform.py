@@ -26,7 +26,7 @@ from difftilt.conditions import batch_size
 from difftilt.policy import Diffusion
 from difftilt.settings import check_value
 from difftilt.shapes import Cond, Levels, PerSample, Probs, Sample, State, Step
-from difftilt.transition import Categorical, event_sum, one_hot
+from difftilt.transition import Categorical, one_hot
 
 Schedule = Literal["linear", "cosine"]
 
@@ -90,20 +90,6 @@ class UniformPolicy(Diffusion):
         guess = self.guess(x, t, cond)
         return guess * self._noised(self._one_hot(x) / self._noised(guess, t), t)
 
-    def rates(self, x: State, t: Step, cond: Cond) -> Probs:
-        """R(x -> y), how often each position jumps to y, in a time in which the whole chain takes 1.
-
-        R_t(x -> y) = beta_t / K m_t(y) / m_t(x),   beta_t = T (b_t - b_{t-1}) / (1 - b_{t-1});
-        0 at y = x. The limit of T p(x_{t-1} = y | x_t) as T grows; m_t(y) / m_t(x) is the concrete score.
-
-        Source:
-            Lou et al. (2024, SEDD). https://arxiv.org/abs/2310.16834
-        """
-        seen, law = self._one_hot(x), self._noised(self.guess(x, t, cond), t)
-        ratio = law * (seen / law).sum(-1, keepdim=True)
-        beta = self.steps * self._share(t)
-        return beta[:, None, None] / self.categories * ratio * (1 - seen)
-
     def decode(self, x: State) -> Sample:
         return self._decode(x)
 
@@ -126,17 +112,6 @@ class UniformPolicy(Diffusion):
     def _noised(self, law: Probs, t: Step) -> Probs:
         """m_t, if x_0 is drawn from a law."""
         return _redrawn(law, self.noise[t])
-
-
-def rate_kl(policy: UniformPolicy, reference: UniformPolicy, x: State, t: Step, cond: Cond) -> PerSample:
-    """How fast the KL of paths grows, in nats per unit of time, were steps infinitely small.
-
-    sum_i sum_{y != x_i} R log(R / R_pre) - R + R_pre,   with R as in `UniformPolicy.rates`; the path's KL is
-    its integral over time, of which each of the T steps takes 1 / T.
-    """
-    rates, base = policy.rates(x, t, cond), reference.rates(x, t, cond)
-    ratio = torch.where(base > 0, rates / base, 1)
-    return event_sum(base * (ratio * ratio.log() - ratio + 1))
 
 
 def _redrawn(law: Probs, share: PerSample) -> Probs:

@@ -6,7 +6,7 @@ from difftilt.guidance.corrected import Corrected, Corrector
 from difftilt.guidance.flip_guided import FlipGuided, How
 from difftilt.guidance.value_guided import At, ValueGuided
 from difftilt.objective import Objective, Value
-from difftilt.policy import Diffusion, Policy
+from difftilt.policy import Diffusion, Policy, reversing
 from difftilt.samplers.base import Sampler, Steering
 from difftilt.samplers.result import Steered, from_experience
 from difftilt.settings import Count, Positive
@@ -57,9 +57,4 @@ class MCMC(Sampler):
 
 
 def _diffusion(reference: Policy) -> Diffusion:
-    if not isinstance(reference, Diffusion):
-        raise ValueError(
-            "corrector moves need a chain that reverses a noising process, which a"
-            f" {type(reference).__name__} is not; use smc or svdd"
-        )
-    return reference
+    return reversing(reference, "corrector moves need", "use smc or svdd")

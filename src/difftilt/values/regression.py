@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 import annotated_types as at
 import torch
-from torch import Tensor
 
-from difftilt.objective import Algorithm, Experience, Loss, Objective, hard_wired, to_go
+from difftilt.conditions import shuffled
+from difftilt.objective import Algorithm, Experience, Loss, Objective, follow, hard_wired, to_go
 from difftilt.policy import Policy
 from difftilt.settings import Count, Natural
 from difftilt.shapes import Cond, Index, PerSample, Some, State, Step
@@ -80,11 +80,12 @@ class ValueRegression(Algorithm):
             net.calibrate(seen.reward / seen.alpha, LEAST)
         states, stats = seen.kl[1:].numel(), seen.stats()  # x_T, ..., x_1: what x_0 is worth is known
         for _ in range(self.epochs):
-            for index in _deal(states, self.minibatches, seen.reward.device):
+            for index in shuffled(states, self.minibatches, seen.reward.device):
                 rows = seen.path.transitions(index + len(seen.reward))  # their decisions come after x_T's
                 y, f = self._targets(seen, index), network(rows.x, rows.t, rows.cond).double()
                 yield Loss(self._cost(y, f).mean(), stats | {"error_nats": (y - f.detach()).abs().mean()})
-                self._follow()
+                if self.average is not None:
+                    follow(self.average, network, self.target_decay)
 
     @torch.no_grad()
     def _targets(self, seen: Experience, index: Index) -> Some:
@@ -107,12 +108,6 @@ class ValueRegression(Algorithm):
     def _later(self) -> ValueNetwork:
         """The network that values x_s."""
         return ready(self.network) if self.average is None else self.average
-
-    @torch.no_grad()
-    def _follow(self) -> None:
-        if self.average is not None:
-            for mean, now in zip(self.average.parameters(), ready(self.network).parameters(), strict=True):
-                mean.lerp_(now, 1 - self.target_decay)
 
 
 class LearnedValue:
@@ -158,12 +153,3 @@ def exponential(y: Some, f: Some) -> Some:
 def _exp(x: Some) -> Some:
     """e^x, and above 30 its tangent there."""
     return x.clamp(max=LARGEST).exp() * (1 + (x - LARGEST).clamp(min=0))
-
-
-def _deal(count: int, parts: int, device: torch.device) -> Iterator[Tensor]:
-    """Shuffled numbers below `count`, in parts."""
-    if count < parts:
-        raise ValueError(
-            f"{count} states cannot be dealt into {parts} minibatches; take fewer or enlarge the batch"
-        )
-    yield from torch.randperm(count, device=device).tensor_split(parts)

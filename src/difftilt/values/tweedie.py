@@ -9,10 +9,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from difftilt.conditions import repeat
 from difftilt.objective import Objective, hard_wired
-from difftilt.policy import Diffusion
+from difftilt.policy import Diffusion, reversing
 from difftilt.settings import Count, Natural, check_value
 from difftilt.shapes import Cond, PerSample, Real, State, Step
-from difftilt.transition import Categorical, Gaussian, event_sum, tokens
+from difftilt.transition import Categorical, event_sum, gaussian, tokens
 
 Order = Literal[1, 2]
 
@@ -45,7 +45,8 @@ class PosteriorMean:
             ("draws", draws, Natural),
         ):
             check_value(name, setting, hint)
-        self._objective, self._reference = objective, _reversing(objective)
+        self._objective = objective
+        self._reference = reversing(objective.reference, "the posterior mean needs", "learn a value instead")
         self._order, self._probes, self._draws = order, probes, draws
         if order == 2 and self._reference.symbols:
             raise ValueError("tokens have no second order; take draws of them instead")
@@ -107,23 +108,11 @@ def _product(y: Real, x: Real, v: Real) -> Real:
 
 def _gain(reference: Diffusion, m: Real, t: Step) -> Real:
     """s_t^2 / a_t of x_t = a_t x_0 + s_t z."""
-    noise, signal = reference.noised(m, t), reference.signal(t)
-    if not isinstance(noise, Gaussian):
-        raise ValueError(
-            f"the second order needs Gaussian noise, but {type(noise).__name__} came; use order=1"
-        )
+    noise = gaussian(reference.noised(m, t), "the second order needs Gaussian noise", "use order=1")
+    signal = reference.signal(t)
     if not bool((signal > 0).all()):
         raise ValueError(
-            "where the signal is 0 the network knows nothing of the spread of x_0; end the grid above it, or"
-            " use order=1"
+            "where the signal is 0 the network knows nothing of the spread of x_0; end the schedule above"
+            " it, or use order=1"
         )
     return noise.std**2 / signal.view(-1, *(1,) * (m.ndim - 1))
-
-
-def _reversing(objective: Objective) -> Diffusion:
-    if not isinstance(objective.reference, Diffusion):
-        raise ValueError(
-            "the posterior mean needs a chain that reverses a noising process, which a"
-            f" {type(objective.reference).__name__} is not; learn a value instead"
-        )
-    return objective.reference

@@ -8,19 +8,12 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from paths import path_kl
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 pytest.importorskip("diffusers")
 pytest.importorskip("peft")
-from diffusers import (
-    DDIMScheduler,
-    DPMSolverMultistepScheduler,
-    EDMEulerScheduler,
-    EulerDiscreteScheduler,
-    FlowMatchEulerDiscreteScheduler,
-    PNDMScheduler,
-)
 
 from difftilt.algorithms.ppo import PPO
 from difftilt.conditions import take
@@ -29,12 +22,11 @@ from difftilt.domains.diffusers.stable_diffusion import (
     load_lora,
     lora,
     save_lora,
-    scheduler_grid,
     stable_diffusion,
 )
 from difftilt.networks.adapters import without_adapters
 from difftilt.objective import Objective
-from difftilt.policy import Policy, path_kl, path_log_prob, rollout
+from difftilt.policy import Policy, path_log_prob, rollout
 from difftilt.shapes import Cond
 from difftilt.training.fit import fit
 
@@ -250,29 +242,6 @@ def test_a_half_precision_unet_has_full_precision_densities(pipe):
     assert torch.as_tensor(encode(["new"])["embed"]).dtype == torch.bfloat16
     tune(policy, reference, take(cond, torch.tensor([0, 1, 2, 0])), rounds=1)
     assert path_kl(policy, reference, path).sum() > 0
-
-
-@pytest.mark.parametrize(
-    "own",
-    [
-        DDIMScheduler(timestep_spacing="trailing"),
-        DDIMScheduler(timestep_spacing="leading"),
-        PNDMScheduler(skip_prk_steps=True, steps_offset=1),
-        EulerDiscreteScheduler(use_karras_sigmas=True),
-        DPMSolverMultistepScheduler(),
-        EDMEulerScheduler(),
-        FlowMatchEulerDiscreteScheduler(shift=3.0),
-    ],
-    ids=lambda own: type(own).__name__,
-)
-def test_any_schedulers_grid_has_its_timesteps(own):
-    before = repr(vars(own))
-    grid = scheduler_grid(own, 8)
-    assert repr(vars(own)) == before
-    own.set_timesteps(8)
-    times = own.timesteps.double().flip(0).unique_consecutive()
-    torch.testing.assert_close(grid.time.double()[-len(times) :], times)
-    assert grid.sigma[0] > 0 and grid.steps in (7, 8)
 
 
 def test_other_pipelines_are_refused():

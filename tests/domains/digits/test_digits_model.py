@@ -17,8 +17,8 @@ from difftilt.domains.digits.model import (
     load_classifier,
     load_split,
     packaged,
-    sampling_grid,
-    training_grid,
+    sampling_schedule,
+    training_schedule,
 )
 from difftilt.policy import rollout
 from difftilt.training.pretrain import classify, denoise, noisy, shifted, warm_cosine
@@ -86,7 +86,7 @@ def test_a_condition_without_label_is_refused():
 
 @pytest.mark.parametrize("steps", [1, 7, 16, 969])
 def test_sampling_uses_levels_seen_in_training(steps):
-    grid, levels = sampling_grid(steps), training_grid()
+    grid, levels = sampling_schedule(steps), training_schedule()
     assert grid.steps == steps
     assert torch.isin(grid.time, levels.time).all()
     assert grid.time[-1] == levels.time[-1]
@@ -96,7 +96,7 @@ def test_sampling_uses_levels_seen_in_training(steps):
 @pytest.mark.parametrize("steps", [0, 970])
 def test_impossible_numbers_of_steps_are_refused(steps):
     with pytest.raises(ValueError, match="steps must be"):
-        sampling_grid(steps)
+        sampling_schedule(steps)
 
 
 def test_densities_do_not_see_the_cut_of_decode():
@@ -184,7 +184,7 @@ def test_pretraining_writes_a_folder_that_loads_and_replaces_the_old_one(tmp_pat
 def test_denoising_learns_and_repeats_itself(split):
     def train() -> tuple[list[float], DiT]:
         network = small()
-        policy = recipe.chain_of(network, training_grid())
+        policy = recipe.chain_of(network, training_schedule())
         optimizer = torch.optim.Adam(network.parameters(), 3e-3)
         data, cond = split.proxy.image, {"label": split.proxy.label}
         null = {"label": torch.tensor(NULL)}
@@ -204,7 +204,7 @@ def test_dropped_labels_train_the_null_class_alone(split, drop):
     optimizer = torch.optim.SGD(network.parameters(), 0.1)
     data, cond = split.proxy.image, {"label": split.proxy.label}
     before = network.label.weight.detach().clone()
-    policy, null = recipe.chain_of(network, training_grid()), {"label": torch.tensor(NULL)}
+    policy, null = recipe.chain_of(network, training_schedule()), {"label": torch.tensor(NULL)}
     list(denoise(policy, data, cond, optimizer, steps=2, batch=64, null=null, drop=drop))
     moved = (network.label.weight - before).abs().sum(1) > 0
     assert moved[NULL] == (drop == 1)

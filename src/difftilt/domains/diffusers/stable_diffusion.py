@@ -7,7 +7,6 @@
 The weights are diffusers' own, so that `pipe("a prompt")` draws from what was trained.
 """
 
-import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,12 +17,12 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from difftilt.domains.diffusers.scheduler import scheduler_chain
 from difftilt.networks.adapters import load_peft, without_adapters
 from difftilt.networks.guidance import ClassifierFreeGuidance
 from difftilt.networks.micro_batch import MicroBatch
 from difftilt.policy import Policy
 from difftilt.processes.gaussian import GaussianPolicy
-from difftilt.processes.schedule import NoiseSchedule
 from difftilt.shapes import Cond, Output, Sample, State
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ def stable_diffusion(
 
     Args:
         pipe: On the device, and in the precision, that it is to be used in.
-        steps: Timesteps of the pipeline's scheduler, in its own spacing.
+        steps: Transitions, in the spacing of the pipeline's scheduler, as in `scheduler_schedule`.
         eta: Share of the DDPM noise, in (0, 1].
         guidance_scale: Classifier-free guidance in sampling and in training; 1 is none, at half the cost.
         micro_batch: Rows that pass through the UNet or the VAE at a time; all by default.
@@ -65,14 +64,9 @@ def stable_diffusion(
     if micro_batch is not None:
         network = MicroBatch(network, micro_batch)
     side = pipe.unet.config["sample_size"]
-    policy = GaussianPolicy(
-        network,
-        scheduler_grid(pipe.scheduler, steps),
-        (pipe.unet.config["in_channels"], side, side),
-        eta=eta,
-        prediction_type=pipe.scheduler.config["prediction_type"],
-        decode=_decoder(pipe, micro_batch),
-    )
+    shape = (pipe.unet.config["in_channels"], side, side)
+    decode = _decoder(pipe, micro_batch)
+    policy = scheduler_chain(pipe.scheduler, network, shape, steps, eta, decode=decode)
     return policy.to(pipe.unet.device), encode
 
 
@@ -86,34 +80,6 @@ class Unet(nn.Module):
     def forward(self, x: State, time: Tensor, cond: Cond) -> Output:
         embed = torch.as_tensor(cond["embed"])
         return self.unet(x.to(embed.dtype), time, embed).sample
-
-
-def scheduler_grid(scheduler: Any, steps: int) -> NoiseSchedule:
-    """The noise levels of any diffusers scheduler, in its own spacing.
-
-    Where the scheduler's last step would reach clean data, and so have no density, the chain stops at the
-    least noisy level that the network knows. T is `steps`, or one less if that level is a timestep itself.
-
-    Args:
-        scheduler: Any scheduler of diffusers; it is left as it was.
-        steps: What its `set_timesteps` is asked for, at least 2.
-    """
-    from diffusers import EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
-
-    scheduler = copy.deepcopy(scheduler)
-    scheduler.set_timesteps(steps)
-    time = scheduler.timesteps.cpu()
-    if "sigmas" not in vars(scheduler):  # a training grid of alpha-bar, visited at whole numbers
-        time = torch.cat([torch.zeros(1, dtype=torch.long), time.long()]).unique()
-        alpha_bar = scheduler.alphas_cumprod.cpu().double()[time]
-        return _grid(time, alpha_bar.sqrt(), (1 - alpha_bar).sqrt())
-    sigma = scheduler.sigmas.cpu().double()[: len(time)].flip(0)
-    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler) or scheduler.config.get("use_flow_sigmas"):
-        return _grid(time.flip(0), 1 - sigma, sigma)
-    if isinstance(scheduler, EDMEulerScheduler):
-        return _grid(time.flip(0), torch.ones_like(sigma), sigma)
-    alpha = (1 + sigma**2).rsqrt()
-    return _grid(time.flip(0), alpha, alpha * sigma)
 
 
 def lora(
@@ -206,8 +172,3 @@ def _decoder(pipe: "StableDiffusionPipeline", micro_batch: int | None) -> Callab
         return torch.cat([images(x) for x in parts])
 
     return decode
-
-
-def _grid(time: Tensor, alpha: Tensor, sigma: Tensor) -> NoiseSchedule:
-    dtype = torch.get_default_dtype()
-    return NoiseSchedule(time, alpha.to(dtype), sigma.to(dtype))

@@ -15,12 +15,13 @@ from torch import Tensor
 
 from difftilt.domains.bundle import Bundle, load_bundle
 from difftilt.processes.gaussian import GaussianPolicy, PredictionType
+from difftilt.processes.noise import DDIM
 from difftilt.processes.schedule import NoiseSchedule, cosine
 from difftilt.shapes import Cond, Index, Probs, Real, State
 
 CLASSES, NULL, SHAPE = 10, 10, (1, 8, 8)
 STEPS = 20
-LEVELS, LAST = 999, 30  # of the training grid: how many there are, and where sampling ends
+LEVELS, LAST = 999, 30  # of the training schedule: how many there are, and where sampling ends
 PREDICTION: PredictionType = "v_prediction"
 HELD_OUT = 0.2  # share of the images that no network sees
 
@@ -189,15 +190,15 @@ def digits_policy(
     """
     bundle = bundle_of(folder)
     network = bundle.load("model", DiT(**bundle.config["network"]))
-    return chain_of(network, sampling_grid(steps), eta=eta, tune_std=tune_std)
+    return chain_of(network, sampling_schedule(steps), eta=eta, tune_std=tune_std)
 
 
-def training_grid() -> NoiseSchedule:
+def training_schedule() -> NoiseSchedule:
     """All the noise levels that the network knows: Nichol and Dhariwal's cosine."""
     return cosine(LEVELS)
 
 
-def sampling_grid(steps: int) -> NoiseSchedule:
+def sampling_schedule(steps: int) -> NoiseSchedule:
     """Some of the training levels, evenly by index from `LAST` up.
 
     The chain ends where sigma is 0.06, half a grey level of the data. Ending lower would make the last
@@ -205,18 +206,18 @@ def sampling_grid(steps: int) -> NoiseSchedule:
     """
     if not 1 <= steps <= LEVELS - LAST:
         raise ValueError(f"steps must be 1 to {LEVELS - LAST}, but {steps} came")
-    return training_grid().take(torch.linspace(LAST, LEVELS, steps + 1).round().long())
+    return training_schedule().take(torch.linspace(LAST, LEVELS, steps + 1).round().long())
 
 
 def chain_of(
-    network: nn.Module, grid: NoiseSchedule, *, eta: float = 1.0, tune_std: bool = False
+    network: nn.Module, schedule: NoiseSchedule, *, eta: float = 1.0, tune_std: bool = False
 ) -> GaussianPolicy:
     """The chain of a network for digits, whose images are cut to [-1, 1] once they are decoded."""
     return GaussianPolicy(
         network,
-        grid,
+        schedule,
         SHAPE,
-        eta=eta,
+        noise=DDIM(eta),
         prediction_type=PREDICTION,
         decode=lambda x: x.clamp(-1, 1),
         tune_std=tune_std,

@@ -21,7 +21,7 @@ from difftilt.domains.digits.model import (
     digits_policy,
     load_classifier,
     load_split,
-    training_grid,
+    training_schedule,
 )
 from difftilt.evaluation.metrics import diversity, frechet, two_sample
 from difftilt.policy import rollout
@@ -82,7 +82,7 @@ def _train_model(data: Images, steps: int, batch: int, learning_rate: float, see
     optimizer = torch.optim.AdamW(network.parameters(), learning_rate, weight_decay=0.01)
     schedule = warm_cosine(optimizer, steps)
     rows = denoise(
-        chain_of(network, training_grid()),
+        chain_of(network, training_schedule()),
         data.image,
         {"label": data.label},
         optimizer,

@@ -1,6 +1,5 @@
-"""Flow SDEs keep the flow's marginals, whatever their noise; their limits are chains that are known."""
+"""Steps keep the marginals of a flow, whatever their noise; their limits are chains that are known."""
 
-import inspect
 import itertools
 import math
 from collections.abc import Iterator
@@ -15,12 +14,12 @@ from difftilt.conditions import unconditional
 from difftilt.exact import gaussian as exact
 from difftilt.exact.toy import GaussianDenoiser, Velocity
 from difftilt.policy import path_log_prob, rollout
-from difftilt.processes.flow_sde import MEMORYLESS, FlowSDE, Integrator
 from difftilt.processes.gaussian import GaussianPolicy
-from difftilt.processes.schedule import NoiseSchedule, linear, shifted_flow
+from difftilt.processes.noise import DDIM, MEMORYLESS, Euler, FlowSDE, Noise
+from difftilt.processes.schedule import NoiseSchedule, karras, linear, shifted_flow
 from difftilt.shapes import Cond
 
-INTEGRATORS: list[Integrator] = ["exponential", "euler"]
+INTEGRATORS = [FlowSDE, Euler]
 NOISE_LEVELS = [0.1, 0.7, MEMORYLESS, 2.5]
 
 
@@ -48,12 +47,29 @@ def gaussian_flow(grid: NoiseSchedule, mean: Tensor, cov: Tensor) -> Velocity:
     return Velocity(GaussianDenoiser(grid, mean, cov), grid)
 
 
-def even_grid(steps: int, low: float = 0.01, high: float = 1.0) -> NoiseSchedule:
+def even_schedule(steps: int, low: float = 0.01, high: float = 1.0) -> NoiseSchedule:
     s = torch.linspace(low, high, steps + 1)
     return NoiseSchedule(torch.arange(steps + 1), 1 - s, s)
 
 
-def every_step(policy: FlowSDE, x: Tensor):
+def flow(
+    network: nn.Module,
+    schedule: NoiseSchedule,
+    shape: tuple[int, ...],
+    noise: Noise | None = None,
+    **settings,
+) -> GaussianPolicy:
+    return GaussianPolicy(
+        network,
+        schedule,
+        shape,
+        noise=noise or FlowSDE(),
+        prediction_type="flow_prediction",
+        **settings,
+    )
+
+
+def every_step(policy: GaussianPolicy, x: Tensor):
     """All transitions of the chain at the same states: rows are (t, state)."""
     t = torch.arange(1, policy.steps + 1).repeat_interleave(len(x))
     return policy(x.repeat(policy.steps, *[1] * (x.ndim - 1)), t, unconditional(len(t)))
@@ -63,11 +79,11 @@ MEAN = torch.tensor([1.0, -0.5], dtype=torch.float64)
 COV = torch.tensor([[1.5, 0.6], [0.6, 0.5]], dtype=torch.float64)
 
 
-def terminal_error(steps: int, high: float, noise_level: float, integrator: Integrator) -> Tensor:
+def terminal_error(steps: int, high: float, noise_level: float, integrator: type[FlowSDE | Euler]) -> Tensor:
     """Distance of the law of x_0 from alpha_0^2 COV + sigma_0^2, where x_T has its exact marginal."""
-    grid, eye = even_grid(steps, high=high), torch.eye(2)
+    grid, eye = even_schedule(steps, high=high), torch.eye(2)
     network = gaussian_flow(grid, MEAN, COV)
-    chain = exact.affine(FlowSDE(network, grid, (2,), noise_level=noise_level, integrator=integrator))
+    chain = exact.affine(flow(network, grid, (2,), integrator(noise_level)))
     (a, s), (a_0, s_0) = ((grid.alpha[i], grid.sigma[i]) for i in (-1, 0))
     right = exact.AffineChain(a * MEAN, a**2 * COV + s**2 * eye, chain.weight, chain.bias, chain.noise)
     end = exact.evaluate(right, right, exact.linear(0 * MEAN), 1.0)
@@ -77,7 +93,7 @@ def terminal_error(steps: int, high: float, noise_level: float, integrator: Inte
 
 @pytest.mark.parametrize("noise_level", NOISE_LEVELS)
 def test_exponential_steps_keep_the_marginals_to_first_order(noise_level):
-    errors = [terminal_error(steps, 1.0, noise_level, "exponential") for steps in (50, 100, 200)]
+    errors = [terminal_error(steps, 1.0, noise_level, FlowSDE) for steps in (50, 100, 200)]
     assert errors[2] < 0.08
     for coarse, fine in itertools.pairwise(errors):
         assert coarse / fine == pytest.approx(2, abs=0.25)
@@ -86,7 +102,7 @@ def test_exponential_steps_keep_the_marginals_to_first_order(noise_level):
 @pytest.mark.parametrize("noise_level", NOISE_LEVELS)
 def test_euler_steps_keep_the_marginals_in_the_limit(noise_level):
     """Away from s = 1, where g is infinite."""
-    coarse, fine = (terminal_error(steps, 0.95, noise_level, "euler") for steps in (100, 400))
+    coarse, fine = (terminal_error(steps, 0.95, noise_level, Euler) for steps in (100, 400))
     assert fine < 0.01
     assert fine < max(coarse / 3, 5e-4)  # at sqrt 2 the errors of first order cancel
 
@@ -94,9 +110,9 @@ def test_euler_steps_keep_the_marginals_in_the_limit(noise_level):
 @pytest.mark.parametrize("noise_level", [0.3, 0.7, MEMORYLESS])
 def test_memory_of_the_start_fades_with_the_noise_level(noise_level):
     """Data of variance c: corr(x_T, x_0) = ((c + l_0^2) / (c + l_T^2))^(a^2 / 4), l = sigma / alpha."""
-    variance, grid = torch.tensor([[2.0]]), even_grid(300, high=0.9)
+    variance, grid = torch.tensor([[2.0]]), even_schedule(300, high=0.9)
     chain = exact.affine(
-        FlowSDE(gaussian_flow(grid, torch.zeros(1), variance), grid, (1,), noise_level=noise_level)
+        flow(gaussian_flow(grid, torch.zeros(1), variance), grid, (1,), FlowSDE(noise_level))
     )
     marginal = grid.alpha**2 * 2 + grid.sigma**2
     found = chain.weight.prod() * (marginal[-1] / marginal[0]).sqrt()
@@ -106,12 +122,9 @@ def test_memory_of_the_start_fades_with_the_noise_level(noise_level):
 
 @pytest.mark.parametrize("noise_level", NOISE_LEVELS)
 def test_exponential_steps_forget_pure_noise_at_once_and_euler_steps_do_not(noise_level):
-    grid = even_grid(10)
+    grid = even_schedule(10)
     network = gaussian_flow(grid, MEAN, COV)
-    first = [
-        exact.affine(FlowSDE(network, grid, (2,), noise_level=noise_level, integrator=kind)).weight[-1]
-        for kind in INTEGRATORS
-    ]
+    first = [exact.affine(flow(network, grid, (2,), kind(noise_level))).weight[-1] for kind in INTEGRATORS]
     assert first[0].abs().max() < 1e-15
     if noise_level != MEMORYLESS:
         assert first[1].abs().max() > 0.1
@@ -119,13 +132,13 @@ def test_exponential_steps_forget_pure_noise_at_once_and_euler_steps_do_not(nois
 
 def test_the_memoryless_chain_is_the_posterior_step():
     grid, x = shifted_flow(7, 3.0), torch.randn(4, 2, 3)
-    flow = FlowSDE(Wavy(), grid, (2, 3))
+    memoryless = flow(Wavy(), grid, (2, 3))
     ancestral = GaussianPolicy(Wavy(), grid, (2, 3), prediction_type="flow_prediction")
     t, cond = torch.tensor([7, 4, 2, 1]), unconditional(4)
     for a, b in (
-        (flow(x, t, cond), ancestral(x, t, cond)),
-        (flow.initial(cond), ancestral.initial(cond)),
-        (flow.posterior(2 * x, x, t), ancestral.posterior(2 * x, x, t)),
+        (memoryless(x, t, cond), ancestral(x, t, cond)),
+        (memoryless.initial(cond), ancestral.initial(cond)),
+        (memoryless.posterior(2 * x, x, t), ancestral.posterior(2 * x, x, t)),
     ):
         torch.testing.assert_close(a.mean, b.mean, atol=1e-12, rtol=0)
         torch.testing.assert_close(a.std, b.std, atol=1e-12, rtol=0)
@@ -134,16 +147,16 @@ def test_the_memoryless_chain_is_the_posterior_step():
 @pytest.mark.parametrize("integrator", INTEGRATORS)
 def test_little_noise_is_the_euler_step_of_the_flow(integrator):
     """The distance from x + (s_next - s) u falls as a^2, the noise as a; at s < 1."""
-    grid, x = even_grid(8, high=0.98), torch.randn(5, 2)
+    grid, x = even_schedule(8, high=0.98), torch.randn(5, 2)
     errors, noises = [], []
     for noise_level in (0.05, 0.005):
-        policy = FlowSDE(Wavy(), grid, (2,), noise_level=noise_level, integrator=integrator)
+        policy = flow(Wavy(), grid, (2,), integrator(noise_level))
         step = every_step(policy, x)
         t = torch.arange(1, 9).repeat_interleave(5)
         many = x.repeat(8, 1)
         u = policy.network(many, grid.time[t], {})
-        flow = many + (grid.sigma[t - 1] - grid.sigma[t])[:, None] * u
-        errors.append((step.mean - flow).abs().max().item())
+        ode = many + (grid.sigma[t - 1] - grid.sigma[t])[:, None] * u
+        errors.append((step.mean - ode).abs().max().item())
         noises.append(step.std.max().item())
     assert errors[0] / errors[1] == pytest.approx(100, rel=0.03)
     assert noises[0] / noises[1] == pytest.approx(10, rel=0.03)
@@ -157,7 +170,7 @@ def test_both_integrators_are_one_sde(noise_level):
         s = torch.tensor([0.6 - width, 0.6])
         grid, gap = NoiseSchedule(s, 1 - s, s), 0.0
         for kind in INTEGRATORS:
-            step = every_step(FlowSDE(Wavy(), grid, (2,), noise_level=noise_level, integrator=kind), x)
+            step = every_step(flow(Wavy(), grid, (2,), kind(noise_level)), x)
             g2 = noise_level**2 * 0.6 / 0.4
             u = Wavy()(x, s[1:].expand(3), {})
             drift = u + g2 * (x + 0.4 * u) / 1.2
@@ -175,7 +188,7 @@ def test_both_integrators_are_one_sde(noise_level):
 def test_euler_is_the_step_of_flow_grpo(shift):
     """sde_step_with_logprob of Flow-GRPO written out, with sigmas from noise to data as it has them."""
     grid, x, a = shifted_flow(10, shift), torch.randn(4, 2), 0.7
-    policy = FlowSDE(Wavy(), grid, (2,), noise_level=a, integrator="euler")
+    policy = flow(Wavy(), grid, (2,), Euler(a))
     sigmas = grid.sigma.flip(0)
     sigma_max = sigmas[1]
     for i in range(10):
@@ -195,7 +208,7 @@ def test_euler_is_the_step_of_flow_grpo(shift):
 
 @pytest.mark.parametrize("noise_level", NOISE_LEVELS)
 def test_noise_never_exceeds_that_of_the_next_level(noise_level):
-    policy = FlowSDE(Wavy(), shifted_flow(9, 3.0), (2,), noise_level=noise_level)
+    policy = flow(Wavy(), shifted_flow(9, 3.0), (2,), FlowSDE(noise_level))
     std = every_step(policy, torch.randn(1, 2)).std[:, 0]
     assert (std > 0).all() and (std <= policy.sigma[:-1]).all()
     assert std[-1] == policy.sigma[-2]  # from pure noise all of it is fresh
@@ -207,7 +220,7 @@ def test_densities_and_kl_are_finite_in_float32(integrator, steps):
     torch.set_default_dtype(torch.float32)
     torch.manual_seed(0)
     base, tuned = (
-        FlowSDE(Wavy(), shifted_flow(steps), (3,), noise_level=level, integrator=integrator, tune_std=tune)
+        flow(Wavy(), shifted_flow(steps), (3,), integrator(level), tune_std=tune)
         for level, tune in ((0.7, False), (0.5, True))
     )
     path = rollout(base, unconditional(5))
@@ -217,13 +230,13 @@ def test_densities_and_kl_are_finite_in_float32(integrator, steps):
     numbers = [path.log_prob, log_prob, kl, *(p.grad for p in tuned.parameters())]
     assert all(number is not None and number.isfinite().all() for number in numbers)
     assert kl[:-5].min() > 0  # at t = T both may have forgotten x_T
-    wide = FlowSDE(Wavy(), shifted_flow(steps), (3,), noise_level=0.7, integrator=integrator).double()
+    wide = flow(Wavy(), shifted_flow(steps), (3,), integrator(0.7)).double()
     narrow, exactly = every_step(base, path.states[0]), every_step(wide, path.states[0].double())
     torch.testing.assert_close(narrow.std.double(), exactly.std, rtol=1e-3, atol=0)
 
 
 def test_tuned_noise_scales_the_step():
-    policy = FlowSDE(Wavy(), even_grid(4), (2,), tune_std=True)
+    policy = flow(Wavy(), even_schedule(4), (2,), tune_std=True)
     before = every_step(policy, torch.ones(1, 2))
     with torch.no_grad():
         policy.log_std[3] += math.log(2)
@@ -231,12 +244,12 @@ def test_tuned_noise_scales_the_step():
     torch.testing.assert_close(after.std, before.std * torch.tensor([1, 1, 2, 1])[:, None])
     torch.testing.assert_close(after.mean, before.mean)
     assert "log_std" in dict(policy.named_parameters())
-    assert "log_std" not in FlowSDE(Wavy(), even_grid(4), (2,)).state_dict()
+    assert "log_std" not in flow(Wavy(), even_schedule(4), (2,)).state_dict()
 
 
 def test_noising_and_posterior_are_two_sides_of_one_joint_law():
     """q(x_{t-1} | x_0) q(x_t | x_{t-1}) = q(x_t | x_0) q(x_{t-1} | x_t, x_0)."""
-    policy = FlowSDE(Wavy(), even_grid(6), (2,), noise_level=0.7)
+    policy = flow(Wavy(), even_schedule(6), (2,), FlowSDE(0.7))
     t = torch.arange(1, 7)
     x_0, x_next, x = torch.randn(3, 6, 2)
 
@@ -254,7 +267,7 @@ def test_noising_and_posterior_are_two_sides_of_one_joint_law():
 
 
 def test_clean_undoes_a_perfect_velocity():
-    policy = FlowSDE(Wavy(), even_grid(6), (2,))
+    policy = flow(Wavy(), even_schedule(6), (2,))
     x_0, z, t = torch.randn(6, 2), torch.randn(6, 2), torch.arange(1, 7)
     policy.network.forward = lambda x, time, cond: z - x_0
     x = policy.alpha[t][:, None] * x_0 + policy.sigma[t][:, None] * z
@@ -264,22 +277,42 @@ def test_clean_undoes_a_perfect_velocity():
     )  # memoryless
 
 
+@pytest.mark.parametrize("noise_level", [0.3, 0.7, MEMORYLESS, 2.5])
+@pytest.mark.parametrize("schedule", [linear(7), shifted_flow(7, 3.0), karras(7)], ids=["vp", "flow", "ve"])
+def test_exact_sde_steps_are_those_of_any_schedule(schedule, noise_level):
+    """std^2 = s_next^2 (1 - rho^(a^2 / 2)), and what is kept makes up the level's noise; sqrt 2 is DDPM."""
+    levels = [(schedule.alpha[k], schedule.sigma[k]) for k in range(8)]
+    for (a, s), (a_next, s_next) in zip(levels[1:], levels, strict=False):
+        kept, std = FlowSDE(noise_level).split(a, s, a_next, s_next)
+        rho = (a * s_next / (a_next * s)) ** 2
+        torch.testing.assert_close(std**2, s_next**2 * (1 - rho ** (noise_level**2 / 2)), rtol=1e-6, atol=0)
+        torch.testing.assert_close(kept**2 + std**2, s_next**2)
+        for own, other in zip(
+            FlowSDE().split(a, s, a_next, s_next), DDIM().split(a, s, a_next, s_next), strict=True
+        ):
+            torch.testing.assert_close(own, other, rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("noise", "schedule", "message"),
     [
-        ({"noise_level": 0.0}, "noise_level must be > 0, but 0.0 came"),
-        ({"noise_level": float("nan")}, "noise_level must be a finite number > 0, but nan came"),
-        ({"integrator": "heun"}, "integrator must be one of 'exponential', 'euler', but 'heun' came"),
-        ({"grid": linear(5)}, "a flow needs a grid with alpha = 1 - sigma"),
-        ({"grid": shifted_flow(5, sigma_min=0.0)}, "sigma[0] = 0.0, which makes the last step deterministic"),
+        (lambda: FlowSDE(0.0), shifted_flow(5), "noise_level must be > 0, but 0.0 came"),
+        (
+            lambda: Euler(float("nan")),
+            shifted_flow(5),
+            "noise_level must be a finite number > 0, but nan came",
+        ),
+        (lambda: DDIM(0.0), shifted_flow(5), "eta must be in (0, 1], but got 0.0; without noise a step has"),
+        (lambda: DDIM(1.5), shifted_flow(5), "eta must be in (0, 1], but got 1.5; without noise a step has"),
+        (Euler, linear(5), "Euler noise needs a flow's schedule, alpha = 1 - sigma"),
+        *(
+            (kind, shifted_flow(5, sigma_min=0.0), "sigma[0] = 0.0, which makes the last step deterministic")
+            for kind in (DDIM, FlowSDE, Euler)
+        ),
     ],
-    ids=["zero", "nan", "integrator", "grid", "clean"],
+    ids=["zero", "nan", "eta-zero", "eta-large", "schedule", "clean-ddim", "clean-sde", "clean-euler"],
 )
-def test_settings_without_a_density_are_refused(settings, message):
-    build = inspect.unwrap(FlowSDE.__init__)  # without the types that these tests check
+def test_settings_without_a_density_are_refused(noise, schedule, message):
     with pytest.raises(ValueError) as caught:
-        build(
-            FlowSDE.__new__(FlowSDE),
-            **{"network": Wavy(), "grid": shifted_flow(5), "shape": (2,), **settings},
-        )
+        flow(Wavy(), schedule, (2,), noise())
     assert message in str(caught.value) and "\n" not in str(caught.value)
