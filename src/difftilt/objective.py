@@ -48,7 +48,7 @@ class Objective:
         if len(valid) < min(2, len(reward)):
             raise RewardError(
                 f"reward '{self.reward.name}' is valid for {len(valid)} of {len(reward)} samples in round"
-                f" {self.reward.round}, too few to learn from; mend the reward"
+                f" {self.reward.round}, too few to learn from: it {self.reward.failure}; mend the reward"
             )
         return reward[valid], valid
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from difftilt.algorithms import advantages
 from difftilt.conditions import batch_size, context, take
 from difftilt.objective import Algorithm, Loss, Objective, Value, outcome
-from difftilt.policy import Policy
+from difftilt.policy import Policy, deal_rows
 from difftilt.processes.imitation import chain_cost, denoising_cost
 from difftilt.samplers.choices import AnySampler
 from difftilt.samplers.result import Steered
@@ -65,8 +65,7 @@ class Distill(Algorithm):
         stats |= _numbers(steered) | {"ess": advantages.effective_share(weight)}
         samples, decisions = len(weight), policy.steps + 1
         for _ in range(self.epochs):
-            order = torch.randperm(decisions * samples, device=weight.device)
-            for index in order.tensor_split(self.minibatches):
+            for index in deal_rows(decisions, samples, self.minibatches, device=weight.device):
                 cost = self._cost(policy, steered, index)
                 yield Loss((weight[index % samples] * cost).mean() * decisions, stats)
 

@@ -9,6 +9,7 @@ import annotated_types as at
 import torch
 
 from difftilt.algorithms import advantages
+from difftilt.algorithms.replay import deal_numbers
 from difftilt.conditions import context
 from difftilt.objective import Algorithm, Experience, Loss, Objective
 from difftilt.policy import Diffusion, Policy, Trajectory
@@ -79,8 +80,8 @@ class NFT(Algorithm):
         seen = objective.sample(self.old, cond)
         good = self._good(seen)
         for _ in range(self.epochs):
-            order = torch.randperm(len(good) * self.levels, device=good.device) % len(good)
-            for index in order.tensor_split(self.minibatches):
+            for row in deal_numbers(len(good) * self.levels, self.minibatches, good.device):
+                index = row % len(good)
                 chains = seen.path.chains(index)
                 loss = self._loss(policy, self.old, objective.reference, chains, good[index])
                 yield Loss(loss, seen.stats())

@@ -1,6 +1,6 @@
 """Chains that somebody drew, for objectives that hold for any chain: exploration and replay."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -60,6 +60,14 @@ def join(parts: Sequence[Scored]) -> Scored:
     path = side_by_side([part.path for part in parts])
     reward = torch.cat([part.reward for part in parts])
     return Scored(path, reward, torch.cat([part.log_reference for part in parts], 1))
+
+
+def deal_numbers(count: int, parts: int, device: torch.device) -> Iterator[Index]:
+    """Shuffled numbers below `count` in `parts`; where there are fewer than parts, some come again."""
+    order = torch.randperm(count, device=device)
+    if count < parts:  # samples may have been dropped, but every process takes as many steps
+        order = order.repeat(-(-parts // count))[:parts]
+    yield from order.tensor_split(parts)
 
 
 def to_state(chains: Scored) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import torch
 
 from difftilt.algorithms import advantages, replay
 from difftilt.algorithms.replay import Scored
-from difftilt.conditions import context
+from difftilt.conditions import batch_size, context
 from difftilt.objective import Algorithm, Loss, Objective
 from difftilt.policy import (
     Diffusion,
@@ -75,6 +75,7 @@ class TrajectoryBalance(Algorithm):
             self.flow = ValueNetwork(policy, cond, self._asked(cond))
 
     def losses(self, policy: Policy, objective: Objective, cond: Cond) -> Iterator[Loss]:
+        self._check_batch(batch_size(cond))
         seen, pool = replay.draw(objective, policy, cond, self.explore, self.temperature)
         prior, end = self._prior(policy, pool), pool.reward / objective.alpha
         if self.density is not None:
@@ -83,8 +84,7 @@ class TrajectoryBalance(Algorithm):
             self.flow.calibrate(end - pool.path.log_prob.sum(0) + prior.sum(0))
         tuned = tunes_start(policy, cond)
         for _ in range(self.epochs):
-            order = torch.randperm(len(pool), device=end.device)
-            for index in order.tensor_split(self.minibatches):
+            for index in replay.deal_numbers(len(pool), self.minibatches, end.device):
                 path = pool.path.chains(index)
                 ratio = path_log_prob(policy, path, recompute=self.recompute) - prior[:, index]
                 if self.balance == "detailed":
@@ -92,6 +92,14 @@ class TrajectoryBalance(Algorithm):
                 else:
                     delta = self._chain(path, ratio.sum(0) - end[index], tuned)[None]
                 yield Loss(delta.square().sum(0).mean() / 2, seen.stats())
+
+    def _check_batch(self, batch: int) -> None:
+        """Raises ValueError if minibatches hold single chains where chains are compared."""
+        if self.log_z == "batch" and self.balance == "trajectory" and batch < 2 * self.minibatches:
+            raise ValueError(
+                f"log_z 'batch' compares chains of a minibatch, but got a batch of {batch} for"
+                f" {self.minibatches} minibatches; enlarge the batch or take fewer minibatches"
+            )
 
     def _prior(self, policy: Policy, pool: Scored) -> PerStep:
         """What each decision's log p is balanced with."""
