@@ -186,7 +186,7 @@ def _content(item: Any, lasting: str | None) -> bytes:
     if isinstance(item, np.ndarray) and item.dtype != object:
         return f"{item.dtype}{item.shape}".encode() + item.tobytes()
     if isinstance(item, _PLAIN):
-        return repr(item.item() if isinstance(item, np.generic) else item).encode() + b"\0"
+        return b"\0" + repr(item.item() if isinstance(item, np.generic) else item).encode() + b"\0"
     if dataclasses.is_dataclass(item) and not isinstance(item, type):
         item = [type(item).__qualname__, *((f.name, getattr(item, f.name)) for f in dataclasses.fields(item))]
     if isinstance(item, Mapping):

@@ -6,7 +6,7 @@ from torch import Tensor
 from difftilt.shapes import Index, PerSample, PerStep, Scalar, Statistic
 
 EPS = 1e-6
-LEAST = 0.25  # of the usual deviation: no group counts more than fourfold
+LEAST = 0.25  # of the usual deviation: no group counts more than four usual ones
 
 
 def centre(returns: PerStep) -> PerStep:
@@ -29,19 +29,23 @@ def group_mean(x: Statistic, ids: Index) -> Statistic:
     return (x @ members.T / members.sum(1))[..., ids]
 
 
-def spread(returns: Statistic, ids: Index, alpha: float) -> Statistic:
-    """The standard deviation within each sample's group, as it divides a loss: never so small that a group of
-    nearly equal returns, or one with a single member, outweighs the others.
+def spread(returns: Statistic, ids: Index) -> Statistic:
+    """The standard deviation within each sample's group, kept above zero."""
+    deviation = returns - group_mean(returns, ids)  # first, or large means cost all digits
+    return group_mean(deviation.square(), ids).sqrt() + EPS
 
-    It is at least a quarter of the root mean square over all groups, and as much as `floor` says.
+
+def group_scale(returns: Statistic, ids: Index, alpha: float) -> Statistic:
+    """What divides the loss of each sample's group: its deviation, but at least a quarter of the usual one.
+
+    Else a group of nearly equal returns, or one of a single member, would outweigh all others.
 
     Args:
         ids: Group of each sample.
         alpha: Returns per nat.
     """
-    deviation = returns - group_mean(returns, ids)  # first, or large means cost all digits
-    overall = deviation.square().mean(-1, keepdim=True).sqrt()
-    return floor(group_mean(deviation.square(), ids).sqrt().maximum(LEAST * overall), alpha)
+    usual = (returns - group_mean(returns, ids)).square().mean(-1, keepdim=True).sqrt()
+    return floor(spread(returns, ids).maximum(LEAST * usual), alpha)
 
 
 def floor(scale: Tensor, alpha: float) -> Tensor:
@@ -49,7 +53,7 @@ def floor(scale: Tensor, alpha: float) -> Tensor:
 
     Returns that differ by less say nothing, and divided by their deviation the KL would drown all else.
     """
-    return (scale + EPS).clamp(min=0.1 * alpha)
+    return scale.clamp(min=0.1 * alpha)
 
 
 def leave_one_out(returns: PerStep, ids: Index) -> PerStep:

@@ -57,7 +57,7 @@ class GRPO(Algorithm):
             check_ratio(policy, path)
             self.checked.fill_(True)
         ids = context(path.cond)
-        spread = advantages.spread(seen.reward, ids, alpha).expand_as(seen.kl)
+        spread = advantages.group_scale(seen.reward, ids, alpha).expand_as(seen.kl)
         returns = seen.reward - alpha * (to_go(seen.kl) - seen.kl)
         advantage = (advantages.group(returns, ids) / spread).flatten()
         dimensions = path.states[0, 0].numel() if self.clip_per_dim else 1

@@ -82,7 +82,8 @@ class PPO(Algorithm):
             self.checked = True
         returns = self._returns(seen)
         advantage = self._advantage(returns, seen)
-        scale = advantages.floor(advantage.square().mean().sqrt(), alpha) if self.normalize else 1.0
+        deviation = advantage.square().mean().sqrt() + advantages.EPS
+        scale = advantages.floor(deviation, alpha) if self.normalize else 1.0
         dimensions = path.states[0, 0].numel() if self.clip_per_dim else 1
 
         for _ in range(self.epochs):
