@@ -105,8 +105,9 @@ class TrajectoryBalance(Algorithm):
             )
         if context(cond).max() + 1 == batch:
             raise ValueError(
-                f"log_z 'batch' compares chains of one context, but all {batch // self.minibatches} of a minibatch"
-                " differ; repeat the contexts, or use log_z 'conditional'"
+                "log_z 'batch' compares chains of one context, but all"
+                f" {batch // self.minibatches} of a minibatch differ; repeat the contexts, or use log_z"
+                " 'conditional'"
             )
 
     def _prior(self, policy: Policy, pool: Scored) -> PerStep:

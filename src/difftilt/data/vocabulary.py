@@ -78,23 +78,23 @@ def words(lines: Iterable[Any], first: int = 1) -> list[str]:
     return rows
 
 
-def spell(tokens: Tokens | np.ndarray | Sequence[Sequence[int]], alphabet: str) -> list[str]:
+def spell(tokens: Any, alphabet: str) -> list[str]:
     """One word per row of tokens: a tensor, an array, or a list of lists.
 
     Raises:
         ValueError: If these are no rows of whole numbers, each of which stands for a letter.
     """
     try:
-        tokens = torch.as_tensor(tokens)
+        rows = torch.as_tensor(tokens)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError("tokens must be rows of whole numbers, all of one length") from error
-    if tokens.ndim != 2 or tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
+    if rows.ndim != 2 or rows.is_floating_point() or rows.is_complex() or rows.dtype == torch.bool:
         raise ValueError(
-            f"tokens must be rows of whole numbers, but got {tokens.dtype} of shape {tuple(tokens.shape)};"
+            f"tokens must be rows of whole numbers, but got {rows.dtype} of shape {tuple(rows.shape)};"
             " write tokens[None] for a single word"
         )
-    check_tokens(tokens, alphabet)
-    letters = np.array(list(alphabet))[tokens.cpu().numpy()]
+    check_tokens(rows.long(), alphabet)
+    letters = np.array(list(alphabet))[rows.long().cpu().numpy()]
     return ["".join(row) for row in letters]
 
 
