@@ -122,7 +122,7 @@ def test_changing_a_copy_changes_nothing_else():
         "objects": np.array([[1]], object),
     }
     before = str(cond)
-    twin = copied(cond)
+    twin = dict(copied(cond))
     assert str(twin) == before
     twin["x"] += 1
     twin["y"] += 1

@@ -301,7 +301,8 @@ def test_ctrl_c_is_not(on_error: Any):
 def test_where_every_sample_fails_the_first_cause_is_named():
     reference = GaussianPolicy(torch.nn.Identity(), cosine(3), shape=(2,))
     raises: Any = Oracle(set(range(9)), OSError("no licence"))
-    for reward, cause in ((raises, "raised OSError .no licence."), (lambda x, c: [NAN] * 4, "returned nan")):
+    invalid: Any = lambda x, c: [NAN] * 4  # noqa: E731
+    for reward, cause in ((raises, "raised OSError .no licence."), (invalid, "returned nan")):
         objective = Objective(Guard(reward, "dock", on_error="drop"), reference, 1.0)
         with pytest.raises(RewardError, match=f"'dock' is valid for 0 of 4 .*: it {cause} for sample 0 of 4"):
             objective.score(SAMPLES, unconditional(4))

@@ -134,7 +134,8 @@ class Trajectory:
 
     def minibatches(self, count: int, share: float = 1.0) -> Iterator[Index]:
         """Shuffles the rows of the (decision, chain) table and deals a share of them into `count` parts."""
-        yield from deal_rows(*self.log_prob.shape, count, share, device=self.log_prob.device)
+        decisions, batch = self.log_prob.shape
+        yield from deal_rows(decisions, batch, count, share, device=self.log_prob.device)
 
 
 def deal_rows(

@@ -61,7 +61,7 @@ def trained(
     reference = chain(steps)
     policy = copy.deepcopy(reference).requires_grad_(True)
     with torch.no_grad():
-        policy.network.layer.bias.add_(moved)
+        list(policy.parameters())[1].add_(moved)
     known = {field.name for field in dataclasses.fields(kind)}
     algorithm = kind(
         **{k: v for k, v in {**SETTINGS.get(kind.__name__, {}), **options}.items() if k in known}
