@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,6 +14,9 @@ from torch import Tensor
 
 from difftilt.conditions import unconditional
 from difftilt.guard import Guard, RewardError
+from difftilt.objective import Objective
+from difftilt.processes.gaussian import GaussianPolicy
+from difftilt.processes.schedule import cosine
 
 SAMPLES = torch.arange(4.0)[:, None]
 NAN, INF = float("nan"), float("inf")
@@ -52,6 +56,11 @@ GOOD = [0.0, 1.5, 2.0, 3.0]
         [np.float32(x) for x in GOOD],
         [torch.tensor(x) for x in GOOD],
         [0, 1.5, 2, 3],
+        np.array(GOOD, dtype=object),
+        pd.Series(GOOD),
+        pd.Series(GOOD, dtype="Float64"),
+        pd.Series(GOOD, dtype=object),
+        [torch.tensor(0.0), 1.5, np.float64(2), 3],
     ],
     ids=lambda answer: f"{type(answer).__name__} of {type(answer[0]).__name__}",
 )
@@ -86,6 +95,15 @@ def test_numbers_in_any_container_are_accepted(answer):
         ({"score": 1.0}, "returned a dict instead of"),
         (map(float, range(4)), "returned a map instead of"),
         ([object()] * 4, "returned a list of object instead of"),
+        ((torch.ones(4), {"info": 1}), "returned a tuple of (Tensor, dict) instead of one number"),
+        (([1.0] * 4, None), "returned a tuple of (list, NoneType) instead of one number"),
+        (np.ma.masked_array(GOOD, [False, True, False, False]), "returned a MaskedArray"),
+        (torch.ones(4).to_sparse(), "returned a tensor of layout torch.sparse_coo instead of"),
+        (pd.Series([1.0, None, 2.0, 3.0]), "returned nan for sample 1 of 4"),
+        (pd.Series([1.0, None, 2.0, 3.0], dtype="Float64"), "returned nan for sample 1 of 4"),
+        ([1.0, pd.NA, 2.0, 3.0], "returned <NA> for sample 1 of 4"),
+        ([1.0, torch.tensor(1.0), "2", 3.0], "returned a list of (float, Tensor, str, float) instead of"),
+        (pd.DataFrame({"score": GOOD}), "returned shape (4, 1) instead of"),
     ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
@@ -204,3 +222,102 @@ def test_half_precision_samples_and_conditions_can_be_cached():
     guard = Guard(lambda x, c: x[:, 0], cache=True)
     cond = {"embed": torch.ones(4, 2, dtype=torch.bfloat16)}
     assert guard(SAMPLES.bfloat16(), cond).tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("reward", "message"),
+    [
+        (lambda images, prompts, metadata: images.sum(1), r"takes 3 \(images, prompts, metadata\)"),
+        (lambda images: images.sum(1), r"takes 1 \(images\)"),
+        (lambda x, c, *, scale: x.sum(1), r"takes 3 \(x, c, scale\)"),
+    ],
+)
+def test_a_reward_of_other_arguments_is_refused_before_anything_is_drawn(reward, message):
+    with pytest.raises(RewardError, match=message):
+        Guard(reward)
+
+
+def test_what_can_take_samples_and_conditions_is_a_reward():
+    class Judge(torch.nn.Module):
+        def forward(self, x: Tensor, c: Any) -> Tensor:
+            return x[:, 0]
+
+    every: list[Any] = [Judge(), lambda x, c, scale=1: x[:, 0], lambda *given: given[0][:, 0]]
+    for reward in every:
+        assert Guard(reward)(SAMPLES, unconditional(4)).tolist() == [0, 1, 2, 3]
+
+
+class Oracle:
+    """Raises if it sees some of the bad samples, and remembers for which it gave an answer."""
+
+    def __init__(self, bad: set[int], error: BaseException):
+        self.bad, self.error, self.asked, self.answered = bad, error, 0, []
+
+    def __call__(self, x: Tensor, c: Any) -> Tensor:
+        rows = [int(i) for i in x[:, 0]]
+        self.asked += 1
+        if self.bad & set(rows):
+            raise self.error
+        self.answered += rows
+        return x[:, 0]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 70), st.sets(st.integers(0, 69), min_size=1), st.booleans(), st.booleans())
+def test_no_answer_is_paid_twice(count: int, bad: set[int], cache: bool, drop: bool):
+    bad = {row for row in bad if row < count} or {0}
+    oracle = Oracle(bad, OSError("busy"))
+    guard = Guard(oracle, on_error="drop" if drop else "stop", cache=cache)
+    x, cond = torch.arange(float(count))[:, None], unconditional(count)
+    if drop:
+        assert guard(x, cond).isnan().nonzero()[:, 0].tolist() == sorted(bad)
+        assert guard.failure == f"raised OSError (busy) for sample {min(bad)} of {count}"
+    else:
+        with pytest.raises(RewardError, match=rf"OSError \(busy\) for sample {min(bad)} of {count} "):
+            guard(x, cond)
+        assert guard.calls <= 2 * count and oracle.asked <= 2 + count.bit_length()
+    assert len(oracle.answered) == len(set(oracle.answered))
+    before, known = guard.calls, len(oracle.answered)
+    oracle.bad = set()
+    assert guard(x, cond).tolist() == list(range(count))
+    assert guard.calls - before == (count - known if cache else count)
+    assert guard.failure == ""
+
+
+@pytest.mark.parametrize("error", [SystemExit(2), type("Panic", (BaseException,), {})("rust")])
+def test_an_exit_is_a_failure_of_the_reward(error: BaseException):
+    with pytest.raises(RewardError, match=f"raised {type(error).__name__} .* for sample 2 of 4"):
+        Guard(Oracle({2}, error))(SAMPLES, unconditional(4))
+    value = Guard(Oracle({2}, error), on_error="drop")(SAMPLES, unconditional(4))
+    assert value.isnan().tolist() == [False, False, True, False]
+
+
+@pytest.mark.parametrize("on_error", ["stop", "drop"])
+def test_ctrl_c_is_not(on_error: Any):
+    with pytest.raises(KeyboardInterrupt):
+        Guard(Oracle({2}, KeyboardInterrupt()), on_error=on_error)(SAMPLES, unconditional(4))
+
+
+def test_where_every_sample_fails_the_first_cause_is_named():
+    reference = GaussianPolicy(torch.nn.Identity(), cosine(3), shape=(2,))
+    raises: Any = Oracle(set(range(9)), OSError("no licence"))
+    invalid: Any = lambda x, c: [NAN] * 4  # noqa: E731
+    for reward, cause in ((raises, "raised OSError .no licence."), (invalid, "returned nan")):
+        objective = Objective(Guard(reward, "dock", on_error="drop"), reference, 1.0)
+        with pytest.raises(RewardError, match=f"'dock' is valid for 0 of 4 .*: it {cause} for sample 0 of 4"):
+            objective.score(SAMPLES, unconditional(4))
+
+
+def test_answers_are_kept_though_the_reward_uses_its_memory_again():
+    memory = torch.zeros(4)
+    guard = Guard(lambda x, c: memory.copy_(x[:, 0]))
+    first = guard(SAMPLES, unconditional(4))
+    guard(SAMPLES + 1, unconditional(4))
+    assert first.tolist() == [0, 1, 2, 3]
+
+
+def test_a_reward_that_changes_its_input_keeps_the_gradient():
+    x = SAMPLES.clone().requires_grad_()
+    Guard(lambda x, c: x.mul_(2).square()[:, 0])(x, unconditional(4)).sum().backward()
+    assert x.grad is not None and x.grad.equal(8 * SAMPLES)
+    assert x.detach().equal(SAMPLES)

@@ -1,7 +1,9 @@
 """Any callable is a reward. The guard makes sure that what it returns is one."""
 
 import hashlib
+import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -9,7 +11,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from difftilt.conditions import as_bytes, context_keys, take
+from difftilt.conditions import as_bytes, context_keys, copied, take
 from difftilt.shapes import Cond, PerSample, Sample
 
 Reward = Callable[[Sample, Cond], PerSample]
@@ -29,12 +31,37 @@ class RewardError(ValueError):
     """A reward broke its contract. The message names the reward, the sample and the round."""
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """Samples that a reward is asked about.
+
+    Args:
+        rows: Which rows of the batch they are.
+        total: The size of that batch.
+        keys: What the cache calls them; none without a cache.
+    """
+
+    sample: Sample
+    cond: Cond
+    rows: Sequence[int]
+    total: int
+    keys: Sequence[str] = ()
+
+    def some(self, start: int, stop: int) -> "_Asked":
+        """Those from one place to another."""
+        index = torch.arange(start, stop, device=self.sample.device)
+        part = (self.sample[index], take(self.cond, index), self.rows[start:stop])
+        return _Asked(*part, self.total, self.keys[start:stop])
+
+
 class Guard:
     """Checks a reward's answers and counts its calls; nothing invalid is ever turned into a number.
 
+    The reward is shown copies: what it does to samples and conditions changes nothing elsewhere.
+
     Args:
-        reward: Maps (samples, conditions) to one finite number per sample: a tensor, array or list. If it
-            has `state_dict` and `load_state_dict`, what it learns is saved with the run.
+        reward: Maps (samples, conditions) to one finite number per sample: a tensor, array, column or list.
+            If it has `state_dict` and `load_state_dict`, what it learns is saved with the run.
         name: What messages call it; the function's own name by default.
         on_error: `stop` raises at the first bad value. `drop` marks bad samples with NaN, which
             `Objective.score` leaves out, and counts them in `dropped`.
@@ -44,6 +71,7 @@ class Guard:
     Attributes:
         calls: Samples scored so far.
         dropped: Samples dropped so far.
+        failure: What was wrong with the first bad sample of the last batch; empty if none was.
         round: What messages call the present round; set by the training loop.
     """
 
@@ -51,15 +79,24 @@ class Guard:
         self.reward, self.on_error = reward, on_error
         self.name = name or getattr(reward, "__name__", type(reward).__name__)
         self.calls, self.dropped, self.round = 0, 0, 0
+        self.failure = ""
+        self._raised: dict[int, str] = {}
         self._cache: dict[str, float] | None = {} if cache else None
+        _check_arguments(reward, self.name)
 
     def __call__(self, sample: Sample, cond: Cond) -> PerSample:
-        value = self._checked(sample, cond) if self._cache is None else self._remembered(sample, cond)
+        self.failure = ""
+        self._raised.clear()
+        value = self._fresh(sample, cond) if self._cache is None else self._remembered(sample, cond)
         bad = (~value.isfinite()).nonzero()[:, 0].tolist()
-        if bad and self.on_error == "stop":
-            raise self._error(f"returned {value[bad[0]].item()}", bad[0], len(value))
+        if not bad:
+            return value
+        returned = f"returned {value[bad[0]].item()}"
+        if self.on_error == "stop":
+            raise self._error(returned, bad[0], len(value))
+        self.failure = f"{self._raised.get(bad[0], returned)} for sample {bad[0]} of {len(value)}"
         self.dropped += len(bad)
-        return value.where(value.isfinite(), torch.nan) if bad else value
+        return value.where(value.isfinite(), torch.nan)
 
     def state_dict(self) -> dict[str, Any]:
         """The counters, the remembered answers, and the reward's own state, for a checkpoint.
@@ -93,6 +130,9 @@ class Guard:
         )
         return self.reward if isinstance(self.reward, Stateful) and not frozen else None
 
+    def _fresh(self, sample: Sample, cond: Cond) -> PerSample:
+        return self._checked(_Asked(sample, cond, range(len(sample)), len(sample)))
+
     def _remembered(self, sample: Sample, cond: Cond) -> PerSample:
         """Scores each new sample once. What failed is not remembered: it may work the next time."""
         known = {} if self._cache is None else self._cache
@@ -100,103 +140,177 @@ class Guard:
         first = {key: i for i, key in reversed(list(enumerate(keys))) if key not in known}
         fresh: dict[str, float] = {}
         if first:
-            rows = torch.tensor(sorted(first.values()), device=sample.device)
-            value = self._checked(sample[rows], take(cond, rows), rows.tolist(), len(sample))
-            fresh = dict(zip([keys[i] for i in rows.tolist()], value.tolist(), strict=True))
-            known |= {key: number for key, number in fresh.items() if np.isfinite(number)}
+            rows = sorted(first.values())
+            index, new = torch.tensor(rows, device=sample.device), [keys[i] for i in rows]
+            value = self._checked(_Asked(sample[index], take(cond, index), rows, len(sample), new))
+            fresh = dict(zip(new, value.tolist(), strict=True))
         numbers = [known.get(key, fresh.get(key, np.nan)) for key in keys]
         return torch.tensor(numbers, dtype=torch.float32, device=sample.device)
 
-    def _checked(
-        self, sample: Sample, cond: Cond, rows: list[int] | None = None, total: int = 0
-    ) -> PerSample:
-        """One number per sample; NaN or infinite where the reward said so or, on `drop`, failed.
-
-        Args:
-            rows: Which rows of the batch of `total` these samples are; all by default.
-        """
-        rows, total = (rows, total) if rows is not None else (list(range(len(sample))), len(sample))
-        try:
-            return self._call(sample, cond, rows, total)
-        except RewardError:
-            raise
-        except Exception as error:
-            return self._one_by_one(sample, cond, rows, total, error)
-
-    def _one_by_one(
-        self, sample: Sample, cond: Cond, rows: list[int], total: int, error: Exception
-    ) -> PerSample:
-        """Scores a batch that raised sample by sample: to drop the guilty ones, or to name the first."""
-        values = [torch.empty(0, device=sample.device)]
-        for i, row in enumerate(rows):
-            only = torch.tensor([i], device=sample.device)
-            try:
-                values.append(self._call(sample[only], take(cond, only), [row], total))
-            except RewardError:
-                raise
-            except Exception as cause:
-                if self.on_error == "stop":
-                    raise self._error(f"raised {_describe(cause)}", row, total) from cause
-                values.append(torch.full((1,), torch.nan, device=sample.device))
+    def _checked(self, asked: _Asked) -> PerSample:
+        """One number per sample; NaN or infinite where the reward said so or, on `drop`, failed."""
+        value = self._tried(asked)
+        if not isinstance(value, BaseException):
+            return value
         if self.on_error == "stop":
-            what = f"raised {_describe(error)} on {total} samples, but on none of them alone,"
-            raise self._error(what) from error
-        return torch.cat(values)
+            raise self._culprit(asked, value) from value
+        if len(asked.rows) == 1:
+            self._raised[asked.rows[0]] = f"raised {_describe(value)}"
+            return torch.full((1,), torch.nan, device=asked.sample.device)
+        each = [self._checked(asked.some(i, i + 1)) for i in range(len(asked.rows))]
+        return torch.cat(each)
 
-    def _call(self, sample: Sample, cond: Cond, rows: list[int], total: int) -> PerSample:
+    def _culprit(self, asked: _Asked, error: BaseException) -> RewardError:
+        """What to say of a batch that raised: which sample is the first that does so alone, if any does.
+
+        It lies in the first half if that raises, else in the second one, and so on: no answer is paid twice.
+        """
+        part, alone = asked, len(asked.rows) == 1
+        cause = error
+        while not alone:
+            half = max(len(part.rows) // 2, 1)
+            answer = self._tried(part.some(0, half))
+            if isinstance(answer, BaseException):
+                part, cause, alone = part.some(0, half), answer, half == 1
+            elif len(part.rows) == 1:
+                what = f"raised {_describe(error)} on {asked.total} samples, but on none of them alone"
+                return self._error(f"{what} as far as they were tried,")
+            else:
+                part = part.some(half, len(part.rows))
+        return self._error(f"raised {_describe(cause)}", part.rows[0], asked.total)
+
+    def _tried(self, asked: _Asked) -> PerSample | BaseException:
+        """The reward's answer, or what it raised: also an attempt to exit, but not Ctrl-C."""
+        try:
+            return self._call(asked)
+        except (RewardError, KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException as error:  # a library that exits must not end the run
+            return error
+
+    def _call(self, asked: _Asked) -> PerSample:
         """The answer as one float32 number per sample, or as float64 if it is, with its gradient."""
-        self.calls += len(sample)
-        answer = self.reward(sample, cond)
-        if isinstance(answer, list | tuple):
-            for row, item in zip(rows, answer, strict=False):
-                if item is None and self.on_error == "stop":
-                    raise self._error("returned None", row, total)
-            answer = _joined([np.nan if item is None else item for item in answer])
-        if isinstance(answer, np.ndarray) and answer.dtype.kind in "fiub":
-            answer = torch.as_tensor(answer.astype(np.float64 if answer.dtype == np.float64 else np.float32))
-        expected = f"one number for each of {len(sample)} samples"
-        if not isinstance(answer, Tensor) or answer.is_complex():
-            raise self._error(f"returned {_kind(answer)} instead of {expected}")
-        if answer.shape != (len(sample),):
-            raise self._error(f"returned shape {tuple(answer.shape)} instead of {expected}")
-        return answer.to(sample.device, torch.float64 if answer.dtype == torch.float64 else torch.float32)
+        count, device = len(asked.sample), asked.sample.device
+        self.calls += count
+        answer = self.reward(asked.sample.clone(), copied(asked.cond))
+        numbers = _numbers(answer, device)
+        expected = f"one number for each of {count} samples"
+        if numbers is None:
+            todo = "return the numbers alone" if isinstance(answer, tuple) else "mend the reward"
+            raise self._error(f"returned {_kind(answer)} instead of {expected}", todo=todo)
+        if self.on_error == "stop" and isinstance(answer, list | tuple):
+            for row, item in zip(asked.rows, answer, strict=False):
+                if _is_missing(item):
+                    raise self._error(f"returned {item}", row, asked.total)
+        if numbers.shape != (count,):
+            raise self._error(f"returned shape {tuple(numbers.shape)} instead of {expected}")
+        dtype = torch.float64 if numbers.dtype == torch.float64 else torch.float32
+        numbers = numbers.to(device, dtype, copy=True)  # the reward may use its own again
+        if self._cache is not None:
+            pairs = zip(asked.keys, numbers.tolist(), strict=True)
+            self._cache |= {key: number for key, number in pairs if np.isfinite(number)}
+        return numbers
 
-    def _error(self, what: str, row: int | None = None, total: int = 0) -> RewardError:
+    def _error(
+        self, what: str, row: int | None = None, total: int = 0, todo: str = "mend the reward"
+    ) -> RewardError:
         where = "" if row is None else f" for sample {row} of {total}"
         return RewardError(
-            f"reward '{self.name}' {what}{where} in round {self.round}; mend the reward"
+            f"reward '{self.name}' {what}{where} in round {self.round}; {todo}"
             + (", or drop such samples with on_error='drop'" if row is not None else "")
         )
 
 
-def _joined(items: Sequence[Any]) -> Any:
+def _check_arguments(reward: Reward, name: str) -> None:
+    """Raises RewardError unless a reward can be called with samples and conditions."""
+    try:
+        signature = inspect.signature(reward.forward if isinstance(reward, nn.Module) else reward)
+    except ValueError:  # some functions written in C do not say
+        return
+    except TypeError as error:
+        raise RewardError(
+            f"got a {type(reward).__name__} as a reward; give a function of (samples, conditions)"
+        ) from error
+    try:
+        signature.bind(None, None)
+    except TypeError as error:
+        kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        needed = [
+            p.name for p in signature.parameters.values() if p.kind not in kinds and p.default is p.empty
+        ]
+        raise RewardError(
+            f"reward '{name}' got 2 arguments, samples and conditions, but takes {len(needed)}"
+            f" ({', '.join(needed)}); make it a function of (samples, conditions), and put what else is known"
+            " of each sample into the conditions"
+        ) from error
+
+
+def _numbers(answer: Any, device: torch.device) -> Tensor | None:
+    """An answer in any container as a tensor, whose gradient stays; None if it holds no real numbers."""
+    if isinstance(answer, list | tuple):
+        return _listed(answer, device)
+    if isinstance(answer, Tensor):
+        return None if answer.is_complex() or answer.layout != torch.strided else answer
+    if isinstance(answer, np.ma.MaskedArray):
+        return None
+    if not isinstance(answer, np.generic) and getattr(answer, "__array__", None) is not None:
+        array = np.asarray(answer)
+        return _listed(array.tolist(), device) if array.dtype == object and array.ndim else _real(array)
+    return None
+
+
+def _listed(items: Sequence[Any], device: torch.device) -> Tensor | None:
     """A list of numbers as one tensor; float32 unless it holds tensors, whose gradients stay."""
-    if items and any(isinstance(item, Tensor) for item in items):
+    items = [np.nan if _is_missing(item) else item for item in items]
+    if any(isinstance(item, Tensor) for item in items):
+        if not all(isinstance(item, Tensor | int | float | np.number) for item in items):
+            return None
         shapes = {item.shape for item in items if isinstance(item, Tensor)}
-        return torch.stack([torch.as_tensor(item) for item in items]) if len(shapes) == 1 else items
+        if len(shapes) != 1 or any(item.is_complex() for item in items if isinstance(item, Tensor)):
+            return None
+        return torch.stack([torch.as_tensor(item, device=device) for item in items])
     try:
         array = np.asarray(items)
     except ValueError:  # ragged
-        return items
-    return array.astype(np.float32) if array.dtype.kind in "fiub" else items
+        return None
+    return _real(array.astype(np.float32)) if array.dtype.kind in "fiub" else None
+
+
+def _real(array: Any) -> Tensor | None:
+    if array.dtype.kind not in "fiub":
+        return None
+    wide = array.dtype.kind == "f" and array.dtype.itemsize >= 8
+    return torch.as_tensor(array.astype(np.float64 if wide else np.float32))
+
+
+def _is_missing(item: Any) -> bool:
+    """Whether an item stands for no number: None, a masked cell, or what tables put into empty cells."""
+    return item is None or item is np.ma.masked or type(item).__name__ == "NAType"
 
 
 def _kind(answer: Any) -> str:
     """What came instead of numbers, in a word or two."""
     if answer is None:
         return "None"
+    kind = type(answer).__name__
+    if isinstance(answer, np.ma.MaskedArray):
+        return f"a {kind}, in which numbers may be missing,"
+    if isinstance(answer, Tensor) and answer.layout != torch.strided:
+        return f"a tensor of layout {answer.layout}"
     if isinstance(answer, Tensor | np.ndarray):
         return f"numbers of type {answer.dtype}"
     if isinstance(answer, list | tuple) and answer:
-        return f"a {type(answer).__name__} of {type(answer[0]).__name__}"
-    return f"a {type(answer).__name__}"
+        types = [type(item).__name__ for item in answer]
+        inside = types[0] if len(set(types)) == 1 or len(types) > 4 else f"({', '.join(types)})"
+        return f"a {kind} of {inside}"
+    return f"a {kind}"
 
 
-def _describe(error: Exception) -> str:
+def _describe(error: BaseException) -> str:
     return f"{type(error).__name__} ({' '.join(str(error).split())[:200]})"
 
 
 def _keys(sample: Sample, cond: Cond) -> list[str]:
     """A hash of each sample and its conditions."""
-    keys = zip(sample, context_keys(cond), strict=True)
+    keys = zip(sample, context_keys(cond, lasting=True), strict=True)
     return [hashlib.sha256(as_bytes(row)).hexdigest() + key for row, key in keys]

@@ -48,7 +48,7 @@ class Objective:
         if len(valid) < min(2, len(reward)):
             raise RewardError(
                 f"reward '{self.reward.name}' is valid for {len(valid)} of {len(reward)} samples in round"
-                f" {self.reward.round}, too few to learn from; mend the reward"
+                f" {self.reward.round}, too few to learn from: it {self.reward.failure}; mend the reward"
             )
         return reward[valid], valid
 
@@ -121,6 +121,8 @@ def outcome(reward: PerSample, kl: PerSample, alpha: float) -> dict[str, Scalar]
     """Mean reward, KL in nats and J of samples, each with its standard error: never one alone."""
     numbers = {"reward": reward, "kl_nats": kl, "objective": reward - alpha * kl}
     means = {name: x.mean() for name, x in numbers.items()}
+    if len(reward) == 1:  # which says nothing of its error
+        return means | {f"{name}_se": torch.full_like(x[0], torch.nan) for name, x in numbers.items()}
     return means | {f"{name}_se": x.std() / len(x) ** 0.5 for name, x in numbers.items()}
 
 

@@ -1,6 +1,7 @@
 """Names for shapes, used in every signature. Checked at run time by the tests, free otherwise."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
@@ -31,7 +32,7 @@ Some = Float[Tensor, "_"]  # one number for some of the samples
 Levels = Float[Tensor, " level"]  # one number per noise level, the least noisy first
 Times = Shaped[Tensor, " level"]  # what a network is told at each level
 Statistic = Float[Tensor, "*step batch"]  # PerSample or PerStep
-Cond = Mapping[str, Tensor | list[str]]  # every value has length batch
+Cond = Mapping[str, Any]  # a tensor, an array or a list of anything, one entry per sample
 Points = Float[Tensor, " point"]  # one number per point of a grid, or per state of a finite chain
 Mask = Bool[Tensor, " point"]  # whether something holds, per point
 LogWeights = Float[Tensor, "population particle"]

@@ -1,5 +1,9 @@
 """Text to tokens and back, and one sentence for every row that is no sequence."""
 
+from typing import Any
+
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -72,3 +76,49 @@ def test_repeated_rows_are_fine_unless_refused():
 def test_a_token_without_a_letter_is_named(token: int):
     with pytest.raises(ValueError, match=f"row 2 holds token {token} at position 3"):
         spell(torch.tensor([[0, 1, 2], [0, 0, token]]), DNA)
+
+
+WORDS = ["ACGT", "TTCA"]
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [tuple(WORDS), np.array(WORDS), np.array(WORDS, object), pd.Series(WORDS, index=[5, 6]), iter(WORDS)],
+    ids=lambda lines: type(lines).__name__,
+)
+def test_words_come_in_any_container(lines: Any):
+    assert encode(lines, DNA).tolist() == [[0, 1, 2, 3], [3, 3, 1, 0]]
+
+
+@pytest.mark.parametrize("missing", [None, float("nan"), np.nan, pd.NA])
+@pytest.mark.parametrize("column", [list, pd.Series, lambda rows: np.array(rows, object)])
+def test_a_missing_cell_is_named_by_its_row(missing: Any, column: Any):
+    with pytest.raises(ValueError, match="row 3 is missing"):
+        encode(column(["ACGT", missing]), DNA, first=2)
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("ACGT", "got one text (ACGT), but a list"),
+        (b"ACGT", "got one text"),
+        ([b"ACGT"], "row 1 must be text, but got a bytes"),
+        (["ACGT", 5], "row 2 must be text, but got a int (5)"),
+        (np.array([["ACGT"]]), "row 1 must be text, but got a ndarray"),
+    ],
+)
+def test_what_is_no_list_of_words_is_refused(lines: Any, message: str):
+    with pytest.raises(ValueError) as error:
+        encode(lines, DNA)
+    assert str(error.value).startswith(message)
+
+
+def test_tokens_come_as_arrays_and_lists_too():
+    for tokens in ([[0, 1]], np.array([[0, 1]]), torch.tensor([[0, 1]], dtype=torch.uint8)):
+        assert spell(tokens, DNA) == ["AC"]
+
+
+@pytest.mark.parametrize("tokens", [torch.tensor([0, 1]), [[0], [0, 1]], torch.zeros(1, 2), [[None]], "AC"])
+def test_what_is_no_rows_of_tokens_is_refused(tokens: Any):
+    with pytest.raises(ValueError, match="tokens must be rows of whole numbers"):
+        spell(tokens, DNA)

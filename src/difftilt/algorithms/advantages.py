@@ -6,6 +6,7 @@ from torch import Tensor
 from difftilt.shapes import Index, PerSample, PerStep, Scalar, Statistic
 
 EPS = 1e-6
+LEAST = 0.25  # of the usual deviation: no group counts more than four usual ones
 
 
 def centre(returns: PerStep) -> PerStep:
@@ -32,6 +33,27 @@ def spread(returns: Statistic, ids: Index) -> Statistic:
     """The standard deviation within each sample's group, kept above zero."""
     deviation = returns - group_mean(returns, ids)  # first, or large means cost all digits
     return group_mean(deviation.square(), ids).sqrt() + EPS
+
+
+def group_scale(returns: Statistic, ids: Index, alpha: float) -> Statistic:
+    """What divides the loss of each sample's group: its deviation, but at least a quarter of the usual one.
+
+    Else a group of nearly equal returns, or one of a single member, would outweigh all others.
+
+    Args:
+        ids: Group of each sample.
+        alpha: Returns per nat.
+    """
+    usual = (returns - group_mean(returns, ids)).square().mean(-1, keepdim=True).sqrt()
+    return floor(spread(returns, ids).maximum(LEAST * usual), alpha)
+
+
+def floor(scale: Tensor, alpha: float) -> Tensor:
+    """A scale of returns that can divide a loss: at least what a tenth of a nat is worth.
+
+    Returns that differ by less say nothing, and divided by their deviation the KL would drown all else.
+    """
+    return scale.clamp(min=0.1 * alpha)
 
 
 def leave_one_out(returns: PerStep, ids: Index) -> PerStep:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from difftilt.algorithms import advantages
-from difftilt.conditions import batch_size, context, shuffled, some_rows, take
+from difftilt.conditions import batch_size, context, some_rows, take
 from difftilt.objective import Algorithm, Loss, Objective, Value, outcome
-from difftilt.policy import Policy, decide, reversing
+from difftilt.policy import Policy, deal_rows, decide, reversing
 from difftilt.samplers.choices import AnySampler
 from difftilt.samplers.result import Steered
 from difftilt.samplers.smc import SMC
@@ -64,7 +64,7 @@ class Distill(Algorithm):
         stats |= _numbers(steered) | {"ess": advantages.effective_share(weight)}
         samples, decisions = len(weight), policy.steps + 1
         for _ in range(self.epochs):
-            for index in shuffled(decisions * samples, self.minibatches, weight.device):
+            for index in deal_rows(decisions, samples, self.minibatches, device=weight.device):
                 cost = self._cost(policy, steered, index)
                 yield Loss((weight[index % samples] * cost).mean() * decisions, stats)
 

@@ -15,7 +15,7 @@ from difftilt.conditions import batch_size, context, repeat, take
 from difftilt.objective import Algorithm, Loss, Objective, to_go
 from difftilt.policy import Policy, check_ratio, decide
 from difftilt.settings import Count
-from difftilt.shapes import Cond
+from difftilt.shapes import Cond, Counts
 
 
 @dataclass(eq=False)
@@ -27,11 +27,13 @@ class GRPO(Algorithm):
 
     Deviations from the paper, which keep the maximum of J where it is: the KL is the closed form in nats
     and is divided by the same deviation, so that alpha keeps its meaning; and the KL that a decision causes
-    later counts in its advantage, to which the paper's penalty is blind.
+    later counts in its advantage, to which the paper's penalty is blind. A group's deviation counts as a
+    quarter of the usual one at least, so that a group of equal rewards keeps its KL and outweighs no other.
 
     Args:
-        group_size: Samples per context, at least 2. A batch of n conditions gives n samples: every
-            `group_size`-th condition is kept and repeated.
+        group_size: Samples per context, at least 2. A batch that asks for each context a multiple of
+            `group_size` times is sampled as it is, in any order. Of n contexts that all differ, every
+            `group_size`-th is kept and repeated, and each round begins with the next; so n samples are drawn.
         clip: Range of the ratio, in (0, 1).
         clip_per_dim: Clip the ratio per dimension instead, w^(1 / D).
         epochs: Passes over the rows of a round, at least 1.
@@ -49,13 +51,13 @@ class GRPO(Algorithm):
         self.register_buffer("checked", torch.tensor(False))
 
     def losses(self, policy: Policy, objective: Objective, cond: Cond) -> Iterator[Loss]:
-        seen = objective.sample(policy, self._groups(cond))
+        seen = objective.sample(policy, self._groups(cond, objective.reward.round))
         path, alpha = seen.path, objective.alpha
         if not self.checked:
             check_ratio(policy, path)
             self.checked.fill_(True)
         ids = context(path.cond)
-        spread = advantages.spread(seen.reward, ids).expand_as(seen.kl)
+        spread = advantages.group_scale(seen.reward, ids, alpha).expand_as(seen.kl)
         returns = seen.reward - alpha * (to_go(seen.kl) - seen.kl)
         advantage = (advantages.group(returns, ids) / spread).flatten()
         dimensions = path.states[0, 0].numel() if self.clip_per_dim else 1
@@ -71,12 +73,27 @@ class GRPO(Algorithm):
                 loss = alpha * step.kl(base) / spread.flatten()[index] - gain
                 yield Loss(loss.mean() * len(path.log_prob), seen.stats())
 
-    def _groups(self, cond: Cond) -> Cond:
-        count = batch_size(cond) // self.group_size
-        if not count:
+    def _groups(self, cond: Cond, round: int) -> Cond:
+        size, batch = self.group_size, batch_size(cond)
+        members = torch.bincount(context(cond))
+        if 1 < len(members) < batch:
+            self._check_members(cond, members)
+            return cond
+        if batch < size:
             raise ValueError(
-                f"a batch of {batch_size(cond)} holds no group of {self.group_size};"
-                " enlarge the batch or lower group_size"
+                f"a batch of {batch} holds no group of {size}; enlarge the batch or lower group_size"
             )
-        rows = torch.arange(count) * self.group_size
-        return repeat(take(cond, rows), self.group_size)
+        rows = (torch.arange(batch // size) * size + round) % batch
+        return repeat(take(cond, rows), size)
+
+    def _check_members(self, cond: Cond, members: Counts) -> None:
+        """Raises ValueError if some context is not asked for a multiple of `group_size` times."""
+        ragged = (members % self.group_size).nonzero()[:, 0].tolist()
+        if ragged:
+            row = context(cond).tolist().index(ragged[0])
+            asked = {name: value[row] for name, value in take(cond, torch.arange(row + 1)).items()}
+            raise ValueError(
+                f"got context {str(asked)[:200]} {members[ragged[0]]} times, which makes no groups of"
+                f" {self.group_size}; repeat each context a multiple of that, change group_size, or give"
+                " contexts that all differ"
+            )

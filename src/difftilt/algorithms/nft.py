@@ -76,7 +76,7 @@ class NFT(Algorithm):
         seen = objective.sample(self.old, cond)
         good = self._good(seen)
         for _ in range(self.epochs):
-            for index in shuffled(len(good) * self.levels, self.minibatches, good.device):
+            for index in shuffled(len(good) * self.levels, self.minibatches, good.device, again=True):
                 row = index % len(good)
                 chains = seen.path.chains(row)
                 loss = self._loss(policy, self.old, objective.reference, chains, good[row])

@@ -47,7 +47,8 @@ class PPO(Algorithm):
             learned `critic`, or the `path`: the batch's mean and alpha times the log-ratios so far, which at
             the optimum is the soft value of x_t, so that the gradient's noise ends there. No context is
             divided by its own deviation: that would give it its own alpha.
-        normalize: Divide the loss by the root mean square of the advantages.
+        normalize: Divide the loss by the root mean square of the advantages, or by alpha / 10 if that is
+            more.
         kl: Where the KL counts: in the `reward` (sampled log-ratios of this and later decisions), in the
             `loss` (closed form, each decision blind to what it causes later, as in DPOK), or in `both`
             (later decisions' closed-form KL in the reward, the present one's in the loss: less variance).
@@ -81,7 +82,8 @@ class PPO(Algorithm):
             self.checked = True
         returns = self._returns(seen)
         advantage = self._advantage(returns, seen)
-        scale = advantage.square().mean().sqrt() + advantages.EPS if self.normalize else 1.0
+        deviation = advantage.square().mean().sqrt() + advantages.EPS
+        scale = advantages.floor(deviation, alpha) if self.normalize else 1.0
         dimensions = path.states[0, 0].numel() if self.clip_per_dim else 1
 
         for _ in range(self.epochs):
@@ -127,7 +129,7 @@ class PPO(Algorithm):
 
     def _running_mean(self, seen: Experience) -> PerSample:
         """Each context's mean reward over past rounds; the batch's where too few are known."""
-        keys = context_keys(seen.path.cond)
+        keys = context_keys(seen.path.cond, lasting=True)
         known = [self.history[key] for key in keys]
         mean = [sum(h) / len(h) if len(h) >= MIN_HISTORY else seen.reward.mean().item() for h in known]
         for key, reward in zip(keys, seen.reward.tolist(), strict=True):

@@ -89,11 +89,12 @@ class RewardWeighted(Algorithm):
         return weight.expand_as(seen.kl)
 
     def _selected(self, reward: PerSample, ids: Index) -> PerSample:
-        """1 / keep for the best, 0 for the others."""
+        """The same for the best, 0 for the others; its mean is 1 in each context for `top`."""
         if self.select == "top":
             better = (reward[None] > reward[:, None]) & (ids[None] == ids[:, None])
             rank = better.sum(1) / torch.bincount(ids)[ids]
-            return (rank < self.keep).double() / self.keep
+            chosen = (rank < self.keep).double()
+            return chosen / advantages.group_mean(chosen, ids)  # of equal rewards all are chosen
         self.history.extend(reward.tolist())
         threshold = torch.tensor(list(self.history)).quantile(1 - self.keep)
         return (reward >= threshold).double() / self.keep

@@ -14,7 +14,7 @@ import torch
 
 from difftilt.algorithms import advantages, replay
 from difftilt.algorithms.replay import Scored
-from difftilt.conditions import context, shuffled
+from difftilt.conditions import batch_size, context, copied, shuffled
 from difftilt.objective import Algorithm, Loss, Objective
 from difftilt.policy import (
     Policy,
@@ -75,15 +75,16 @@ class TrajectoryBalance(Algorithm):
             self.flow = ValueNetwork(policy, cond, self._asked(cond))
 
     def losses(self, policy: Policy, objective: Objective, cond: Cond) -> Iterator[Loss]:
+        self._check_batch(cond)
         seen, pool = replay.draw(objective, policy, cond, self.explore, self.temperature)
         prior, end = self._prior(policy, pool), pool.reward / objective.alpha
         if self.density is not None:
-            end = end + self.density(pool.path.states[-1], pool.path.cond)
+            end = end + self.density(pool.path.states[-1].clone(), copied(pool.path.cond))
         if self.flow is not None:
             self.flow.calibrate(end - pool.path.log_prob.sum(0) + prior.sum(0))
         tuned = tunes_start(policy, cond)
         for _ in range(self.epochs):
-            for index in shuffled(len(pool), self.minibatches, end.device):
+            for index in shuffled(len(pool), self.minibatches, end.device, again=True):
                 path = pool.path.chains(index)
                 ratio = path_log_prob(policy, path, recompute=self.recompute) - prior[:, index]
                 if self.balance == "detailed":
@@ -91,6 +92,23 @@ class TrajectoryBalance(Algorithm):
                 else:
                     delta = self._chain(path, ratio.sum(0) - end[index], tuned)[None]
                 yield Loss(delta.square().sum(0).mean() / 2, seen.stats())
+
+    def _check_batch(self, cond: Cond) -> None:
+        """Raises ValueError if chains are to be compared and have none to be compared with."""
+        if self.log_z != "batch" or self.balance != "trajectory":
+            return
+        batch = batch_size(cond)
+        if batch < 2 * self.minibatches:
+            raise ValueError(
+                f"log_z 'batch' compares chains of a minibatch, but got a batch of {batch} for"
+                f" {self.minibatches} minibatches; enlarge the batch or take fewer minibatches"
+            )
+        if context(cond).max() + 1 == batch:
+            raise ValueError(
+                "log_z 'batch' compares chains of one context, but all"
+                f" {batch // self.minibatches} of a minibatch differ; repeat the contexts, or use log_z"
+                " 'conditional'"
+            )
 
     def _prior(self, policy: Policy, pool: Scored) -> PerStep:
         """What each decision's log p is balanced with."""
@@ -104,13 +122,7 @@ class TrajectoryBalance(Algorithm):
     def _chain(self, path: Trajectory, ratio: PerSample, tuned: bool) -> PerSample:
         """delta of whole chains; `ratio` lacks log Z only."""
         if self.log_z == "batch":
-            ids = context(path.cond).to(ratio.device)
-            if len(ids) > 1 and ids.max() + 1 == len(ids):
-                raise ValueError(
-                    f"log_z 'batch' compares chains of one context, but all {len(ids)} of a minibatch differ;"
-                    " repeat the contexts, or use log_z 'conditional'"
-                )
-            return advantages.group(ratio[None], ids)[0]
+            return advantages.group(ratio[None], context(path.cond).to(ratio.device))[0]
         seen = 0 if tuned or self.log_z == "scalar" else len(ratio)  # the row before or after x_T is drawn
         return ratio + self._flow(path.transitions(torch.arange(len(ratio), device=ratio.device) + seen))
 

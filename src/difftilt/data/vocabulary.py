@@ -1,6 +1,7 @@
 """Text to tokens and back."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,19 +14,21 @@ PROTEIN = "ACDEFGHIKLMNPQRSTVWY"
 
 
 def encode(
-    lines: Sequence[str], alphabet: str, length: int | None = None, unique: bool = False, first: int = 1
+    lines: Iterable[Any], alphabet: str, length: int | None = None, unique: bool = False, first: int = 1
 ) -> Tokens:
     """One row of tokens per line: token k stands for the k-th letter of the alphabet.
 
     Args:
-        lines: Words of one length, in letters of the alphabet.
+        lines: Words of one length, in letters of the alphabet: a list, an array, a column of a table.
         length: Of every word; that of the first by default.
         unique: Refuse words that came before.
         first: What messages call the first line, for instance 2 below a header.
 
     Raises:
-        ValueError: For the first row that is empty, too short or long, has another letter, or repeats one.
+        ValueError: For the first row that is missing, empty, too short or long, has another letter, or
+            repeats one; and for text that is no list of words.
     """
+    lines = words(lines, first)
     if not lines:
         raise ValueError("there are no sequences: at least one row is needed")
     length = len(lines[0]) if length is None else length
@@ -52,10 +55,46 @@ def encode(
     return torch.from_numpy(tokens)
 
 
-def spell(tokens: Tokens, alphabet: str) -> list[str]:
-    """One word per row of tokens."""
-    check_tokens(tokens, alphabet)
-    letters = np.array(list(alphabet))[tokens.cpu().numpy()]
+def words(lines: Iterable[Any], first: int = 1) -> list[str]:
+    """The text of every row of a list, an array, or a column of a table.
+
+    Args:
+        first: What messages call the first row.
+
+    Raises:
+        ValueError: For a text that is no list of them, and for the first row that holds no text.
+    """
+    if isinstance(lines, str | bytes):
+        raise ValueError(
+            f"got one text ({str(lines)[:60]}), but a list of them is expected: write [text] for a single one"
+        )
+    rows = list(lines)
+    for row, line in enumerate(rows, first):
+        if isinstance(line, str):
+            continue
+        if line is None or type(line).__name__ == "NAType" or (isinstance(line, float) and line != line):
+            raise ValueError(f"row {row} is missing (got {line}): remove it, or write its text")
+        raise ValueError(f"row {row} must be text, but got a {type(line).__name__} ({str(line)[:60]})")
+    return rows
+
+
+def spell(tokens: Any, alphabet: str) -> list[str]:
+    """One word per row of tokens: a tensor, an array, or a list of lists.
+
+    Raises:
+        ValueError: If these are no rows of whole numbers, each of which stands for a letter.
+    """
+    try:
+        rows = torch.as_tensor(tokens)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError("tokens must be rows of whole numbers, all of one length") from error
+    if rows.ndim != 2 or rows.is_floating_point() or rows.is_complex() or rows.dtype == torch.bool:
+        raise ValueError(
+            f"tokens must be rows of whole numbers, but got {rows.dtype} of shape {tuple(rows.shape)};"
+            " write tokens[None] for a single word"
+        )
+    check_tokens(rows.long(), alphabet)
+    letters = np.array(list(alphabet))[rows.long().cpu().numpy()]
     return ["".join(row) for row in letters]
 
 

@@ -155,10 +155,11 @@ def plan(job: Job) -> dict[str, Any]:
 
 def per_process(training: Training, accelerator: Accelerator) -> int:
     """The conditions of a round that fall to each process."""
-    share = training.batch // accelerator.num_processes
-    if not share:
+    share, left = divmod(training.batch, accelerator.num_processes)
+    if left or not share:
         raise ValueError(
-            f"a batch of {training.batch} cannot be shared by {accelerator.num_processes} processes; raise it"
+            f"got a batch of {training.batch}, which {accelerator.num_processes} processes cannot share"
+            " equally; make it a multiple of their number"
         )
     return share
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from difftilt.conditions import concat
 from difftilt.shapes import Cond, Output, State
 
 
@@ -29,12 +30,7 @@ class ClassifierFreeGuidance(nn.Module):
             raise ValueError(
                 f"guidance away from {missing} needs conditions of that name, but {[*cond]} came"
             )
-        both: dict[str, Tensor | list[str]] = {}
-        for name, value in cond.items():
-            if isinstance(value, Tensor):
-                blank = self.get_buffer(f"null_{name}").expand_as(value) if name in self.asked else value
-                both[name] = torch.cat([value, blank])
-            else:
-                both[name] = value + value
+        blanks = {name: self.get_buffer(f"null_{name}").expand_as(cond[name]) for name in self.asked}
+        both = concat([cond, {**cond, **blanks}])
         asked, blank = self.network(torch.cat([x, x]), torch.cat([time, time]), both).chunk(2)
         return blank + self.scale * (asked - blank)

@@ -188,7 +188,7 @@ def _forget(cond: Cond, null: Mapping[str, Tensor], drop: float) -> Cond:
     """Replaces all conditions of a random share of the samples by null."""
     if not null:
         return cond
-    forgotten: dict[str, Tensor | list[str]] = dict(cond)
+    forgotten = dict(cond)
     lost = torch.rand(len(cond[next(iter(null))])) < drop
     for name, blank in null.items():
         value = cond[name]

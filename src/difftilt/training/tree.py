@@ -4,11 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-# Nested mappings and lists of tensors, numbers, texts and None
+# Nested mappings and lists of tensors, arrays, numbers, texts and None
 Tree = Any
+_MARKS = {"__tensor__", "__array__", "__items__"}  # which a mapping of the user's may not be taken for
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,12 @@ def pack(tree: Tree) -> Packed:
     """
     tensors: dict[str, Tensor] = {}
     plain = _pack(tree, "", tensors)
-    flat = isinstance(tree, Mapping) and tree.keys() == tensors.keys()
+    flat = isinstance(tree, Mapping) and all(isinstance(value, Tensor) for value in tree.values())
     return Packed(None if flat else plain, tensors)
 
 
 def unpack(packed: Packed) -> Tree:
-    """The tree; tuples have become lists."""
+    """The tree; tuples have become lists, and so have arrays of anything but numbers."""
     return dict(packed.tensors) if packed.plain is None else _unpack(packed.plain, packed.tensors)
 
 
@@ -45,19 +47,23 @@ def _pack(tree: Tree, path: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(tree, Tensor):
         tensors[path] = tree.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         return {"__tensor__": path}
+    if isinstance(tree, np.ndarray) and tree.dtype.kind in "fiub":
+        return {"__array__": _pack(torch.from_numpy(tree.copy()), path, tensors)}
+    if isinstance(tree, np.generic):
+        tree = tree.item()
     inner = f"{path}." if path else ""
     if isinstance(tree, Mapping):
         items = {key: _pack(value, f"{inner}{key}", tensors) for key, value in tree.items()}
-        if all(isinstance(key, str) for key in items):
+        if all(isinstance(key, str) for key in items) and not items.keys() & _MARKS:
             return items
         return {"__items__": [[key, value] for key, value in items.items()]}
-    if isinstance(tree, list | tuple):
+    if isinstance(tree, list | tuple | np.ndarray):
         return [_pack(value, f"{inner}{i}", tensors) for i, value in enumerate(tree)]
     if tree is None or isinstance(tree, bool | int | float | str):
         return tree
     raise ValueError(
         f"'{path}' in a state is of type {type(tree).__name__}, which a checkpoint cannot hold;"
-        " return tensors, numbers, texts, lists and dicts from state_dict"
+        " hold tensors, arrays, numbers, texts, lists and dicts only"
     )
 
 
@@ -68,5 +74,7 @@ def _unpack(plain: Any, tensors: Mapping[str, Tensor]) -> Tree:
         return plain
     if "__tensor__" in plain:
         return tensors[plain["__tensor__"]]
+    if "__array__" in plain:
+        return _unpack(plain["__array__"], tensors).numpy()
     items = plain.get("__items__", plain.items())
     return {key: _unpack(value, tensors) for key, value in items}

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from difftilt.data.vocabulary import words
 from difftilt.domains.diffusers.scheduler import scheduler_chain
 from difftilt.networks.adapters import load_peft, without_adapters
 from difftilt.networks.guidance import ClassifierFreeGuidance
@@ -147,12 +148,13 @@ def _encoder(pipe: "StableDiffusionPipeline") -> Encode:
     device, dtype = pipe.unet.device, pipe.unet.dtype  # asked before adapters of another dtype join
 
     def encode(prompts: Sequence[str]) -> Cond:
+        prompts = words(prompts)
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in known]
         if new:
             with torch.no_grad():
                 embed, _ = pipe.encode_prompt(new, device, 1, False)
             known.update(zip(new, embed.to(dtype), strict=True))
-        return {"prompt": list(prompts), "embed": torch.stack([known[prompt] for prompt in prompts])}
+        return {"prompt": prompts, "embed": torch.stack([known[prompt] for prompt in prompts])}
 
     return encode
 
