@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from difftilt.evaluation.estimate import Change, Number, log_best_of
+from difftilt.evaluation.estimate import Change, Estimate, log_best_of
 from difftilt.evaluation.plots import curve, histogram
 from difftilt.evaluation.report import outcome, write_report
 from difftilt.evaluation.run_folder import read_run
@@ -162,8 +162,8 @@ def test_the_check_for_outside_resources_can_fail():
 def test_page_shows_what_the_folder_says(finished: Path):
     page = (finished / "report.html").read_text(encoding="utf-8")
     summary = json.loads((finished / "summary.json").read_text())
-    assert Number(summary["reward"], summary["reward_se"]).mean in page
-    assert Number(summary["before"]["reward"], summary["before"]["reward_se"]).mean in page
+    assert Estimate(summary["reward"], summary["reward_se"]).mean in page
+    assert Estimate(summary["before"]["reward"], summary["before"]["reward_se"]).mean in page
     for text in ("3,100,000", "15,360", "2 min 28 s", "algorithm.clip", "2.13.0", "--target 3", "p(target)"):
         assert text in page
     assert "missing" not in page
@@ -235,12 +235,12 @@ def test_an_unfinished_run_shows_its_rounds(folder: Path):
     (folder / "metrics.jsonl").write_text("\n".join(rows[: 20 * STEPS]) + "\n" + rows[-1][:30])
     page = page_of(folder)
     last = json.loads(rows[20 * STEPS - 1])
-    assert Number(last["reward"], last["reward_se"]).mean in page and "first round" in page
+    assert Estimate(last["reward"], last["reward_se"]).mean in page and "first round" in page
     assert "1 unreadable row of metrics.jsonl" in page
     before = {"reward": -5.25, "reward_se": 0.01, "gold": {}}
     (folder / "before.json").write_text(json.dumps(before))
     page = page_of(folder)
-    assert Number(-5.25, 0.01).mean in page and "first round" not in page
+    assert Estimate(-5.25, 0.01).mean in page and "first round" not in page
 
 
 def test_rounds_are_shown_once_however_many_steps_they_took(finished: Path):
@@ -279,23 +279,23 @@ def test_what_is_no_run_is_refused_in_one_sentence(tmp_path: Path):
 
 
 def rise(before: float, after: float, se: float = 0.01) -> Change:
-    return Change(Number(before, se), Number(after, se))
+    return Change(Estimate(before, se), Estimate(after, se))
 
 
 GOOD = Outcome(
     alpha=0.1,
     reward=rise(-4, -0.1),
-    kl=Number(2.5, 0.02),
+    kl=Estimate(2.5, 0.02),
     objective=rise(-4, -0.35),
     gold={"judge": rise(0.1, 0.98)},
     diversity=rise(3, 2),
-    rounds=[Number(-4 * math.exp(-i / 2), 0.01) for i in range(40)],
-    ceiling=Number(-0.25, 0.01),
+    rounds=[Estimate(-4 * math.exp(-i / 2), 0.01) for i in range(40)],
+    ceiling=Estimate(-0.25, 0.01),
     target_kl=2.6,
     ess=[0.4] * 40,
     samples=512,
 )
-RISING = [Number(i / 40, 0.01) for i in range(40)]
+RISING = [Estimate(i / 40, 0.01) for i in range(40)]
 RULES = {
     "raised the mean reward from": {},
     "rose from 0.100 ± 0.010 to 0.980": {},
@@ -312,11 +312,11 @@ RULES = {
     "now the reward is 0.900 ± 0.014 higher: that part is over-optimisation": {
         "gold": {"judge": rise(-4.01, -1)}
     },
-    "hardly moved": {"kl": Number(0.01, 0.01)},
+    "hardly moved": {"kl": Estimate(0.01, 0.01)},
     "A KL above 10 nats is large: the pretrained model would hardly ever take these paths. A larger": {
-        "kl": Number(11, 0.1)
+        "kl": Estimate(11, 0.1)
     },
-    "costs next to nothing here, so the samples collapse": {"kl": Number(11, 0.1), "alpha": 1e-6},
+    "costs next to nothing here, so the samples collapse": {"kl": Estimate(11, 0.1), "alpha": 1e-6},
     "That is the KL asked for, 2.6 nats, which alpha was moved to 0.1 for": {},
     "above its target of 2": {"target_kl": 2},
     "below its target of 3": {"target_kl": 3},
@@ -357,7 +357,7 @@ def test_each_rule_is_silent_on_a_good_run(phrase: str):
         ("which training never saw, rose", {"gold": {"judge": rise(0.5, 0.52)}}),
         ("less that price, rose", {"objective": rise(-4, -4.02)}),
         ("of the way", {"objective": rise(-4, -4.02)}),
-        ("keeping the best of", {"kl": Number(0.01, 0.01)}),
+        ("keeping the best of", {"kl": Estimate(0.01, 0.01)}),
     ],
 )
 def test_no_achievement_is_claimed_within_the_error_bars(phrase: str, change: dict):
@@ -365,8 +365,8 @@ def test_no_achievement_is_claimed_within_the_error_bars(phrase: str, change: di
 
 
 def test_a_trend_needs_to_be_clear_and_to_matter():
-    noisy = [replace(number, se=2.0) for number in RISING]
-    slight = [Number(-4.0, 0.001)] + [Number(0.0005 * i, 0.001) for i in range(39)]
+    noisy = [number._replace(se=2.0) for number in RISING]
+    slight = [Estimate(-4.0, 0.001)] + [Estimate(0.0005 * i, 0.001) for i in range(39)]
     assert "at the end" not in said(replace(GOOD, rounds=noisy))
     assert "at the end" not in said(replace(GOOD, rounds=slight))
 
@@ -447,22 +447,22 @@ def test_best_of_n_inverts_its_kl(n: int):
 @pytest.mark.parametrize(
     ("number", "text"),
     [
-        (Number(0.97312, 0.0041), "0.973 ± 0.004"),
-        (Number(-5.2134, 0.15), "\N{MINUS SIGN}5.21 ± 0.15"),
-        (Number(12345.6, 42), "12346 ± 42"),
-        (Number(0.5), "0.5"),
-        (Number(0, 0), "0"),
+        (Estimate(0.97312, 0.0041), "0.973 ± 0.004"),
+        (Estimate(-5.2134, 0.15), "\N{MINUS SIGN}5.21 ± 0.15"),
+        (Estimate(12345.6, 42), "12346 ± 42"),
+        (Estimate(0.5), "0.5"),
+        (Estimate(0, 0), "0"),
     ],
 )
-def test_numbers_show_as_many_digits_as_their_error_bar_supports(number: Number, text: str):
+def test_numbers_show_as_many_digits_as_their_error_bar_supports(number: Estimate, text: str):
     assert str(number).replace("\N{NO-BREAK SPACE}", " ") == text
 
 
 def test_differences_add_their_errors_in_squares():
-    difference = Number(1, 0.3) - Number(0, 0.4)
+    difference = Estimate(1, 0.3) - Estimate(0, 0.4)
     assert difference.se == pytest.approx(0.5)
-    assert difference.direction == 0 and (Number(1.01, 0.3) - Number(0, 0.4)).direction == 1
-    assert (Number(0, 0.3) - Number(1.01, 0.4)).direction == -1
+    assert difference.direction == 0 and (Estimate(1.01, 0.3) - Estimate(0, 0.4)).direction == 1
+    assert (Estimate(0, 0.3) - Estimate(1.01, 0.4)).direction == -1
 
 
 def test_charts_of_long_runs_stay_small():

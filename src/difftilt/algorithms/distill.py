@@ -17,6 +17,7 @@ from difftilt.objective import Algorithm, Loss, Objective, Value, outcome
 from difftilt.policy import Policy
 from difftilt.processes.imitation import chain_cost, denoising_cost
 from difftilt.samplers.choices import AnySampler
+from difftilt.samplers.particles import effective_share
 from difftilt.samplers.result import Steered
 from difftilt.samplers.smc import SMC
 from difftilt.settings import Count
@@ -62,7 +63,7 @@ class Distill(Algorithm):
         value = self.value or PosteriorMean(objective)
         steered = self.sampler.draw(objective, value, asked, history=self.form == "trajectory")
         weight = self._weights(steered)
-        stats |= _numbers(steered) | {"ess": advantages.effective_share(weight)}
+        stats |= _numbers(steered) | {"ess": effective_share(weight.log()[None])[0]}
         samples, decisions = len(weight), policy.steps + 1
         for _ in range(self.epochs):
             order = torch.randperm(decisions * samples, device=weight.device)

@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from difftilt.atomic import atomic_file
-from difftilt.evaluation.estimate import MINUS, Change, Number
+from difftilt.evaluation.estimate import MINUS, Change, Estimate
 from difftilt.evaluation.plots import curve, histogram
 from difftilt.evaluation.run_folder import Run, Samples, as_float, read_pictures, read_run
 from difftilt.evaluation.verdict import Outcome, ceiling, findings, headline
@@ -65,17 +65,17 @@ def outcome(run: Run) -> Outcome:
     )
 
 
-def _number(row: Mapping[str, Any], name: str) -> Number | None:
+def _number(row: Mapping[str, Any], name: str) -> Estimate | None:
     value, se = row.get(name), row.get(f"{name}_se")
-    return None if value is None else Number(as_float(value), as_float(se))
+    return None if value is None else Estimate(as_float(value), as_float(se))
 
 
-def _objective(row: Mapping[str, Any], alpha: float | None) -> Number | None:
+def _objective(row: Mapping[str, Any], alpha: float | None) -> Estimate | None:
     """J of a round by the alpha that the run ended with; J's of different alphas cannot be compared."""
     number = _number(row, "objective")
     if number is None or alpha is None or row.get("alpha", alpha) == alpha:
         return number
-    return Number(as_float(row.get("reward")) - alpha * as_float(row.get("kl_nats")), number.se)
+    return Estimate(as_float(row.get("reward")) - alpha * as_float(row.get("kl_nats")), number.se)
 
 
 def _change(before: Mapping[str, Any], after: Mapping[str, Any], name: str) -> Change | None:
@@ -83,11 +83,11 @@ def _change(before: Mapping[str, Any], after: Mapping[str, Any], name: str) -> C
     return Change(old, new) if old and new else None
 
 
-def _golds(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterable[tuple[str, Number, Number]]:
+def _golds(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterable[tuple[str, Estimate, Estimate]]:
     for name, value in (after.get("gold") or {}).items():
         if name in (before.get("gold") or {}):
             se = [as_float((row.get("gold_se") or {}).get(name)) for row in (before, after)]
-            yield name, Number(as_float(before["gold"][name]), se[0]), Number(as_float(value), se[1])
+            yield name, Estimate(as_float(before["gold"][name]), se[0]), Estimate(as_float(value), se[1])
 
 
 def render(run: Run) -> str:
@@ -119,7 +119,7 @@ def render(run: Run) -> str:
         limits=_limits(result),
         histograms=_histograms(run.samples),
         distances={
-            name: Number(*map(as_float, pair)) for name, pair in run.summary.get("distances", {}).items()
+            name: Estimate(*map(as_float, pair)) for name, pair in run.summary.get("distances", {}).items()
         },
         note=run.summary.get("distances_note"),
         laws=laws,
@@ -143,7 +143,7 @@ def _plain(value: Any) -> str:
     """Four figures, with a power of ten as people write it; empty if there is no number."""
     if value is None:
         return ""
-    mean, _, power = Number(as_float(value)).mean.partition("e")
+    mean, _, power = Estimate(as_float(value)).mean.partition("e")
     raised = str(int(power.replace(MINUS, "-"))).translate(RAISED) if power else ""
     return f"{mean} \N{MULTIPLICATION SIGN} 10{raised}" if power else mean
 

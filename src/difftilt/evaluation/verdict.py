@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from difftilt.evaluation.estimate import CLEAR, Change, Number, average, log_best_of
+from difftilt.evaluation.estimate import CLEAR, Change, Estimate, average, log_best_of
 
 FEW_SAMPLES = 100
 LARGE_KL = 10.0  # nats; best-of-n reaches it with n = 60,000
@@ -38,12 +38,12 @@ class Outcome:
 
     alpha: float | None = None
     reward: Change | None = None
-    kl: Number | None = None
+    kl: Estimate | None = None
     objective: Change | None = None
     gold: Mapping[str, Change] = field(default_factory=dict)
     diversity: Change | None = None
-    rounds: Sequence[Number] = ()
-    ceiling: Number | None = None
+    rounds: Sequence[Estimate] = ()
+    ceiling: Estimate | None = None
     target_kl: float | None = None
     samples: int | None = None
     dropped: int = 0
@@ -60,7 +60,7 @@ class Finding:
     text: str
 
 
-def ceiling(rewards: Sequence[float], alpha: float) -> Number | None:
+def ceiling(rewards: Sequence[float], alpha: float) -> Estimate | None:
     """The J of the tilted law, J* = alpha log E_pre[exp(r / alpha)], from the pretrained model's rewards.
 
     None if fewer than ten samples carry the mean, where it would be a guess.
@@ -74,7 +74,7 @@ def ceiling(rewards: Sequence[float], alpha: float) -> Number | None:
     if not np.isfinite(mean) or weights.sum() ** 2 / (weights**2).sum() < MIN_EFFECTIVE:
         return None
     value, se = alpha * (top + np.log(mean)), alpha * weights.std() / mean / len(weights) ** 0.5
-    return Number(float(value), float(se))
+    return Estimate(float(value), float(se))
 
 
 def findings(outcome: Outcome) -> list[Finding]:
@@ -172,7 +172,7 @@ def _kl(run: Outcome) -> Iterator[Finding]:
 def _budget(run: Outcome) -> Iterator[Finding]:
     if run.kl is None or run.target_kl is None or run.alpha is None or not run.finished:
         return
-    off = run.kl - Number(run.target_kl, 0)
+    off = run.kl - Estimate(run.target_kl, 0)
     if abs(off.value) <= KEPT_BUDGET * run.target_kl or not off.direction:
         yield _achieved(
             f"That is the KL asked for, {run.target_kl:g} nats, which alpha was moved to {run.alpha:.3g} for."

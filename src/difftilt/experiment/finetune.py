@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 
 from difftilt.evaluation.diagnostics import frozen_start_warning
-from difftilt.evaluation.evaluate import Evaluation, evaluate, write_table
+from difftilt.evaluation.evaluate import ScoredSamples, evaluate, write_table
 from difftilt.evaluation.report import write_report
 from difftilt.experiment.job import Job, Training
 from difftilt.experiment.record import read_json, write_json
@@ -151,13 +151,13 @@ def judge(job: Job, folder: Path, name: str) -> dict[str, Any]:
     return row
 
 
-def keep(job: Job, seen: Evaluation, place: Path) -> None:
+def keep(job: Job, seen: ScoredSamples, place: Path) -> None:
     """Writes pictures and numbers of samples into files whose paths begin with `place`."""
     job.draw(seen, place)
     write_table(place.with_name(f"{place.name}.csv"), seen, job.spell(seen.sample) if job.spell else None)
 
 
-def _look(job: Job, place: Path, count: int, seed: int) -> Evaluation:
+def _look(job: Job, place: Path, count: int, seed: int) -> ScoredSamples:
     """Evaluates the policy, and keeps its samples."""
     seen = evaluate(job.policy, job.objective, job.cond(count), job.gold, seed=seed)
     keep(job, seen, place)

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import annotated_types as at
 
 from difftilt.conditions import unconditional
-from difftilt.evaluation.evaluate import Evaluation
+from difftilt.evaluation.evaluate import ScoredSamples
 from difftilt.guard import OnError, Reward
 from difftilt.objective import Algorithm, Objective
 from difftilt.policy import Policy
@@ -88,7 +88,7 @@ class Job:
     target_kl: float | None = None
     cond: Callable[[int], Cond] = unconditional
     gold: Mapping[str, Reward] = field(default_factory=dict)
-    draw: Callable[[Evaluation, Path], None] = lambda seen, path: None
+    draw: Callable[[ScoredSamples, Path], None] = lambda seen, path: None
     spell: Callable[[State], list[str]] | None = None
     diversity: Callable[[State], float] | None = None
     distances: Callable[[State], dict[str, tuple[float, float]]] | None = None

@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.progress import Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from difftilt.evaluation.evaluate import Evaluation
+from difftilt.evaluation.evaluate import ScoredSamples
 from difftilt.experiment.finetune import keep
 from difftilt.experiment.job import Job
 from difftilt.guard import Guard
-from difftilt.objective import Value
+from difftilt.objective import Value, standard_error
 from difftilt.policy import Policy
 from difftilt.samplers.base import Sampler
 from difftilt.training.seeds import EVALUATION, seed_round
@@ -45,12 +45,12 @@ def steer(
         steered = sampler.draw(job.objective, value, cond, policy)
     seconds = time.monotonic() - started
     gold = {name: judge(steered.sample, steered.cond).double() for name, judge in job.gold.items()}
-    keep(job, Evaluation(steered.sample, steered.reward, steered.kl, gold, steered.alpha), place)
+    keep(job, ScoredSamples(steered.sample, steered.reward, steered.kl, gold, steered.alpha), place)
     row = steered.summary() | {"populations": len(steered.log_z), "gold": {}, "gold_se": {}}
     for name, score in gold.items():
         means = steered.means(score)
         row["gold"][name] = means.mean().item()
-        row["gold_se"][name] = (means.std() / len(means) ** 0.5).item()
+        row["gold_se"][name] = standard_error(means).item()
     if job.diversity is not None:
         row["diversity"] = job.diversity(steered.sample)
     return row | {"dropped": job.objective.reward.dropped, "seconds": seconds}
