@@ -12,10 +12,12 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from difftilt.evaluation.estimate import Change, Estimate, log_best_of
+from difftilt.evaluation.optimum import Optimum, ceiling
 from difftilt.evaluation.plots import curve, histogram
 from difftilt.evaluation.report import outcome, write_report
 from difftilt.evaluation.run_folder import read_run
-from difftilt.evaluation.verdict import Outcome, ceiling, findings, headline
+from difftilt.evaluation.verdict import Outcome, findings, headline
+from difftilt.evaluation.words import lines
 
 ROUNDS, STEPS, SAMPLES = 60, 8, 512
 
@@ -148,7 +150,7 @@ def test_page_is_self_contained_and_small(finished: Path):
     page = (finished / "report.html").read_text(encoding="utf-8")
     assert outside(page) == []
     assert "width=device-width" in page and "prefers-color-scheme: dark" in page
-    assert page.count("data:image/png;base64,") == 2 and page.count("<svg") == 5
+    assert page.count("data:image/png;base64,") == 2 and page.count("<svg") == 6
     assert len(page.encode()) < 300_000
 
 
@@ -290,7 +292,7 @@ GOOD = Outcome(
     gold={"judge": rise(0.1, 0.98)},
     diversity=rise(3, 2),
     rounds=[Estimate(-4 * math.exp(-i / 2), 0.01) for i in range(40)],
-    ceiling=Estimate(-0.25, 0.01),
+    optimum=Optimum(Estimate(-0.25, 0.01)),
     target_kl=2.6,
     ess=[0.4] * 40,
     samples=512,
@@ -415,7 +417,7 @@ def test_a_run_with_a_target_kl_shows_the_target_and_the_alpha_that_met_it(folde
         "&lt;Mind&gt; the start.",
     ):
         assert text in page
-    assert "which alpha was moved to 0.3 for" in page and page.count("<svg") == 6
+    assert "which alpha was moved to 0.3 for" in page and page.count("<svg") == 7
 
     found = outcome(read_run(folder)).rounds
     assert [number.value for number in found] == pytest.approx(
@@ -427,10 +429,10 @@ def test_ceiling_is_the_optimum_of_a_gaussian_reward():
     spread, alpha, n = 0.8, 1.5, 100_000
     rewards = spread * np.random.default_rng(0).standard_normal(n)
     best = ceiling(list(rewards), alpha)
-    assert best is not None and best.se < 0.005
-    assert abs(best.value - spread**2 / (2 * alpha)) < 4 * best.se
+    assert best is not None and best.objective.se < 0.005
+    assert abs(best.objective.value - spread**2 / (2 * alpha)) < 4 * best.objective.se
     far = ceiling(list(rewards), 1e5)
-    assert far is not None and far.value == pytest.approx(rewards.mean(), abs=1e-4)
+    assert far is not None and far.objective.value == pytest.approx(rewards.mean(), abs=1e-4)
 
 
 def test_ceiling_is_silent_where_few_samples_carry_it():
@@ -474,3 +476,95 @@ def test_charts_of_long_runs_stay_small():
 def test_charts_survive_odd_scores(values: list[float]):
     assert histogram(values, values).startswith("<svg")
     assert curve(values, values, values, before=1.0, limit=2.0).startswith("<svg")
+
+
+def way_of(before: np.ndarray, after: float, alpha: float) -> float:
+    """(J - J_pre) / (J* - J_pre) from rewards of the pretrained model, without the library."""
+    best = alpha * np.log(np.exp(before / alpha).mean())
+    return (after - before.mean()) / (best - before.mean())
+
+
+@pytest.mark.parametrize("share", [0.3, 0.97])
+def test_the_error_of_the_way_to_the_optimum_is_its_scatter_over_repetitions(share: float):
+    """J before and J* come from the same samples: taken as independent, the error is a fifth too small."""
+    rng, alpha, n, noise = np.random.default_rng(0), 1.0, 400, 0.003
+    draws = [rng.standard_normal(n) for _ in range(400)]
+    afters = share * 0.5 + noise * rng.standard_normal(len(draws))
+    scatter = np.std([way_of(before, after, alpha) for before, after in zip(draws, afters, strict=True)])
+    stated = []
+    for before, after in zip(draws, afters, strict=True):
+        best = ceiling(list(before), alpha)
+        assert best is not None
+        was = Estimate(float(before.mean()), float(before.std() / n**0.5))
+        found = best.way(Change(was, Estimate(float(after), noise)))
+        assert found is not None and found.value == pytest.approx(way_of(before, after, alpha))
+        stated.append(found.se)
+    assert np.mean(stated) == pytest.approx(scatter, rel=0.15)
+
+
+def test_what_is_known_exactly_is_the_only_optimum_of_the_page(folder: Path):
+    summary = json.loads((folder / "summary.json").read_text())
+    start = summary["before"]["objective"]
+    edit(
+        folder / "summary.json",
+        exact={"J": start + 3.0},
+        optimum={"J": start + 4.0},
+        before=summary["before"] | {"exact": {"J": start}},
+    )
+    estimated = ceiling(read_run(folder).samples["before"]["reward"], 0.1)
+    assert estimated is not None
+    page = page_of(folder)
+    assert "75% of the way to the best possible J" in page and "known exactly" in page
+    assert estimated.objective.mean not in page and "estimated from the pretrained" not in page
+    found = outcome(read_run(folder))
+    assert found.objective == Change(Estimate(start, 0.0), Estimate(start + 3.0, 0.0))
+
+
+def test_an_optimum_at_another_alpha_is_not_that_of_the_run(folder: Path):
+    edit(
+        folder / "summary.json",
+        alpha=0.3,
+        before={"alpha": 0.1, "optimum": {"J": 17.0}, "exact": {"J": 16.0}},
+    )
+    found = outcome(read_run(folder))
+    assert found.optimum is not None and not found.optimum.exact
+    assert "17" not in re.findall(r"<td>(\d+)</td>", page_of(folder))
+
+
+def test_rounding_does_not_lift_an_exact_j_above_its_optimum():
+    best = Optimum(Estimate(0.45, 0.0), exact=True)
+    assert not best.exceeded_by(Estimate(0.45 + 1e-9, 0.0)) and best.exceeded_by(Estimate(0.46, 0.0))
+
+
+def test_only_a_reward_that_stands_for_a_gold_score_is_called_a_proxy(folder: Path):
+    assert "proxy</span>" not in page_of(folder)
+    edit(folder / "summary.json", proxy_for=["p(target)"])
+    assert page_of(folder).count("proxy</span>") == 3  # the card, the histogram and the guide
+
+
+def test_the_best_samples_are_listed_once_with_how_often_they_were_drawn(folder: Path):
+    assert "The best samples" not in page_of(folder)
+    for when, texts in (("before", ["ACGT", "TTTT"]), ("after", ["ACGT", "<b>", "ACGT", "GGGG"])):
+        scores = {"sample": np.array(texts), "reward": np.array([2.0, 1.0, 2.0, 3.5])[: len(texts)]}
+        table(folder / "samples" / f"{when}.csv", scores)
+    page = page_of(folder)
+    part = page[page.index("The best samples") : page.index("<h2>Training")]
+    cells = re.findall(r"<td>(.*?)</td>", part)
+    assert cells == ["GGGG", "3.5", "1", "0", "ACGT", "2", "2", "1", "&lt;b&gt;", "1", "1", "0"]
+
+
+@pytest.mark.parametrize(
+    ("command", "parts"),
+    [
+        ("difftilt finetune digits --alpha 0.1", ["difftilt", "finetune", "digits", "--alpha 0.1"]),
+        ("a --overwrite --gc 0.2 0.8 b:c", ["a", "--overwrite", "--gc 0.2", "0.8", "b:c"]),
+        (None, []),
+    ],
+)
+def test_an_option_and_its_value_stay_on_one_line(command: str | None, parts: list[str]):
+    assert lines(command) == parts
+
+
+def test_settings_are_folded(finished: Path):
+    page = (finished / "report.html").read_text(encoding="utf-8")
+    assert page.index("<details>") < page.index("algorithm.clip") < page.index("</details>")

@@ -140,6 +140,8 @@ def judge(job: Job, folder: Path, name: str) -> dict[str, Any]:
     """
     seen = _look(job, folder / "samples" / name, job.training.evaluate, job.training.seed)
     row = seen.summary()
+    if job.proxy_for:
+        row["proxy_for"] = list(job.proxy_for)
     if job.diversity is not None:
         row["diversity"] = job.diversity(seen.sample)
     if job.distances is not None:

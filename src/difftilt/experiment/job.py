@@ -1,6 +1,6 @@
 """A recipe's product: everything that fine-tuning, sampling and reporting need."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -73,6 +73,7 @@ class Job:
         target_kl: KL in nats that alpha is moved to reach, if given.
         cond: Maps a number of samples to their conditions.
         gold: Rewards that training never sees, by name.
+        proxy_for: Names of the gold rewards that the reward stands for, if it stands for any.
         draw: Writes samples to files that begin with a path, in the domain's own format.
         spell: Each sample as text, for the table of samples.
         diversity: A number that falls when samples become alike.
@@ -88,6 +89,7 @@ class Job:
     target_kl: float | None = None
     cond: Callable[[int], Cond] = unconditional
     gold: Mapping[str, Reward] = field(default_factory=dict)
+    proxy_for: Sequence[str] = ()
     draw: Callable[[ScoredSamples, Path], None] = lambda seen, path: None
     spell: Callable[[State], list[str]] | None = None
     diversity: Callable[[State], float] | None = None

@@ -71,6 +71,7 @@ def digits(
         target_kl,
         cond=asked,
         gold=gold(reward, target),
+        proxy_for=("gold accuracy", "gold log p") if reward == "class" else (),
         draw=draw,
         diversity=lambda sample: diversity(sample).value,
         distances=partial(distances, target=target, steps=steps) if reward == "class" else None,

@@ -51,6 +51,7 @@ def utr(
         training,
         target_kl,
         gold={"gold load": load(weights, "gold")},
+        proxy_for=("gold load",),
         draw=partial(draw, alphabet=DNA),
         spell=partial(spell, alphabet=DNA),
         diversity=lambda sample: diversity(sample).value,
