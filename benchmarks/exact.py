@@ -45,6 +45,7 @@ from difftilt import (
 )
 from difftilt.algorithms.choices import make_algorithm
 from difftilt.exact import gaussian, grid
+from difftilt.exact.result import TableEvaluation
 from difftilt.exact.toy import AffineResidual, GaussianDenoiser, Residual, Velocity, gmm, gmm_schedule
 from difftilt.experiment.record import to_json
 from difftilt.guard import Reward
@@ -121,7 +122,7 @@ def mixture(tune_std: bool) -> Callable[[bool], GaussianPolicy]:
     return chain
 
 
-def measure_on_grid(policy: Policy, objective: Objective) -> tuple[grid.Evaluation, float, float]:
+def measure_on_grid(policy: Policy, objective: Objective) -> tuple[TableEvaluation, float, float]:
     axis = grid.Axis(-8, 8, 801)
     fixed, _ = grid.solve_fixed_std(objective, axis)
     return grid.evaluate(objective, policy, axis), grid.solve(objective, axis).optimum.item(), fixed.item()
@@ -160,7 +161,7 @@ def flow(tuned: bool) -> GaussianPolicy:
     return GaussianPolicy(Velocity(network, levels), levels, (DIMENSION,), **settings)
 
 
-def measure_affine(policy: Policy, objective: Objective) -> tuple[gaussian.Evaluation, float, float]:
+def measure_affine(policy: Policy, objective: Objective) -> tuple[gaussian.GaussianEvaluation, float, float]:
     tuned, base = gaussian.affine(policy), gaussian.affine(objective.reference)
     reward = data()[2]
     best = gaussian.solve(base, reward, objective.alpha)

@@ -41,6 +41,7 @@ from difftilt import (
 )
 from difftilt.domains.digits.model import asked, digits_policy, load_classifier
 from difftilt.exact import grid
+from difftilt.exact.result import TableEvaluation
 from difftilt.exact.toy import gmm
 from difftilt.experiment.record import write_json
 from difftilt.networks.network_calls import NetworkCalls
@@ -121,7 +122,7 @@ def tilted(law: torch.Tensor, axis: grid.Axis, w: float) -> torch.Tensor:
     return weight / weight.sum()
 
 
-def exactly(seen: grid.Evaluation, law: torch.Tensor) -> Row:
+def exactly(seen: TableEvaluation, law: torch.Tensor) -> Row:
     """Distances of an exact law to another, and what it earns and costs."""
     there = seen.law > 0
     p, q = seen.law[there], law[there].clamp(min=1e-300)

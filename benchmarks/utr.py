@@ -31,9 +31,10 @@ from difftilt.conditions import unconditional
 from difftilt.domains.utr.model import user_folder
 from difftilt.domains.utr.recipe import TRAINING, utr
 from difftilt.evaluation.evaluate import evaluate
+from difftilt.evaluation.optimum import ceiling
 from difftilt.evaluation.report import outcome
 from difftilt.evaluation.run_folder import read_run
-from difftilt.evaluation.verdict import ceiling, findings, headline
+from difftilt.evaluation.verdict import findings, headline
 from difftilt.experiment.finetune import finetune
 from difftilt.experiment.record import to_json, write_json
 from difftilt.training.distributed import make_accelerator
@@ -72,8 +73,8 @@ def measure(options: argparse.Namespace, weights: Path, rows: list[dict[str, Any
             best = ceiling(rewards, alpha)
             for seed in range(options.first, options.first + options.seeds):
                 row = run(name, alpha, seed, weights)
-                row["optimum"] = best and best.value
-                row["gap_nats"] = best and (best.value - row["objective"]) / alpha
+                row["optimum"] = best and best.estimate.value
+                row["gap_nats"] = best and (best.estimate.value - row["objective"]) / alpha
                 rows = [other for other in rows if key(other) != key(row)] + [row]
                 if options.out:
                     write_json(options.out, head | {"rows": rows})

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from difftilt import GaussianPolicy, Objective, PosteriorMean, ValueRegression, fit, unconditional
 from difftilt.exact import grid as exact
+from difftilt.exact.result import TableEvaluation
 from difftilt.exact.toy import gmm, gmm_schedule
 from difftilt.experiment.record import write_json
 from difftilt.guidance.value_guided import ValueGuided
@@ -167,7 +168,7 @@ def guidance(objective: Objective, seed: int) -> Iterator[Row]:
     }
 
 
-def outcome(found: exact.Evaluation, solved: exact.Solution) -> Row:
+def outcome(found: TableEvaluation, solved: exact.Solution) -> Row:
     return {
         "reward": found.reward.item(),
         "tv": ((found.law - solved.law).abs().sum() / 2).item(),

@@ -121,9 +121,12 @@ def outcome(reward: PerSample, kl: PerSample, alpha: float) -> dict[str, Scalar]
     """Mean reward, KL in nats and J of samples, each with its standard error: never one alone."""
     numbers = {"reward": reward, "kl_nats": kl, "objective": reward - alpha * kl}
     means = {name: x.mean() for name, x in numbers.items()}
-    if len(reward) == 1:  # which says nothing of its error
-        return means | {f"{name}_se": torch.full_like(x[0], torch.nan) for name, x in numbers.items()}
-    return means | {f"{name}_se": x.std() / len(x) ** 0.5 for name, x in numbers.items()}
+    return means | {f"{name}_se": standard_error(x) for name, x in numbers.items()}
+
+
+def standard_error(x: Some) -> Scalar:
+    """The standard error of the mean of independent numbers; NaN of a single one."""
+    return x.std() / len(x) ** 0.5 if len(x) > 1 else torch.full_like(x[0], torch.nan)
 
 
 def hard_wired(objective: Objective, above: Value, x: State, t: Step, cond: Cond) -> PerSample:

@@ -56,12 +56,6 @@ def test_weights_are_exponentials_of_mean_one_in_each_group():
         torch.testing.assert_close(found[own == IDS], expected / expected.mean())
 
 
-def test_the_effective_share_is_that_of_equal_weights():
-    assert advantages.effective_share(torch.tensor([2.0, 2.0, 0.0, 0.0])).item() == pytest.approx(0.5)
-    assert advantages.effective_share(torch.ones(7)).item() == pytest.approx(1)
-    assert advantages.effective_share(torch.zeros(3)).item() == 0
-
-
 @pytest.mark.parametrize("dimensions", [1, 40])
 def test_the_clipped_surrogate_is_its_definition(dimensions):
     clip, log_w = 0.2, torch.linspace(-20, 20, 81, dtype=torch.float64)

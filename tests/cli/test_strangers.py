@@ -73,9 +73,9 @@ def test_a_file_of_sixty_lines_goes_through_every_command(place, capsys):
     main(["report", "runs/a"])
     main(["finetune", own, *QUICK, "--out", "runs/b", "algorithm:grpo", "--algorithm.group-size", "8"])
     capsys.readouterr()
-    main(["compare", "runs/a", "runs/b", "--out", "both.html"])
+    main(["compare", "runs/a", "runs/b", "--out", "both"])
     assert "ppo" in capsys.readouterr().out.lower()
-    assert "<svg" in Path("both.html").read_text()
+    assert "<svg" in Path("both/comparison.html").read_text()
 
 
 def test_ctrl_c_and_resume_equal_an_unbroken_run(place):

@@ -8,7 +8,7 @@ import torch
 from difftilt.conditions import unconditional
 from difftilt.evaluation import diagnostics
 from difftilt.evaluation.diagnostics import FrozenStart, frozen_start, frozen_start_warning
-from difftilt.evaluation.estimate import Number
+from difftilt.evaluation.estimate import Estimate
 from difftilt.exact import gaussian, tabular
 from difftilt.exact.toy import GaussianDenoiser
 from difftilt.guard import Guard, RewardError
@@ -130,12 +130,12 @@ def test_the_warning_names_the_size_and_both_remedies():
 
 def test_a_rough_figure_says_so():
     def measured(bias, draws):
-        return FrozenStart(bias, memory=Number(0.5, 0.01), draws=draws, repeats=16).warning
+        return FrozenStart(bias, memory=Estimate(0.5, 0.01), draws=draws, repeats=16).warning
 
-    assert "only 1.5 of 16 draws from one x_T carry weight" in measured(Number(0.5, 0.1), 1.5)
-    assert "only 1.5 of 16" in measured(Number(0.0, 0.1), 1.5)
-    assert "rough" not in measured(Number(0.5, 0.1), 10.0)
-    assert measured(Number(0.5, 0.4), 10.0) == measured(Number(0.005, 0.0001), 10.0) == ""
+    assert "only 1.5 of 16 draws from one x_T carry weight" in measured(Estimate(0.5, 0.1), 1.5)
+    assert "only 1.5 of 16" in measured(Estimate(0.0, 0.1), 1.5)
+    assert "rough" not in measured(Estimate(0.5, 0.1), 10.0)
+    assert measured(Estimate(0.5, 0.4), 10.0) == measured(Estimate(0.005, 0.0001), 10.0) == ""
 
 
 def test_no_warning_where_the_start_is_tuned():

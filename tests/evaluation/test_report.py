@@ -11,11 +11,13 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from difftilt.evaluation.estimate import Change, Number, log_best_of
+from difftilt.evaluation.estimate import Change, Estimate, log_best_of
+from difftilt.evaluation.optimum import Optimum, ceiling
 from difftilt.evaluation.plots import curve, histogram
 from difftilt.evaluation.report import outcome, write_report
 from difftilt.evaluation.run_folder import read_run
-from difftilt.evaluation.verdict import Outcome, ceiling, findings, headline
+from difftilt.evaluation.verdict import Outcome, findings, headline
+from difftilt.evaluation.words import lines
 
 ROUNDS, STEPS, SAMPLES = 60, 8, 512
 
@@ -148,7 +150,7 @@ def test_page_is_self_contained_and_small(finished: Path):
     page = (finished / "report.html").read_text(encoding="utf-8")
     assert outside(page) == []
     assert "width=device-width" in page and "prefers-color-scheme: dark" in page
-    assert page.count("data:image/png;base64,") == 2 and page.count("<svg") == 5
+    assert page.count("data:image/png;base64,") == 2 and page.count("<svg") == 6
     assert len(page.encode()) < 300_000
 
 
@@ -162,8 +164,8 @@ def test_the_check_for_outside_resources_can_fail():
 def test_page_shows_what_the_folder_says(finished: Path):
     page = (finished / "report.html").read_text(encoding="utf-8")
     summary = json.loads((finished / "summary.json").read_text())
-    assert Number(summary["reward"], summary["reward_se"]).mean in page
-    assert Number(summary["before"]["reward"], summary["before"]["reward_se"]).mean in page
+    assert Estimate(summary["reward"], summary["reward_se"]).mean in page
+    assert Estimate(summary["before"]["reward"], summary["before"]["reward_se"]).mean in page
     for text in ("3,100,000", "15,360", "2 min 28 s", "algorithm.clip", "2.13.0", "--target 3", "p(target)"):
         assert text in page
     assert "missing" not in page
@@ -235,12 +237,12 @@ def test_an_unfinished_run_shows_its_rounds(folder: Path):
     (folder / "metrics.jsonl").write_text("\n".join(rows[: 20 * STEPS]) + "\n" + rows[-1][:30])
     page = page_of(folder)
     last = json.loads(rows[20 * STEPS - 1])
-    assert Number(last["reward"], last["reward_se"]).mean in page and "first round" in page
+    assert Estimate(last["reward"], last["reward_se"]).mean in page and "first round" in page
     assert "1 unreadable row of metrics.jsonl" in page
     before = {"reward": -5.25, "reward_se": 0.01, "gold": {}}
     (folder / "before.json").write_text(json.dumps(before))
     page = page_of(folder)
-    assert Number(-5.25, 0.01).mean in page and "first round" not in page
+    assert Estimate(-5.25, 0.01).mean in page and "first round" not in page
 
 
 def test_rounds_are_shown_once_however_many_steps_they_took(finished: Path):
@@ -279,23 +281,23 @@ def test_what_is_no_run_is_refused_in_one_sentence(tmp_path: Path):
 
 
 def rise(before: float, after: float, se: float = 0.01) -> Change:
-    return Change(Number(before, se), Number(after, se))
+    return Change(Estimate(before, se), Estimate(after, se))
 
 
 GOOD = Outcome(
     alpha=0.1,
     reward=rise(-4, -0.1),
-    kl=Number(2.5, 0.02),
+    kl=Estimate(2.5, 0.02),
     objective=rise(-4, -0.35),
     gold={"judge": rise(0.1, 0.98)},
     diversity=rise(3, 2),
-    rounds=[Number(-4 * math.exp(-i / 2), 0.01) for i in range(40)],
-    ceiling=Number(-0.25, 0.01),
+    rounds=[Estimate(-4 * math.exp(-i / 2), 0.01) for i in range(40)],
+    optimum=Optimum(Estimate(-0.25, 0.01)),
     target_kl=2.6,
     ess=[0.4] * 40,
     samples=512,
 )
-RISING = [Number(i / 40, 0.01) for i in range(40)]
+RISING = [Estimate(i / 40, 0.01) for i in range(40)]
 RULES = {
     "raised the mean reward from": {},
     "rose from 0.100 ± 0.010 to 0.980": {},
@@ -312,11 +314,11 @@ RULES = {
     "now the reward is 0.900 ± 0.014 higher: that part is over-optimisation": {
         "gold": {"judge": rise(-4.01, -1)}
     },
-    "hardly moved": {"kl": Number(0.01, 0.01)},
+    "hardly moved": {"kl": Estimate(0.01, 0.01)},
     "A KL above 10 nats is large: the pretrained model would hardly ever take these paths. A larger": {
-        "kl": Number(11, 0.1)
+        "kl": Estimate(11, 0.1)
     },
-    "costs next to nothing here, so the samples collapse": {"kl": Number(11, 0.1), "alpha": 1e-6},
+    "costs next to nothing here, so the samples collapse": {"kl": Estimate(11, 0.1), "alpha": 1e-6},
     "That is the KL asked for, 2.6 nats, which alpha was moved to 0.1 for": {},
     "above its target of 2": {"target_kl": 2},
     "below its target of 3": {"target_kl": 3},
@@ -357,7 +359,7 @@ def test_each_rule_is_silent_on_a_good_run(phrase: str):
         ("which training never saw, rose", {"gold": {"judge": rise(0.5, 0.52)}}),
         ("less that price, rose", {"objective": rise(-4, -4.02)}),
         ("of the way", {"objective": rise(-4, -4.02)}),
-        ("keeping the best of", {"kl": Number(0.01, 0.01)}),
+        ("keeping the best of", {"kl": Estimate(0.01, 0.01)}),
     ],
 )
 def test_no_achievement_is_claimed_within_the_error_bars(phrase: str, change: dict):
@@ -365,8 +367,8 @@ def test_no_achievement_is_claimed_within_the_error_bars(phrase: str, change: di
 
 
 def test_a_trend_needs_to_be_clear_and_to_matter():
-    noisy = [replace(number, se=2.0) for number in RISING]
-    slight = [Number(-4.0, 0.001)] + [Number(0.0005 * i, 0.001) for i in range(39)]
+    noisy = [number._replace(se=2.0) for number in RISING]
+    slight = [Estimate(-4.0, 0.001)] + [Estimate(0.0005 * i, 0.001) for i in range(39)]
     assert "at the end" not in said(replace(GOOD, rounds=noisy))
     assert "at the end" not in said(replace(GOOD, rounds=slight))
 
@@ -415,7 +417,7 @@ def test_a_run_with_a_target_kl_shows_the_target_and_the_alpha_that_met_it(folde
         "&lt;Mind&gt; the start.",
     ):
         assert text in page
-    assert "which alpha was moved to 0.3 for" in page and page.count("<svg") == 6
+    assert "which alpha was moved to 0.3 for" in page and page.count("<svg") == 7
 
     found = outcome(read_run(folder)).rounds
     assert [number.value for number in found] == pytest.approx(
@@ -427,10 +429,10 @@ def test_ceiling_is_the_optimum_of_a_gaussian_reward():
     spread, alpha, n = 0.8, 1.5, 100_000
     rewards = spread * np.random.default_rng(0).standard_normal(n)
     best = ceiling(list(rewards), alpha)
-    assert best is not None and best.se < 0.005
-    assert abs(best.value - spread**2 / (2 * alpha)) < 4 * best.se
+    assert best is not None and best.objective.se < 0.005
+    assert abs(best.objective.value - spread**2 / (2 * alpha)) < 4 * best.objective.se
     far = ceiling(list(rewards), 1e5)
-    assert far is not None and far.value == pytest.approx(rewards.mean(), abs=1e-4)
+    assert far is not None and far.objective.value == pytest.approx(rewards.mean(), abs=1e-4)
 
 
 def test_ceiling_is_silent_where_few_samples_carry_it():
@@ -447,22 +449,22 @@ def test_best_of_n_inverts_its_kl(n: int):
 @pytest.mark.parametrize(
     ("number", "text"),
     [
-        (Number(0.97312, 0.0041), "0.973 ± 0.004"),
-        (Number(-5.2134, 0.15), "\N{MINUS SIGN}5.21 ± 0.15"),
-        (Number(12345.6, 42), "12346 ± 42"),
-        (Number(0.5), "0.5"),
-        (Number(0, 0), "0"),
+        (Estimate(0.97312, 0.0041), "0.973 ± 0.004"),
+        (Estimate(-5.2134, 0.15), "\N{MINUS SIGN}5.21 ± 0.15"),
+        (Estimate(12345.6, 42), "12346 ± 42"),
+        (Estimate(0.5), "0.5"),
+        (Estimate(0, 0), "0"),
     ],
 )
-def test_numbers_show_as_many_digits_as_their_error_bar_supports(number: Number, text: str):
+def test_numbers_show_as_many_digits_as_their_error_bar_supports(number: Estimate, text: str):
     assert str(number).replace("\N{NO-BREAK SPACE}", " ") == text
 
 
 def test_differences_add_their_errors_in_squares():
-    difference = Number(1, 0.3) - Number(0, 0.4)
+    difference = Estimate(1, 0.3) - Estimate(0, 0.4)
     assert difference.se == pytest.approx(0.5)
-    assert difference.direction == 0 and (Number(1.01, 0.3) - Number(0, 0.4)).direction == 1
-    assert (Number(0, 0.3) - Number(1.01, 0.4)).direction == -1
+    assert difference.direction == 0 and (Estimate(1.01, 0.3) - Estimate(0, 0.4)).direction == 1
+    assert (Estimate(0, 0.3) - Estimate(1.01, 0.4)).direction == -1
 
 
 def test_charts_of_long_runs_stay_small():
@@ -474,3 +476,95 @@ def test_charts_of_long_runs_stay_small():
 def test_charts_survive_odd_scores(values: list[float]):
     assert histogram(values, values).startswith("<svg")
     assert curve(values, values, values, before=1.0, limit=2.0).startswith("<svg")
+
+
+def way_of(before: np.ndarray, after: float, alpha: float) -> float:
+    """(J - J_pre) / (J* - J_pre) from rewards of the pretrained model, without the library."""
+    best = alpha * np.log(np.exp(before / alpha).mean())
+    return (after - before.mean()) / (best - before.mean())
+
+
+@pytest.mark.parametrize("share", [0.3, 0.97])
+def test_the_error_of_the_way_to_the_optimum_is_its_scatter_over_repetitions(share: float):
+    """J before and J* come from the same samples: taken as independent, the error is a fifth too small."""
+    rng, alpha, n, noise = np.random.default_rng(0), 1.0, 400, 0.003
+    draws = [rng.standard_normal(n) for _ in range(400)]
+    afters = share * 0.5 + noise * rng.standard_normal(len(draws))
+    scatter = np.std([way_of(before, after, alpha) for before, after in zip(draws, afters, strict=True)])
+    stated = []
+    for before, after in zip(draws, afters, strict=True):
+        best = ceiling(list(before), alpha)
+        assert best is not None
+        was = Estimate(float(before.mean()), float(before.std() / n**0.5))
+        found = best.way(Change(was, Estimate(float(after), noise)))
+        assert found is not None and found.value == pytest.approx(way_of(before, after, alpha))
+        stated.append(found.se)
+    assert np.mean(stated) == pytest.approx(scatter, rel=0.15)
+
+
+def test_what_is_known_exactly_is_the_only_optimum_of_the_page(folder: Path):
+    summary = json.loads((folder / "summary.json").read_text())
+    start = summary["before"]["objective"]
+    edit(
+        folder / "summary.json",
+        exact={"J": start + 3.0},
+        optimum={"J": start + 4.0},
+        before=summary["before"] | {"exact": {"J": start}},
+    )
+    estimated = ceiling(read_run(folder).samples["before"]["reward"], 0.1)
+    assert estimated is not None
+    page = page_of(folder)
+    assert "75% of the way to the best possible J" in page and "known exactly" in page
+    assert estimated.objective.mean not in page and "estimated from the pretrained" not in page
+    found = outcome(read_run(folder))
+    assert found.objective == Change(Estimate(start, 0.0), Estimate(start + 3.0, 0.0))
+
+
+def test_an_optimum_at_another_alpha_is_not_that_of_the_run(folder: Path):
+    edit(
+        folder / "summary.json",
+        alpha=0.3,
+        before={"alpha": 0.1, "optimum": {"J": 17.0}, "exact": {"J": 16.0}},
+    )
+    found = outcome(read_run(folder))
+    assert found.optimum is not None and not found.optimum.exact
+    assert "17" not in re.findall(r"<td>(\d+)</td>", page_of(folder))
+
+
+def test_rounding_does_not_lift_an_exact_j_above_its_optimum():
+    best = Optimum(Estimate(0.45, 0.0), exact=True)
+    assert not best.exceeded_by(Estimate(0.45 + 1e-9, 0.0)) and best.exceeded_by(Estimate(0.46, 0.0))
+
+
+def test_only_a_reward_that_stands_for_a_gold_score_is_called_a_proxy(folder: Path):
+    assert "proxy</span>" not in page_of(folder)
+    edit(folder / "summary.json", proxy_for=["p(target)"])
+    assert page_of(folder).count("proxy</span>") == 3  # the card, the histogram and the guide
+
+
+def test_the_best_samples_are_listed_once_with_how_often_they_were_drawn(folder: Path):
+    assert "The best samples" not in page_of(folder)
+    for when, texts in (("before", ["ACGT", "TTTT"]), ("after", ["ACGT", "<b>", "ACGT", "GGGG"])):
+        scores = {"sample": np.array(texts), "reward": np.array([2.0, 1.0, 2.0, 3.5])[: len(texts)]}
+        table(folder / "samples" / f"{when}.csv", scores)
+    page = page_of(folder)
+    part = page[page.index("The best samples") : page.index("<h2>Training")]
+    cells = re.findall(r"<td>(.*?)</td>", part)
+    assert cells == ["GGGG", "3.5", "1", "0", "ACGT", "2", "2", "1", "&lt;b&gt;", "1", "1", "0"]
+
+
+@pytest.mark.parametrize(
+    ("command", "parts"),
+    [
+        ("difftilt finetune digits --alpha 0.1", ["difftilt", "finetune", "digits", "--alpha 0.1"]),
+        ("a --overwrite --gc 0.2 0.8 b:c", ["a", "--overwrite", "--gc 0.2", "0.8", "b:c"]),
+        (None, []),
+    ],
+)
+def test_an_option_and_its_value_stay_on_one_line(command: str | None, parts: list[str]):
+    assert lines(command) == parts
+
+
+def test_settings_are_folded(finished: Path):
+    page = (finished / "report.html").read_text(encoding="utf-8")
+    assert page.index("<details>") < page.index("algorithm.clip") < page.index("</details>")

@@ -140,7 +140,7 @@ def test_ratios_start_at_one_under_guidance_and_micro_batches(size):
     assert (path_log_prob(unguided, path) - path.log_prob).abs().max() > 0.1
     objective = Objective(lambda x, c: x.sum(1), reference, 0.1)
     optimizer = torch.optim.Adam(policy.parameters(), 1e-3)
-    rows = list(fit(policy, objective, PPO(), [COND], optimizer, Accelerator(cpu=True)))
+    rows = list(fit(policy, objective, PPO(), [COND], optimizer, accelerator=Accelerator(cpu=True)))
     assert rows[0]["kl_nats"] == 0
 
 

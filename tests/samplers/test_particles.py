@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from difftilt.samplers.particles import alive, log_mean_exp, pick, resampled, shares, systematic
+from difftilt.samplers.particles import alive, effective_share, log_mean_exp, pick, resampled, systematic
 
 LOG_W = torch.tensor([[0.0, 1.0, 2.0, -torch.inf], [-900.0, -900.0, -901.0, -900.0]], dtype=torch.float64)
 
@@ -15,9 +15,18 @@ def test_means_and_shares_neither_overflow_nor_forget():
     expected = [5000 + math.log((1 + math.e + math.e**2) / 4), -900 + math.log((3 + 1 / math.e) / 4)]
     assert log_mean_exp(huge).tolist() == pytest.approx(expected)
     w = torch.tensor([1, math.e, math.e**2, 0])
-    assert shares(huge)[0].item() == pytest.approx((w.sum() ** 2 / (4 * (w**2).sum())).item())
-    assert shares(torch.zeros(1, 7, dtype=torch.float64)).item() == pytest.approx(1)
-    assert shares(torch.full((1, 3), -torch.inf)).item() == 0
+    assert effective_share(huge)[0].item() == pytest.approx((w.sum() ** 2 / (4 * (w**2).sum())).item())
+    assert effective_share(torch.zeros(1, 7, dtype=torch.float64)).item() == pytest.approx(1)
+    assert effective_share(torch.full((1, 3), -torch.inf)).item() == 0
+
+
+def test_the_effective_share_is_that_of_equal_weights():
+    w = torch.tensor([[2.0, 2.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0], [1.0, 3.0, 0.0, 0.0]])
+    assert effective_share(w.double().log()).tolist() == pytest.approx([0.5, 1, 0, 1.6 / 4])
+    assert 7 * effective_share(torch.full((1, 7), 100.0, dtype=torch.float64)).item() == pytest.approx(7)
+    assert 3 * effective_share(
+        torch.tensor([[0.0, -1000.0, -1000.0]], dtype=torch.float64)
+    ).item() == pytest.approx(1)
 
 
 def test_systematic_resampling_keeps_the_expected_number_of_copies():

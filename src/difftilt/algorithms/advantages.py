@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from difftilt.shapes import Index, PerSample, PerStep, Scalar, Statistic
+from difftilt.shapes import Index, PerSample, PerStep, Statistic
 
 EPS = 1e-6
 LEAST = 0.25  # of the usual deviation: no group counts more than four usual ones
@@ -72,11 +72,6 @@ def group_softmax(log_w: PerSample, ids: Index) -> PerSample:
     members = _members(ids, log_w) > 0
     total = torch.where(members, log_w, -torch.inf).logsumexp(1)
     return (log_w - total[ids]).exp() * members.sum(1)[ids]
-
-
-def effective_share(w: PerSample) -> Scalar:
-    """(sum w)^2 / (n sum w^2): the share of n weighted samples that equally weighted ones would need."""
-    return w.mean().square() / w.square().mean().clamp(min=torch.finfo(w.dtype).tiny)
 
 
 def clipped_surrogate(log_w: PerSample, advantage: PerSample, clip: float, dimensions: int = 1) -> PerSample:

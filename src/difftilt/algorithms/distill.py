@@ -16,6 +16,7 @@ from difftilt.conditions import batch_size, context, some_rows, take
 from difftilt.objective import Algorithm, Loss, Objective, Value, outcome
 from difftilt.policy import Policy, deal_rows, decide, reversing
 from difftilt.samplers.choices import AnySampler
+from difftilt.samplers.particles import effective_share
 from difftilt.samplers.result import Steered
 from difftilt.samplers.smc import SMC
 from difftilt.settings import Count
@@ -61,7 +62,7 @@ class Distill(Algorithm):
         value = self.value or PosteriorMean(objective)
         steered = self.sampler.draw(objective, value, asked, history=self.form == "trajectory")
         weight = self._weights(steered)
-        stats |= _numbers(steered) | {"ess": advantages.effective_share(weight)}
+        stats |= _numbers(steered) | {"ess": effective_share(weight.log()[None])[0]}
         samples, decisions = len(weight), policy.steps + 1
         for _ in range(self.epochs):
             for index in deal_rows(decisions, samples, self.minibatches, device=weight.device):

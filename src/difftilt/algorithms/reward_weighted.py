@@ -15,6 +15,7 @@ from difftilt.algorithms import advantages
 from difftilt.conditions import context
 from difftilt.objective import Algorithm, Experience, Loss, Objective, Value
 from difftilt.policy import Policy, decide, level, reversing
+from difftilt.samplers.particles import effective_share
 from difftilt.settings import Count, Positive, Share
 from difftilt.shapes import Cond, Index, PerSample, PerStep
 from difftilt.values.tweedie import PosteriorMean
@@ -70,7 +71,7 @@ class RewardWeighted(Algorithm):
         weight = (
             self._step_weights(seen, objective, ids) if self.form == "value" else self._weights(seen, ids)
         )
-        ess = advantages.effective_share(weight.mean(0))
+        ess = effective_share(weight.mean(0).log()[None])[0]
         for _ in range(self.epochs):
             for index in seen.path.minibatches(self.minibatches):
                 cost = self._cost(policy, seen, index)

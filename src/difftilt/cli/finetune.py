@@ -94,7 +94,7 @@ def _run_all(jobs: Mapping[Path, Job], folder: Path, accelerator: Any) -> None:
             stop.hint(f"difftilt resume {folder}")
             raise
     if list(jobs) != [folder] and accelerator.is_main_process:
-        show_comparison(list(jobs), folder / "comparison.html")
+        show_comparison(list(jobs), folder)
     finish(accelerator)
 
 

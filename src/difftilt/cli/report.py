@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from difftilt.cli.options import parse
+from difftilt.evaluation.comparison import compare
 from difftilt.evaluation.report import write_report
 
 
@@ -30,14 +31,12 @@ def compare_command(words: list[str]) -> None:
     show_comparison(list(options["runs"]), options["out"])
 
 
-def compare_options(
-    runs: tyro.conf.Positional[tuple[Path, ...]], out: Path = Path("runs") / "comparison.html"
-) -> None:
+def compare_options(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path = Path("runs")) -> None:
     """Compares runs: reward, KL and J, and J against reward calls and seconds, over seeds.
 
     Args:
         runs: Run folders; a folder of several seeds stands for all of them.
-        out: The page to write.
+        out: The folder that the page is written into.
     """
 
 
@@ -51,17 +50,16 @@ def expanded(folders: Sequence[Path]) -> list[Path]:
 
 
 def show_comparison(folders: Sequence[Path], out: Path) -> None:
-    """Prints a table of runs, and writes the page."""
-    from difftilt.evaluation.comparison import compare
-
-    rows = compare(expanded(folders), out)
-    table = Table("run", "seeds", "reward", "KL (nats)", "J", "reward calls", "seconds", box=None)
-    for row in rows:
-        numbers = (
-            f"{row[name]:.3f} ± {row[f'{name}_se']:.3f}" for name in ("reward", "kl_nats", "objective")
-        )
+    """Prints a table of runs, and writes the page into a folder."""
+    found = compare(expanded(folders), out)
+    table = Table("run", "seeds", "reward", "KL (nats)", "J", "reward calls", "seconds", "± over", box=None)
+    for row in found["rows"]:
+        names = ("reward", "kl_nats", "objective")
+        numbers = (f"{row[name]:.3f} ± {row[f'{name}_se']:.3f}" for name in names)
         calls, seconds = f"{row['reward_calls']:,.0f}", f"{row['seconds']:,.0f}"
-        table.add_row(row["label"], str(row["seeds"]), *numbers, calls, seconds)
+        table.add_row(row["label"], str(len(row["seeds"])), *numbers, calls, seconds, row["error_over"])
     console = Console()
     console.print(table)
-    console.print(f"comparison: {out}", soft_wrap=True)
+    for note in found["notes"]:
+        console.print(f"note: {note}", markup=False, soft_wrap=True)
+    console.print(f"comparison: {found['page']}", soft_wrap=True)

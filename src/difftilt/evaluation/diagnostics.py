@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from difftilt.conditions import batch_size, on_device_of, repeat, take
-from difftilt.evaluation.estimate import Number, average
+from difftilt.evaluation.estimate import Estimate, average, jackknife
 from difftilt.guard import RewardError
 from difftilt.objective import Objective
 from difftilt.policy import Policy, level, tunes_start
@@ -29,8 +29,8 @@ class FrozenStart:
         repeats: How many x_0 were drawn from each x_T and could be scored.
     """
 
-    bias: Number
-    memory: Number
+    bias: Estimate
+    memory: Estimate
     draws: float
     repeats: int
 
@@ -76,7 +76,7 @@ def frozen_start(
     """
     if starts < 3 or repeats < 2:
         raise ValueError(
-            f"a variance needs starts >= 3 and repeats >= 2, but {starts} and {repeats} came; draw more"
+            f"a variance needs starts >= 3 and repeats >= 2, but got {starts} and {repeats}; draw more"
         )
     cond = repeat(on_device_of(objective.reference, cond), starts)
     rows = torch.arange(batch_size(cond)).split(chunk)
@@ -135,13 +135,13 @@ def _log_means(score: Tensor) -> tuple[Tensor, Tensor]:
     return score.logsumexp(1) - math.log(count), without - math.log(count - 1)
 
 
-def _bias(soft: PerSample, value: PerSample) -> Number:
+def _bias(soft: PerSample, value: PerSample) -> Estimate:
     """log Z - E v_T / alpha from log mean exp(r / alpha) and v_T / alpha of each x_T."""
     full, without = (x[0] for x in _log_means(soft[None]))
-    return _jackknife(full - value.mean(), without - _means_without(value))
+    return _without_bias(full - value.mean(), without - _means_without(value))
 
 
-def _memory(x: Tensor) -> Number:
+def _memory(x: Tensor) -> Estimate:
     """The variance between the x_T over the whole, from vectors (start, draw, dimension)."""
     starts, repeats, _ = x.shape
     centre = x.mean(1)
@@ -155,15 +155,15 @@ def _memory(x: Tensor) -> Number:
         return signal / (signal + within)
 
     full = share(away.sum() / (starts - 1), within.mean())
-    return _jackknife(full, share(away_without, _means_without(within)))
+    return _without_bias(full, share(away_without, _means_without(within)))
 
 
 def _means_without(x: PerSample) -> PerSample:
     return (x.sum() - x) / (len(x) - 1)
 
 
-def _jackknife(full: Tensor, without: PerSample) -> Number:
-    """A statistic of independent parts from its values without each of them: no bias of first order."""
+def _without_bias(full: Tensor, without: PerSample) -> Estimate:
+    """A statistic of independent parts, less its bias of first order, from its values without each part."""
     count = len(without)
-    pseudo = count * full - (count - 1) * without
-    return Number(pseudo.mean().item(), (pseudo.std() / count**0.5).item())
+    value = count * full - (count - 1) * without.mean()
+    return Estimate(value.item(), jackknife(without).sqrt().item())

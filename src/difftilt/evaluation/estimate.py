@@ -3,21 +3,23 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
+
+from difftilt.shapes import PerSample, Scalar
 
 CLEAR = 2.0  # standard errors beyond which a change counts as one
 NOTABLE = 0.05  # share of a change below which a part of it is not worth a word
 MINUS, GLUE = "\N{MINUS SIGN}", "\N{NO-BREAK SPACE}"
 
 
-@dataclass(frozen=True)
-class Number:
-    """A mean and its standard error, which is NaN where none was measured."""
+class Estimate(NamedTuple):
+    """A number and its standard error, which is NaN where none was measured; JSON holds them as a pair."""
 
     value: float
     se: float = math.nan
 
-    def __sub__(self, other: "Number") -> "Number":
-        return Number(self.value - other.value, math.hypot(self.se, other.se))
+    def __sub__(self, other: "Estimate") -> "Estimate":
+        return Estimate(self.value - other.value, math.hypot(self.se, other.se))
 
     @property
     def mean(self) -> str:
@@ -49,11 +51,11 @@ class Number:
 class Change:
     """A number of the pretrained model and of the tuned one, from independent samples."""
 
-    before: Number
-    after: Number
+    before: Estimate
+    after: Estimate
 
     @property
-    def difference(self) -> Number:
+    def difference(self) -> Estimate:
         return self.after - self.before
 
     @property
@@ -69,10 +71,15 @@ class Change:
         return f"from {self.before} to {self.after}"
 
 
-def average(numbers: Sequence[Number]) -> Number:
+def average(numbers: Sequence[Estimate]) -> Estimate:
     """The mean of independent numbers."""
     se = math.sqrt(sum(number.se**2 for number in numbers)) / len(numbers)
-    return Number(sum(number.value for number in numbers) / len(numbers), se)
+    return Estimate(sum(number.value for number in numbers) / len(numbers), se)
+
+
+def jackknife(without: PerSample) -> Scalar:
+    """Squared standard error of a statistic from its values that leave one part out each."""
+    return without.var(correction=0) * (len(without) - 1)
 
 
 def log_best_of(kl: float) -> float:

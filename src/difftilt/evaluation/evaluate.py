@@ -11,14 +11,14 @@ import torch
 from difftilt.atomic import atomic_file
 from difftilt.conditions import batch_size, on_device_of, take
 from difftilt.guard import Reward
-from difftilt.objective import Experience, Objective, outcome
+from difftilt.objective import Experience, Objective, outcome, standard_error
 from difftilt.policy import Policy
 from difftilt.shapes import Cond, PerSample, State
 from difftilt.training.seeds import EVALUATION, seed_round
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class ScoredSamples:
     """Samples of one policy with everything that was measured on them.
 
     Args:
@@ -41,7 +41,7 @@ class Evaluation:
         row: dict[str, Any] = {"alpha": self.alpha, "samples": len(self.reward)}
         row |= {name: x.item() for name, x in outcome(self.reward, self.kl, self.alpha).items()}
         row["gold"] = {name: x.mean().item() for name, x in self.gold.items()}
-        row["gold_se"] = {name: (x.std() / len(x) ** 0.5).item() for name, x in self.gold.items()}
+        row["gold_se"] = {name: standard_error(x).item() for name, x in self.gold.items()}
         return row
 
 
@@ -54,7 +54,7 @@ def evaluate(
     *,
     seed: int,
     chunk: int = 256,
-) -> Evaluation:
+) -> ScoredSamples:
     """Samples one chain per condition. Two policies evaluated with one seed start from the same noise.
 
     Args:
@@ -70,7 +70,7 @@ def evaluate(
         name: torch.cat([judge(s.path.sample, s.path.cond) for s in seen]).double()
         for name, judge in gold.items()
     }
-    return Evaluation(
+    return ScoredSamples(
         sample,
         torch.cat([s.reward for s in seen]).double(),
         torch.cat([s.kl.sum(0) for s in seen]),
@@ -79,7 +79,7 @@ def evaluate(
     )
 
 
-def write_table(path: Path, evaluation: Evaluation, text: Sequence[str] | None = None) -> None:
+def write_table(path: Path, evaluation: ScoredSamples, text: Sequence[str] | None = None) -> None:
     """Writes one CSV row per sample: the sample as text, if given, and its scores."""
     scores = evaluation.scores()
     columns = {name: x.tolist() for name, x in scores.items()}

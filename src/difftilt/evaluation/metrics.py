@@ -1,25 +1,17 @@
 """How far two sets of samples are apart, and how diverse one is, each with its standard error."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-from difftilt.shapes import PerSample, Samples
-
-
-class Estimate(NamedTuple):
-    """A number and its standard error."""
-
-    value: float
-    se: float
+from difftilt.evaluation.estimate import Estimate, jackknife
+from difftilt.shapes import Samples
 
 
 def two_sample(x: Samples, y: Samples) -> Estimate:
     """The energy distance 2 E|X - Y| - E|X - X'| - E|Y - Y'|, unbiased, with its jackknife error.
 
-    It is 0 exactly if both laws are equal, so an estimate for equal laws scatters around 0 and may be
-    negative. It is also the squared maximum mean discrepancy (MMD) of the kernel -|x - y|.
+    It is 0 exactly if both distributions are equal, so an estimate for equal ones scatters around
+    0 and may be negative. It is also the squared maximum mean discrepancy (MMD) of the kernel -|x - y|.
 
     Args:
         x: Samples or features, 3 or more.
@@ -64,12 +56,6 @@ def frechet(x: Samples, y: Samples, resamples: int = 100) -> Estimate:
     return Estimate(_frechet(x, y).item(), torch.stack(values).std().item())
 
 
-def effective_samples(log_w: PerSample) -> float:
-    """(sum w)^2 / sum w^2, the number of equally weighted samples that are worth as much."""
-    log_w = log_w.double()
-    return (2 * log_w.logsumexp(0) - (2 * log_w).logsumexp(0)).exp().item()
-
-
 def _frechet(x: Tensor, y: Tensor) -> Tensor:
     cov_x, cov_y = torch.cov(x.T), torch.cov(y.T)
     values, vectors = torch.linalg.eigh(cov_x)
@@ -105,13 +91,8 @@ def _cross_without(between: Tensor) -> Tensor:
     return (between.sum() - between.sum(1)) / ((n - 1) * m)
 
 
-def jackknife(without: Tensor) -> Tensor:
-    """Squared standard error from the estimates that leave one sample out."""
-    return without.var(correction=0) * (len(without) - 1)
-
-
 def at_least(count: int, *sets: Tensor) -> None:
     """Refuses sets of fewer samples."""
     for samples in sets:
         if len(samples) < count:
-            raise ValueError(f"{count} or more samples are needed here, but {len(samples)} came; draw more")
+            raise ValueError(f"{count} or more samples are needed here, but got {len(samples)}; draw more")

@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
@@ -10,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
 # Okabe and Ito's, which the colour-blind can tell apart; a page may define --before, --after, ... instead.
 COLOURS = {"before": "#8a8f98", "after": "#0072b2", "limit": "#009e73", "ink": "#454b54", "rule": "#d9dce1"}
@@ -39,6 +40,9 @@ STYLE: dict[Any, Any] = {
     "lines.solid_capstyle": "round",
 }
 MOST_POINTS = 150
+# --line-0, --line-1, ... of a page; a drawing tells names by their colours, so none of them is one of COLOURS
+LINES = ("#0072b3", "#d55e00", "#009e74", "#cc79a7", "#8a6d00", "#56b4e9")
+DASHES = ("-", (0, (5, 2)), (0, (2, 1.5)))  # of the first curves, of as many after them, and so on
 
 
 def curve(
@@ -47,15 +51,17 @@ def curve(
     se: Sequence[float],
     before: float | None = None,
     limit: float | None = None,
+    over: str = "round",
 ) -> str:
-    """A number over the rounds with a band of two standard errors.
+    """A number over the course of a run with a band of two standard errors.
 
     Args:
-        rounds: Round numbers, ascending.
+        rounds: Round numbers, or what was spent by then, ascending.
         mean: The number's mean in each round.
         se: Its standard error; NaN draws no band.
         before: The pretrained model's level, a dashed line.
         limit: A level that cannot or should not be passed, a dotted line.
+        over: What `rounds` holds, below the axis.
     """
     columns = [np.where(np.isfinite(c), c, np.nan) for c in np.asarray([rounds, mean, se], float)]
     x, y, band = _thin(columns[0], columns[1], 2 * columns[2])
@@ -65,16 +71,58 @@ def curve(
         axes.plot(x, y, color=COLOURS["after"], linewidth=2, marker="o" if len(x) < 3 else "")
         if before is not None:
             axes.axhline(before, color=COLOURS["before"], linewidth=1.6, dashes=(5, 3))
-        if limit is not None:
-            axes.axhline(limit, color=COLOURS["limit"], linewidth=1.6, linestyle=":")
-        axes.set_xlabel("round")
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes.margins(x=0.02, y=0.08)
+        _course(axes, over, limit)
         return _svg(figure)
 
 
+@dataclass(frozen=True)
+class Line:
+    """One curve of a comparison.
+
+    Args:
+        x: What was spent, ascending.
+        mean: The number by then.
+        se: Its standard error; NaN draws no band.
+    """
+
+    x: Sequence[float]
+    mean: Sequence[float]
+    se: Sequence[float]
+
+
+def comparison(lines: Sequence[Line], over: str, limit: float | None = None) -> str:
+    """Several curves with bands of two standard errors, in the colours of --line-0, --line-1 and on
+
+    Args:
+        over: What they are drawn over.
+        limit: A level that none can pass, a dotted line.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _drawing()
+        for i, line in enumerate(lines):
+            x, mean, band = _thin(*(np.asarray(c, float) for c in (line.x, line.mean, line.se)))
+            colour, dash = LINES[i % len(LINES)], DASHES[i // len(LINES) % len(DASHES)]
+            axes.fill_between(x, mean - 2 * band, mean + 2 * band, color=colour, alpha=0.16, linewidth=0)
+            axes.plot(x, mean, color=colour, linewidth=2, linestyle=dash, marker="o" if len(x) < 3 else "")
+        _course(axes, over, limit)
+        return _svg(figure)
+
+
+def _course(axes: Axes, over: str, limit: float | None) -> None:
+    """The axis of what was spent, and the level that cannot be passed."""
+    if limit is not None:
+        axes.axhline(limit, color=COLOURS["limit"], linewidth=1.6, linestyle=":")
+    axes.set_xlabel(over)
+    if over == "round":
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.10g}"))
+    axes.margins(x=0.02, y=0.08)
+
+
 def histogram(before: Sequence[float], after: Sequence[float], bins: int = 30) -> str:
-    """The shares of samples over a score, before and after, with their means as ticks on top."""
+    """The shares of samples over a score, before and after, with their means as dashed lines."""
     scores = {"before": np.asarray(before, float), "after": np.asarray(after, float)}
     scores = {name: values[np.isfinite(values)] for name, values in scores.items()}
     edges = np.histogram_bin_edges(np.concatenate(list(scores.values())), bins)
@@ -85,11 +133,12 @@ def histogram(before: Sequence[float], after: Sequence[float], bins: int = 30) -
                 heights = np.histogram(values, edges)[0] / len(values)
                 axes.stairs(heights, edges, fill=True, color=COLOURS[name], alpha=0.4)
                 axes.stairs(heights, edges, color=COLOURS[name], linewidth=1.6)
-                axes.axvline(float(values.mean()), color=COLOURS[name], linewidth=1.6, dashes=(2, 2))
+                axes.axvline(float(values.mean()), color=COLOURS[name], linewidth=1.8, dashes=(3, 2))
         axes.set_ylabel("share of samples")
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.yaxis.set_major_locator(MaxNLocator(4))
         axes.xaxis.set_major_locator(MaxNLocator(6))
+        axes.tick_params(axis="x", length=4)
         axes.margins(x=0.02)
         return _svg(figure)
 
@@ -125,6 +174,7 @@ def _svg(figure: Figure) -> str:
     text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>| font-family: [^;]*;", "", text, flags=re.S)
     text = re.sub(r' xmlns(:xlink)?="[^"]*"| (width|height)="[\d.]+pt"| version="1.1"', "", text)
     text = re.sub(r' id="(?![mp][0-9a-f]{10}")[^"]*"| transform="rotate\(-0 [^"]*"', "", text)
-    for name, colour in COLOURS.items():
+    named = COLOURS | {f"line-{i}": colour for i, colour in enumerate(LINES)}
+    for name, colour in named.items():
         text = text.replace(colour, f"var(--{name}, {colour})")
     return text.replace("<svg", '<svg aria-hidden="true"', 1)

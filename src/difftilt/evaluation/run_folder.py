@@ -5,12 +5,14 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
+
+from difftilt.evaluation.estimate import Estimate
 
 SMALL_IMAGE, LARGE_IMAGE = 500, 900  # pixels across: enlarged without blur below, made smaller above
 LARGE_FILE = 300_000  # bytes of a picture beyond which it is compressed
@@ -27,6 +29,7 @@ class Run:
         summary: `summary.json`, without what was null.
         before: The same numbers of the pretrained model, which are known before the run ends.
         samples: The scores of single samples, by column, before and after.
+        texts: The same samples as text, before and after; none if they have no text.
         missing: What was expected and not found, in words.
     """
 
@@ -36,6 +39,7 @@ class Run:
     summary: dict[str, Any]
     before: dict[str, Any]
     samples: dict[str, Samples]
+    texts: dict[str, list[str]]
     missing: list[str]
 
     @property
@@ -51,6 +55,19 @@ class Run:
     @property
     def target_kl(self) -> float | None:
         return self.settings.get("target_kl")
+
+    def objective(self, row: Mapping[str, Any]) -> Estimate | None:
+        """J of a round by the alpha in force; J's of different alphas cannot be compared."""
+        found, alpha = estimate(row, "objective"), self.alpha
+        if found is None or alpha is None or row.get("alpha", alpha) == alpha:
+            return found
+        return Estimate(as_float(row.get("reward")) - alpha * as_float(row.get("kl_nats")), found.se)
+
+
+def estimate(row: Mapping[str, Any], name: str) -> Estimate | None:
+    """A number of a row with its standard error, NaN if there is none."""
+    value, se = row.get(name), row.get(f"{name}_se")
+    return None if value is None else Estimate(as_float(value), as_float(se))
 
 
 def read_run(folder: Path) -> Run:
@@ -69,14 +86,16 @@ def read_run(folder: Path) -> Run:
         missing.append(f"{torn} unreadable row{'s' * (torn > 1)} of metrics.jsonl")
     if not rounds:
         missing.append("metrics.jsonl (one row per gradient step)")
-    samples = {}
+    samples, texts = {}, {}
     for when in ("before", "after"):
-        samples[when] = _scores(folder / "samples" / f"{when}.csv", (summary or {}).get("gold") or {})
+        rows = _table(folder / "samples" / f"{when}.csv")
+        samples[when] = _scores(rows, (summary or {}).get("gold") or {})
+        texts[when] = [row["sample"] for row in rows if row.get("sample")]
         if not samples[when]:
             missing.append(f"samples/{when}.csv (the scores of single samples)")
     summary = {key: value for key, value in (summary or {}).items() if value is not None}
     before = summary.get("before") or _json(folder / "before.json") or {}
-    return Run(folder, info, rounds, summary, before, samples, missing)
+    return Run(folder, info, rounds, summary, before, samples, texts, missing)
 
 
 def _json(path: Path) -> dict[str, Any] | None:
@@ -104,12 +123,16 @@ def _rounds(path: Path) -> tuple[list[dict[str, Any]], int]:
     return list(rounds.values()), torn
 
 
-def _scores(path: Path, gold: Iterable[str]) -> Samples:
-    """The columns of a table of samples that hold the reward and the gold scores."""
+def _table(path: Path) -> list[dict[str, str]]:
+    """The rows of a table of samples; none if there is no table."""
     if not path.exists():
-        return {}
+        return []
     with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+        return list(csv.DictReader(file))
+
+
+def _scores(rows: list[dict[str, str]], gold: Iterable[str]) -> Samples:
+    """The columns that hold the reward and the gold scores."""
     known = {"reward", *gold}
     names = [name for name in (rows[0] if rows else ()) if name in known or str(name).startswith("gold")]
     return {name: [as_float(row[name]) for row in rows] for name in names}

@@ -7,7 +7,8 @@ from typing import Literal
 
 import numpy as np
 
-from difftilt.evaluation.estimate import CLEAR, Change, Number, average, log_best_of
+from difftilt.evaluation.estimate import CLEAR, Change, Estimate, average, log_best_of
+from difftilt.evaluation.optimum import Optimum
 
 FEW_SAMPLES = 100
 LARGE_KL = 10.0  # nats; best-of-n reaches it with n = 60,000
@@ -16,7 +17,6 @@ LOST_DIVERSITY, COLLAPSED_DIVERSITY = 0.5, 0.1  # what is left, as a share of th
 SMALL_TREND = 0.02  # of what J gained in the whole run
 KEPT_BUDGET = 0.1  # distance from the target KL, as a share of it, that counts as kept
 FEW_EFFECTIVE = 0.05  # share of the samples that carry the weight, below which weighting is a lottery
-MIN_EFFECTIVE = 10  # effective samples below which the ceiling is not to be trusted
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,12 @@ class Outcome:
     """What the rules read. None stands for what was not measured.
 
     Args:
-        reward: The reward that was trained on, the proxy.
+        reward: The reward that was trained on.
         kl: KL(p || pretrained) of the tuned chain, in nats.
         gold: Scores that training never saw, larger meaning better.
         diversity: Any positive measure of how different the samples are.
         rounds: J of every round, in order.
-        ceiling: What no policy's J exceeds; see `ceiling`.
+        optimum: J*, which no policy exceeds.
         samples: How many samples of the tuned model were scored.
         dropped: Samples whose reward failed.
         ess: Effective share of the samples behind each round's weights, in (0, 1].
@@ -38,18 +38,28 @@ class Outcome:
 
     alpha: float | None = None
     reward: Change | None = None
-    kl: Number | None = None
+    kl: Estimate | None = None
     objective: Change | None = None
     gold: Mapping[str, Change] = field(default_factory=dict)
     diversity: Change | None = None
-    rounds: Sequence[Number] = ()
-    ceiling: Number | None = None
+    rounds: Sequence[Estimate] = ()
+    optimum: Optimum | None = None
     target_kl: float | None = None
     samples: int | None = None
     dropped: int = 0
     ess: Sequence[float] = ()
     warnings: Sequence[str] = ()
     finished: bool = True
+
+    @property
+    def way(self) -> Estimate | None:
+        """The share of the way from J before to J*, in (0, 1]; None unless J rose clearly and J* is known."""
+        if not self.finished or self.objective is None or self.optimum is None:
+            return None
+        share = self.optimum.way(self.objective)
+        if share is None or self.objective.direction <= 0 or self.optimum.exceeded_by(self.objective.after):
+            return None
+        return Estimate(min(share.value, 1.0), share.se)
 
 
 @dataclass(frozen=True)
@@ -58,23 +68,6 @@ class Finding:
 
     kind: Literal["achieved", "watch"]
     text: str
-
-
-def ceiling(rewards: Sequence[float], alpha: float) -> Number | None:
-    """The J of the tilted law, J* = alpha log E_pre[exp(r / alpha)], from the pretrained model's rewards.
-
-    None if fewer than ten samples carry the mean, where it would be a guess.
-    """
-    if len(rewards) == 0:
-        return None
-    scaled = np.asarray(rewards, dtype=float) / alpha
-    top = scaled.max()
-    weights = np.exp(scaled - top)
-    mean = weights.mean()
-    if not np.isfinite(mean) or weights.sum() ** 2 / (weights**2).sum() < MIN_EFFECTIVE:
-        return None
-    value, se = alpha * (top + np.log(mean)), alpha * weights.std() / mean / len(weights) ** 0.5
-    return Number(float(value), float(se))
 
 
 def findings(outcome: Outcome) -> list[Finding]:
@@ -172,7 +165,7 @@ def _kl(run: Outcome) -> Iterator[Finding]:
 def _budget(run: Outcome) -> Iterator[Finding]:
     if run.kl is None or run.target_kl is None or run.alpha is None or not run.finished:
         return
-    off = run.kl - Number(run.target_kl, 0)
+    off = run.kl - Estimate(run.target_kl, 0)
     if abs(off.value) <= KEPT_BUDGET * run.target_kl or not off.direction:
         yield _achieved(
             f"That is the KL asked for, {run.target_kl:g} nats, which alpha was moved to {run.alpha:.3g} for."
@@ -207,20 +200,21 @@ def _objective(run: Outcome) -> Iterator[Finding]:
         yield _watch(f"J, the reward less the price of the KL, {_unclear(run.objective)}: {change}.")
 
 
-def _ceiling(run: Outcome) -> Iterator[Finding]:
-    if run.objective is None or run.ceiling is None or not run.finished:
+def _optimum(run: Outcome) -> Iterator[Finding]:
+    objective, best = run.objective, run.optimum
+    if objective is None or best is None or not run.finished:
         return
-    before, after = run.objective.before, run.objective.after
-    if (after - run.ceiling).direction > 0:
+    if best.exceeded_by(objective.after):
+        few = "" if best.exact else "either the pretrained samples are too few to tell, or "
         yield _watch(
-            f"J = {after} is above {run.ceiling}, which no policy can exceed: either the pretrained samples"
-            " are too few to tell, or a part of the KL is not counted."
+            f"J = {objective.after} is above {best.objective}, which no policy can exceed: {few}a part of the"
+            " KL is not counted."
         )
-    elif run.objective.direction > 0 and run.ceiling.value > before.value:
-        share = (after.value - before.value) / (run.ceiling.value - before.value)
+    elif way := run.way:
+        error = f" (± {100 * way.se:.2g} points)" if way.se > 0 else ""
         yield _achieved(
-            f"That is {min(share, 1):.0%} of the way to the best possible J, estimated from the pretrained"
-            f" samples as {run.ceiling}."
+            f"That is {way.value:.0%} of the way{error} to the best possible J, {best.objective},"
+            f" {best.origin}."
         )
 
 
@@ -295,6 +289,6 @@ def _watch(text: str) -> Finding:
 
 
 RULES = [
-    _unfinished, _reward, _gold, _kl, _budget, _objective, _ceiling, _diversity, _trend, _samples, _weights,
+    _unfinished, _reward, _gold, _kl, _budget, _objective, _optimum, _diversity, _trend, _samples, _weights,
     _own_words,
 ]  # fmt: skip

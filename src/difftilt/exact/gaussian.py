@@ -109,7 +109,7 @@ class AffinePolicy(Policy):
 
 
 @dataclass(frozen=True)
-class Evaluation(result.Evaluation):
+class GaussianEvaluation(result.Evaluation):
     """What a policy earns and costs, exactly.
 
     Args:
@@ -166,7 +166,9 @@ def solve(reference: AffineChain, reward: Quadratic, alpha: float, *, fixed_cov:
     )
 
 
-def evaluate(policy: AffineChain, reference: AffineChain, reward: Quadratic, alpha: float) -> Evaluation:
+def evaluate(
+    policy: AffineChain, reference: AffineChain, reward: Quadratic, alpha: float
+) -> GaussianEvaluation:
     """Exact reward, KL and law of x_0, differentiable in the policy."""
     mean, cov = policy.mean, policy.cov
     kl = _kl(cov, reference.cov, mean - reference.mean, torch.zeros_like(cov))
@@ -176,7 +178,7 @@ def evaluate(policy: AffineChain, reference: AffineChain, reward: Quadratic, alp
         mean = policy.weight[t] @ mean + policy.bias[t]
         cov = policy.weight[t] @ cov @ policy.weight[t].T + policy.noise[t]
     earned = reward.mean(mean, cov)
-    return Evaluation(earned, kl, alpha, mean, cov)
+    return GaussianEvaluation(earned, kl, alpha, mean, cov)
 
 
 def affine(policy: Policy, cond: Cond | None = None) -> AffineChain:

@@ -52,17 +52,6 @@ class Axis:
 
 
 @dataclass(frozen=True)
-class Evaluation(result.Evaluation):
-    """What a policy earns and costs, exactly.
-
-    Args:
-        law: Probability of every point of the axis under x_0.
-    """
-
-    law: Points
-
-
-@dataclass(frozen=True)
 class Solution(result.Tilted):
     """The optimum over all policies.
 
@@ -85,7 +74,7 @@ class Solution(result.Tilted):
 
 def evaluate(
     objective: Objective, policy: Policy, axis: Axis | None = None, cond: Cond | None = None
-) -> Evaluation:
+) -> result.TableEvaluation:
     """Exact reward, KL and law of x_0 of a policy whose steps are Gaussian, given one condition."""
     axis = axis or Axis()
     law, kl = _start(policy, objective.reference, axis, cond)
@@ -95,7 +84,7 @@ def evaluate(
         law = law @ axis.log_kernel(step.mean[:, 0], step.std[:, 0]).exp()
     _check_ends(axis, law)
     reward = law @ _score(objective, policy, axis, cond)
-    return Evaluation(reward, kl, objective.alpha, law)
+    return result.TableEvaluation(reward, kl, objective.alpha, law)
 
 
 @torch.no_grad()
@@ -120,7 +109,7 @@ def solve(objective: Objective, axis: Axis | None = None, cond: Cond | None = No
 @torch.no_grad()
 def twist(
     objective: Objective, value: Value, axis: Axis | None = None, cond: Cond | None = None
-) -> Evaluation:
+) -> result.TableEvaluation:
     """Exact reward, KL and law of x_0 of the reference, every decision tilted by an estimate of the value,
 
     p(x_{t-1} | x_t) ~ p_pre(x_{t-1} | x_t) exp(v_{t-1}(x_{t-1}) / alpha),   v_0 = r:
@@ -144,7 +133,7 @@ def twist(
         kl, law = kl + law @ cost, law @ kernel
     _check_ends(axis, law[0])
     reward = law[0] @ _score(objective, reference, axis, cond)
-    return Evaluation(reward, kl[0], objective.alpha, law[0])
+    return result.TableEvaluation(reward, kl[0], objective.alpha, law[0])
 
 
 @torch.no_grad()

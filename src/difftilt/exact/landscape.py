@@ -26,17 +26,6 @@ ROWS = 2**13  # states that the network sees at a time: what is made of them sta
 
 
 @dataclass(frozen=True)
-class Evaluation(result.Evaluation):
-    """What a policy earns and costs, exactly.
-
-    Args:
-        law: Probability of every sequence under x_0, the last position varying fastest.
-    """
-
-    law: Points
-
-
-@dataclass(frozen=True)
 class Solution(result.Tilted):
     """The optimum over all policies.
 
@@ -56,7 +45,7 @@ class Solution(result.Tilted):
 @torch.no_grad()
 def evaluate(
     objective: Objective, policy: Policy, scores: Points | None = None, cond: Cond | None = None
-) -> Evaluation:
+) -> result.TableEvaluation:
     """Exact reward, KL and law of x_0 of a masked policy, given one condition.
 
     Args:
@@ -65,7 +54,7 @@ def evaluate(
     policy, reference = _masked(policy), _masked(objective.reference)
     scores = score(objective, policy, cond) if scores is None else scores
     law, kl = _end(policy, _steps(policy, reference, cond, range(policy.steps, 0, -1)))
-    return Evaluation(law @ scores, kl, objective.alpha, law)
+    return result.TableEvaluation(law @ scores, kl, objective.alpha, law)
 
 
 @torch.no_grad()

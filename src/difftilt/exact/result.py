@@ -29,6 +29,18 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class TableEvaluation(Evaluation):
+    """What a policy or a sampler earns and costs, where all x_0 can be listed.
+
+    Args:
+        law: Probability under x_0 of every sequence, the last position varying fastest, or of every point
+            of an axis.
+    """
+
+    law: Points
+
+
+@dataclass(frozen=True)
 class Tilted:
     """The optimum over all policies.
 

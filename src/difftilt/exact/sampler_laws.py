@@ -6,7 +6,6 @@ known if the probability of each of them is.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 
@@ -24,21 +23,10 @@ STEP = 0.4  # between the logarithms of u in the quadrature: its error is exp(-p
 LEFT_OUT = 25.0  # nats: what the quadrature cuts off at either end
 
 
-@dataclass(frozen=True)
-class Evaluation(result.Evaluation):
-    """What a sampler earns and costs, exactly.
-
-    Args:
-        law: Probability of every sequence under x_0, the last position varying fastest.
-    """
-
-    law: Points
-
-
 @torch.no_grad()
 def evaluate_flips(
     objective: Objective, policy: Policy, scores: Points | None = None, cond: Cond | None = None
-) -> Evaluation:
+) -> result.TableEvaluation:
     """Exact reward, KL and law of x_0 of a chain each step of which draws one position and its token.
 
     Args:
@@ -59,7 +47,7 @@ def evaluate_svdd(
     candidates: int,
     scores: Points | None = None,
     cond: Cond | None = None,
-) -> Evaluation:
+) -> result.TableEvaluation:
     """Exact reward, KL and law of x_0 of `SVDD` with single particles that the reference proposes.
 
     Args:
@@ -116,7 +104,7 @@ def _walk(
     step: Callable[[State, int, Kernel, Moves], Kernel],
     scores: Points | None,
     cond: Cond | None,
-) -> Evaluation:
+) -> result.TableEvaluation:
     """The laws of x_T, ..., x_0, one after the other.
 
     Args:
@@ -139,7 +127,7 @@ def _walk(
             kl = kl + law[rows] @ relative_entropy(chosen, base).sum(1)
             law.index_add_(0, after.flatten(), (law[rows, None] * chosen).flatten())
     scores, law = _scores(objective, scores, cond), law[_complete(reference)]
-    return Evaluation(law @ scores, kl, objective.alpha, law)
+    return result.TableEvaluation(law @ scores, kl, objective.alpha, law)
 
 
 def _moves(policy: Policy, x: State, t: int, cond: Cond | None) -> Kernel:

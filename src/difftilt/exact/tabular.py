@@ -52,7 +52,7 @@ class TabularPolicy(Policy):
 
 
 @dataclass(frozen=True)
-class Evaluation(result.Evaluation):
+class TabularEvaluation(result.Evaluation):
     """What a policy earns and costs, exactly.
 
     Args:
@@ -81,7 +81,7 @@ class Solution:
     frozen_policy: TabularPolicy
 
 
-def evaluate(objective: Objective, policy: TabularPolicy) -> Evaluation:
+def evaluate(objective: Objective, policy: TabularPolicy) -> TabularEvaluation:
     """Exact reward, KL and laws of all x_t, differentiable in the policy's tables."""
     reference = _reference(objective)
     x, cond = torch.arange(policy.symbols)[:, None], unconditional(policy.symbols)
@@ -93,7 +93,7 @@ def evaluate(objective: Objective, policy: TabularPolicy) -> Evaluation:
         kl = kl + laws[-1] @ step.kl(reference(x, time, cond))
         laws.append(laws[-1] @ step.probs[:, 0])
     reward = laws[-1] @ _score(objective)
-    return Evaluation(reward, kl, objective.alpha, torch.stack(laws[::-1]))
+    return TabularEvaluation(reward, kl, objective.alpha, torch.stack(laws[::-1]))
 
 
 @torch.no_grad()

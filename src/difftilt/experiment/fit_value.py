@@ -15,9 +15,9 @@ from difftilt.experiment.finetune import make_optimizer, per_process, place
 from difftilt.experiment.job import Job
 from difftilt.experiment.record import VALUE, from_json, read_json, write_json
 from difftilt.guidance.value_guided import ValueGuided
-from difftilt.objective import Objective, Value
+from difftilt.objective import Objective, Value, standard_error
 from difftilt.policy import Policy, level
-from difftilt.samplers.particles import log_mean_exp, shares
+from difftilt.samplers.particles import effective_share, log_mean_exp
 from difftilt.shapes import Cond, PerSample, Some, State, Step
 from difftilt.training.seeds import EVALUATION, seed_round
 from difftilt.training.train import load_algorithm, load_totals, train
@@ -150,11 +150,11 @@ def _calibration(y: Some, f: Some) -> dict[str, float]:
     ratio, loss = (y - f).exp(), linex(y, f)
     numbers = {"mean": ratio, "linex": loss}
     means = {name: x.mean().item() for name, x in numbers.items()}
-    return means | {f"{name}_se": (x.std() / len(x) ** 0.5).item() for name, x in numbers.items()}
+    return means | {f"{name}_se": standard_error(x).item() for name, x in numbers.items()}
 
 
 def _log_mean(log_w: Some) -> tuple[float, float, float]:
     """log of the mean weight, its standard error, and the share of the weights that count."""
     mean = log_mean_exp(log_w[None])[0]
-    error = ((log_w - mean).exp().std() / len(log_w) ** 0.5).item()
-    return mean.item(), error, shares(log_w[None])[0].item()
+    error = standard_error((log_w - mean).exp()).item()
+    return mean.item(), error, effective_share(log_w[None])[0].item()

@@ -2,7 +2,7 @@
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
@@ -10,7 +10,7 @@ from typing import Any
 
 from difftilt.algorithms.ppo import PPO
 from difftilt.conditions import unconditional
-from difftilt.evaluation.evaluate import Evaluation
+from difftilt.evaluation.evaluate import ScoredSamples
 from difftilt.guard import Guard, Reward
 from difftilt.objective import Algorithm, Objective
 from difftilt.policy import Policy
@@ -34,7 +34,7 @@ class View:
     """
 
     spell: Callable[[State], list[str]] | None = None
-    draw: Callable[[Evaluation, Path], None] | None = None
+    draw: Callable[[ScoredSamples, Path], None] | None = None
     diversity: Callable[[State], float] | None = None
     distances: Callable[[State], Mapping[str, tuple[float, float]]] | None = None
     distances_note: str = ""
@@ -67,6 +67,7 @@ class Job:
         target_kl: KL in nats that alpha is moved to reach, if given.
         cond: Maps a number of samples to their conditions.
         gold: Rewards that training never sees, by name.
+        proxy_for: Names of the gold rewards that the reward stands for, if it stands for any.
         view: How samples look, and what is known of them.
         maker: Who made it.
     """
@@ -78,6 +79,7 @@ class Job:
     target_kl: float | None = None
     cond: Callable[[int], Cond] = unconditional
     gold: Mapping[str, Reward] = field(default_factory=dict)
+    proxy_for: Sequence[str] = ()
     view: View = field(default_factory=View)
     maker: Maker | None = None
 
@@ -98,6 +100,7 @@ def tune(
     target_kl: float | None = None,
     cond: Callable[[int], Cond] = unconditional,
     gold: Mapping[str, Reward] | None = None,
+    proxy_for: Sequence[str] = (),
     view: View | None = None,
 ) -> Job:
     """The job of tuning a chain towards a reward.
@@ -114,6 +117,7 @@ def tune(
         target_kl: KL in nats that alpha is moved to reach, above 0, if given.
         cond: Maps a number of samples to their conditions.
         gold: Rewards that training never sees, by name, so that over-optimisation shows.
+        proxy_for: Names of the gold rewards that the reward stands for, if it stands for any.
         view: How samples look, and what is known of them.
     """
     training = training or Training()
@@ -127,6 +131,7 @@ def tune(
         target_kl,
         cond,
         gold or {},
+        proxy_for,
         view or View(),
         _maker(inspect.currentframe()),
     )

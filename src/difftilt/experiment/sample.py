@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.progress import Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from difftilt.evaluation.evaluate import Evaluation, evaluate, write_table
+from difftilt.evaluation.evaluate import ScoredSamples, evaluate, write_table
 from difftilt.experiment.job import Job
 from difftilt.guard import Guard
-from difftilt.objective import Value
+from difftilt.objective import Value, standard_error
 from difftilt.policy import Policy
 from difftilt.samplers.base import Sampler
 from difftilt.training.seeds import EVALUATION, seed_round
@@ -68,24 +68,26 @@ def steer(
         steered = sampler.draw(job.objective, value, cond, policy)
     seconds = time.monotonic() - started
     gold = {name: judge(steered.sample, steered.cond).double() for name, judge in job.gold.items()}
-    keep(job, Evaluation(steered.sample, steered.reward, steered.kl, gold, steered.alpha), place)
+    keep(job, ScoredSamples(steered.sample, steered.reward, steered.kl, gold, steered.alpha), place)
     row = steered.summary() | {"populations": len(steered.log_z), "gold": {}, "gold_se": {}}
     for name, score in gold.items():
         means = steered.means(score)
         row["gold"][name] = means.mean().item()
-        row["gold_se"][name] = (means.std() / len(means) ** 0.5).item()
+        row["gold_se"][name] = standard_error(means).item()
     if job.view.diversity is not None:
         row["diversity"] = job.view.diversity(steered.sample)
     return row | {"dropped": job.objective.reward.dropped, "seconds": seconds}
 
 
-def judge(job: Job, folder: Path, name: str) -> tuple[Evaluation, dict[str, Any]]:
+def judge(job: Job, folder: Path, name: str) -> tuple[ScoredSamples, dict[str, Any]]:
     """Evaluates the policy, writes its samples under a name, and returns them with their numbers.
 
     The same seed serves every name, so that pictures before and after start from the same noise.
     """
     seen, view = look(job, folder / "samples" / name, job.training.evaluate, job.training.seed), job.view
     row = seen.summary()
+    if job.proxy_for:
+        row["proxy_for"] = list(job.proxy_for)
     if view.diversity is not None:
         row["diversity"] = view.diversity(seen.sample)
     if view.distances is not None:
@@ -97,14 +99,14 @@ def judge(job: Job, folder: Path, name: str) -> tuple[Evaluation, dict[str, Any]
     return seen, row
 
 
-def look(job: Job, place: Path, count: int, seed: int) -> Evaluation:
+def look(job: Job, place: Path, count: int, seed: int) -> ScoredSamples:
     """Evaluates the policy, and keeps its samples."""
     seen = evaluate(job.policy, job.objective, job.cond(count), job.gold, seed=seed)
     keep(job, seen, place)
     return seen
 
 
-def keep(job: Job, seen: Evaluation, place: Path) -> None:
+def keep(job: Job, seen: ScoredSamples, place: Path) -> None:
     """Writes pictures and numbers of samples into files whose paths begin with `place`."""
     if job.view.draw is not None:
         job.view.draw(seen, place)

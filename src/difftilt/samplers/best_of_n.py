@@ -7,7 +7,7 @@ import torch
 from difftilt.conditions import batch_size, repeat, take
 from difftilt.samplers.base import Lineage, Sampler, Steering
 from difftilt.samplers.best_of import kl_of_best
-from difftilt.samplers.particles import alive, log_mean_exp, shares
+from difftilt.samplers.particles import alive, effective_share, log_mean_exp
 from difftilt.samplers.result import Steered
 from difftilt.settings import Count
 from difftilt.shapes import Cond
@@ -54,5 +54,5 @@ class BestOfN(Sampler):
         line.select(best)
         reward = score[best] * steering.objective.alpha
         kl = kl_of_best(self.n) - ratio[best]
-        log_z, ess, cond = log_mean_exp(log_w), shares(log_w), take(cond, best)
+        log_z, ess, cond = log_mean_exp(log_w), effective_share(log_w), take(cond, best)
         return steering.answer(x[best], cond, reward, population, log_z, ess, line, kl, kl_is_bound=False)

@@ -28,11 +28,11 @@ class Populations:
     def weigh(self, growth: PerSample) -> None:
         """Multiplies every weight by exp(growth)."""
         self._log_w = self._log_w + growth.view_as(self._log_w)
-        self.least = torch.minimum(self.least, shares(self._log_w))
+        self.least = torch.minimum(self.least, effective_share(self._log_w))
 
     def resample(self, threshold: float) -> Index | None:
         """Which particles go on, if some population has a share below the threshold; others keep weights."""
-        low = shares(self._log_w) < threshold
+        low = effective_share(self._log_w) < threshold
         if not low.any():
             return None
         index = resampled(self._log_w, low)
@@ -58,8 +58,11 @@ def log_mean_exp(log_w: LogWeights) -> Some:
     return log_w.logsumexp(1) - math.log(log_w.shape[1])
 
 
-def shares(log_w: LogWeights) -> Some:
-    """(sum w)^2 / (n sum w^2) of each population, in (0, 1]; 0 where no particle has a weight."""
+def effective_share(log_w: LogWeights) -> Some:
+    """The effective sample size of each population as a share of it, (sum w)^2 / (n sum w^2), in (0, 1].
+
+    It is 0 where no particle has a weight.
+    """
     log_ess = 2 * log_w.logsumexp(1) - (2 * log_w).logsumexp(1) - math.log(log_w.shape[1])
     return log_ess.exp().nan_to_num(0)
 

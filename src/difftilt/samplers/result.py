@@ -19,7 +19,7 @@ import torch
 from difftilt.conditions import concat, context, take
 from difftilt.objective import Experience, outcome
 from difftilt.policy import Trajectory, side_by_side
-from difftilt.samplers.particles import log_mean_exp, shares
+from difftilt.samplers.particles import effective_share, log_mean_exp
 from difftilt.shapes import Cond, Index, PerSample, Sample, Scalar, Some, State
 
 
@@ -104,7 +104,7 @@ def from_experience(seen: Experience, history: bool) -> Steered:
         seen.kl.sum(0),
         torch.arange(len(log_w), device=log_w.device),
         log_w,
-        shares(log_w[None])[0],
+        effective_share(log_w[None])[0],
         seen.alpha,
         False,
         path=path if history else None,

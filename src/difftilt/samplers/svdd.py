@@ -8,7 +8,7 @@ from difftilt.conditions import batch_size, repeat, take
 from difftilt.policy import Decision
 from difftilt.samplers.base import Lineage, Sampler, Steering
 from difftilt.samplers.best_of import kl_of_best
-from difftilt.samplers.particles import Keep, Populations, log_mean_exp, pick, shares
+from difftilt.samplers.particles import Keep, Populations, effective_share, log_mean_exp, pick
 from difftilt.samplers.result import Steered
 from difftilt.settings import Count, Unit
 from difftilt.shapes import Cond, PerSample, State
@@ -80,7 +80,7 @@ class SVDD(Sampler):
         line.select(chosen)
         log_z, least, kl = weights.log_z, weights.least, None
         if self.particles == 1:
-            least = shares(log_z[None]).expand_as(log_z)
+            least = effective_share(log_z[None]).expand_as(log_z)
         if self.greedy:
             kl = (steering.policy.steps + 1) * kl_of_best(self.candidates) - ratio
             log_z, least = torch.full_like(log_z, torch.nan), torch.full_like(least, torch.nan)

@@ -103,7 +103,7 @@ def tune(policy: Policy, reference: Policy, cond: Cond, rounds: int, alpha: floa
             PPO(epochs=1, minibatches=2),
             [cond] * rounds,
             torch.optim.AdamW(parameters, 1e-2, weight_decay=0),
-            Accelerator(cpu=True),
+            accelerator=Accelerator(cpu=True),
         )
     )
 

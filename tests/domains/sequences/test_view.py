@@ -16,7 +16,7 @@ from difftilt.domains.sequences.view import (
     novel_share,
     unique_share,
 )
-from difftilt.evaluation.evaluate import Evaluation, write_table
+from difftilt.evaluation.evaluate import ScoredSamples, write_table
 
 
 def drawn(n: int, length: int = 6, categories: int = 4, seed: int = 0, law: int = 99) -> torch.Tensor:
@@ -26,10 +26,10 @@ def drawn(n: int, length: int = 6, categories: int = 4, seed: int = 0, law: int 
     return torch.multinomial(weights, n, replacement=True, generator=generator).T
 
 
-def seen(sample: torch.Tensor) -> Evaluation:
+def seen(sample: torch.Tensor) -> ScoredSamples:
     n = len(sample)
     reward = torch.linspace(-1, 1, n, dtype=torch.float64)
-    return Evaluation(sample, reward, reward.abs(), {"gold binding": reward**2}, alpha=0.1)
+    return ScoredSamples(sample, reward, reward.abs(), {"gold binding": reward**2}, alpha=0.1)
 
 
 def hamming(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -192,7 +192,7 @@ def test_a_logo_s_scale_follows_what_stands_out(tmp_path: Path, logos):
 def test_the_logo_shows_the_best(tmp_path: Path, logos):
     x = drawn(100, length=3)
     x[::4, 1] = 2
-    seen = Evaluation(x, torch.zeros(100), torch.zeros(100), {}, 1.0)
+    seen = ScoredSamples(x, torch.zeros(100), torch.zeros(100), {}, 1.0)
     seen.reward[::4] = 1
     sequences.draw(seen, tmp_path / "a", DNA, best=0.25)
     heights = torch.tensor(logos[-1][0].to_numpy())
@@ -224,8 +224,8 @@ def test_colours_tell_bases_and_the_chemistry_of_amino_acids(tmp_path: Path, log
         (lambda x: kmer_correlation(x, x, 2), "tokens must be 0 to 1, but 0 to 3 came"),
         (lambda x: entropy(x + 1, 4), "tokens must be 0 to 3, but 1 to 4 came"),
         (lambda x: novel_share(x, x[:, :3]), "sequences of 6 letters came with known ones of 3"),
-        (lambda x: diversity(x[:2]), "3 or more samples are needed here, but 2 came"),
-        (lambda x: unique_share(x[:0]), "1 or more samples are needed here, but 0 came"),
+        (lambda x: diversity(x[:2]), "3 or more samples are needed here, but got 2"),
+        (lambda x: unique_share(x[:0]), "1 or more samples are needed here, but got 0"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(call, said):

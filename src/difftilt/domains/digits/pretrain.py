@@ -24,6 +24,7 @@ from difftilt.domains.digits.model import (
     training_schedule,
 )
 from difftilt.evaluation.metrics import diversity, frechet, two_sample
+from difftilt.objective import standard_error
 from difftilt.policy import rollout
 from difftilt.settings import Count, Natural, Positive
 from difftilt.shapes import PerSample, Samples
@@ -172,7 +173,7 @@ def accuracy(name: str, folder: Path, data: Images) -> Numbers:
 
 
 def _mean(values: PerSample) -> tuple[float, float]:
-    return values.mean().item(), values.std().item() / len(values) ** 0.5
+    return values.mean().item(), standard_error(values).item()
 
 
 def _nearest(sample: Samples, train: Samples) -> float:

@@ -66,6 +66,7 @@ def digits(
         target_kl=target_kl,
         cond=asked,
         gold=gold(reward, target),
+        proxy_for=("gold accuracy", "gold log p") if reward == "class" else (),
         view=view,
     )
     return job.starting_from(TunedStart(policy)) if tune_start else job

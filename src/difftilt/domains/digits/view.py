@@ -9,7 +9,7 @@ from PIL import Image
 
 from difftilt.atomic import atomic_file
 from difftilt.domains.digits.model import asked, digits_policy, load_split
-from difftilt.evaluation.evaluate import Evaluation
+from difftilt.evaluation.evaluate import ScoredSamples
 from difftilt.evaluation.metrics import diversity, two_sample
 from difftilt.experiment.job import View
 from difftilt.policy import rollout
@@ -56,7 +56,7 @@ def real_images(digit: int) -> State:
     return torch.cat([part.image[part.label == digit] for part in parts])
 
 
-def draw(seen: Evaluation, path: Path, columns: int = 12, rows: int = 5, scale: int = 4) -> None:
+def draw(seen: ScoredSamples, path: Path, columns: int = 12, rows: int = 5, scale: int = 4) -> None:
     """Writes the first samples as one PNG, dark ink on white."""
     pixels = ((1 - seen.sample[: columns * rows, 0].clamp(-1, 1)) * 127.5).round().to(torch.uint8)
     missing = columns * rows - len(pixels)

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from difftilt.atomic import atomic_file
 from difftilt.data.vocabulary import spell
-from difftilt.evaluation.evaluate import Evaluation
-from difftilt.evaluation.metrics import Estimate, at_least, jackknife
+from difftilt.evaluation.estimate import Estimate, jackknife
+from difftilt.evaluation.evaluate import ScoredSamples
+from difftilt.evaluation.metrics import at_least
 from difftilt.experiment.job import View
 from difftilt.shapes import PerLetter, Sequences, Some
 from difftilt.transition import tokens
@@ -44,7 +45,7 @@ def sequence_view(alphabet: str, best: float = 1.0) -> View:
     )
 
 
-def draw(seen: Evaluation, path: Path, alphabet: str, best: float = 1.0) -> None:
+def draw(seen: ScoredSamples, path: Path, alphabet: str, best: float = 1.0) -> None:
     """Writes samples as FASTA, with scores in the headers, and their logo, beginning with a path.
 
     Args:
@@ -56,7 +57,7 @@ def draw(seen: Evaluation, path: Path, alphabet: str, best: float = 1.0) -> None
     write_logo(path.with_suffix(".png"), tokens(seen.sample)[shown], alphabet, title)
 
 
-def write_fasta(path: Path, seen: Evaluation, alphabet: str) -> None:
+def write_fasta(path: Path, seen: ScoredSamples, alphabet: str) -> None:
     """Writes `>1 reward=0.71 kl_nats=1.2` and the sequence below it, for every sample."""
     scores = {name.replace(" ", "_"): x.tolist() for name, x in seen.scores().items()}
     with atomic_file(path) as part, part.open("w", encoding="utf-8") as file:

@@ -23,7 +23,8 @@ from difftilt.domains.utr.model import (
     load_split,
     utr_policy,
 )
-from difftilt.evaluation.metrics import Estimate
+from difftilt.evaluation.estimate import Estimate
+from difftilt.objective import standard_error
 from difftilt.policy import rollout
 from difftilt.processes.likelihood import elbo
 from difftilt.settings import Count, Natural, Positive
@@ -150,7 +151,7 @@ def _in_parts(oracle: Oracle, x: Sequences) -> PerSample:
 
 
 def _mean(values: PerSample) -> Estimate:
-    return Estimate(values.mean().item(), values.std().item() / len(values) ** 0.5)
+    return Estimate(values.mean().item(), standard_error(values).item())
 
 
 def card(about: Numbers, found: Numbers) -> str:

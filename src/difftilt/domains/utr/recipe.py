@@ -61,6 +61,7 @@ def utr(
         name=reward,
         target_kl=target_kl,
         gold={"gold load": load(weights, "gold")},
+        proxy_for=("gold load",) if reward == "load" else (),
         view=view,
     )
 
