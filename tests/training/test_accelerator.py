@@ -64,6 +64,7 @@ def test_what_would_be_ignored_is_refused(ram, monkeypatch, loop, settings, mess
     for name, value in settings.items():
         if name == "dynamo_backend":
             plugin = accelerator.state.dynamo_plugin
+            assert plugin is not None
             monkeypatch.setattr(plugin, "backend", type(plugin.backend)(value.upper()))
         else:
             monkeypatch.setattr(Accelerator, name, value)

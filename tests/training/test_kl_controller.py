@@ -11,6 +11,7 @@ from toy_run import Job, remains
 from difftilt.algorithms.ppo import PPO
 from difftilt.conditions import unconditional
 from difftilt.objective import Objective
+from difftilt.training.alpha import starting_alpha
 from difftilt.training.fit import fit
 from difftilt.training.kl_controller import LARGEST_STEP, RANGE, KLController
 
@@ -57,6 +58,15 @@ def test_a_plain_integrator_misses_the_same_bounds(target, lag):
     assert max(follow(PLANTS["tilt"], target, 1.0, lag, horizon=0)) > 4 / 3 * target
 
 
+@pytest.mark.parametrize("lag", [2, 4, 8])
+@pytest.mark.parametrize("target", [2.0, 4.0])
+@pytest.mark.parametrize("name", PLANTS)
+def test_a_start_ten_times_off_neither_overshoots_nor_stops_short(name, target, lag):
+    seen = follow(PLANTS[name], target, 10.0, lag)
+    assert max(seen) < 1.1 * target
+    assert all(abs(kl / target - 1) < 0.1 for kl in seen[-10:])
+
+
 def test_nothing_moves_before_there_is_a_trend_and_never_far():
     controller = KLController(make_objective(0.5), 2.0)
     for kl, steps in ((0.0, 0), (100.0, 1), (1e6, 2)):
@@ -101,6 +111,23 @@ def test_anyones_loop_reaches_the_target(alpha):
     assert max(row["kl_nats"] for row in rows) < 1.4 * target  # 1.5 and 2.2 without a look ahead
     for row in rows:
         assert row["objective"] == pytest.approx(row["reward"] - row["alpha"] * row["kl_nats"], abs=1e-5)
+
+
+def test_a_start_from_the_pretrained_samples_reaches_the_target():
+    """However far off the alpha that was asked for was: the start does not depend on it."""
+    torch.manual_seed(0)
+    job, target = Job(), 0.5
+    objective = Objective(lambda x, cond: x[:, 0], copy.deepcopy(job.policy).requires_grad_(False), 10.0)
+    rewards = objective.sample(objective.reference, unconditional(512)).reward
+    objective.alpha = starting_alpha(rewards, target).alpha
+    optimizer = torch.optim.Adam(job.policy.parameters(), 3e-3)
+    controller = KLController(objective, target)
+    rows = list(
+        fit(job.policy, objective, PPO(), [unconditional(256)] * 40, optimizer, kl_controller=controller)
+    )
+    last = [row["kl_nats"] for row in rows if row["round"] >= 30]
+    assert sum(last) / len(last) == pytest.approx(target, rel=0.1)
+    assert max(row["kl_nats"] for row in rows) < 1.4 * target
 
 
 def test_a_resumed_run_moves_alpha_as_the_unbroken_one(ram, monkeypatch):
