@@ -73,8 +73,8 @@ def measure(options: argparse.Namespace, weights: Path, rows: list[dict[str, Any
             best = ceiling(rewards, alpha)
             for seed in range(options.first, options.first + options.seeds):
                 row = run(name, alpha, seed, weights)
-                row["optimum"] = best and best.estimate.value
-                row["gap_nats"] = best and (best.estimate.value - row["objective"]) / alpha
+                row["optimum"] = best and best.objective.value
+                row["gap_nats"] = best and (best.objective.value - row["objective"]) / alpha
                 rows = [other for other in rows if key(other) != key(row)] + [row]
                 if options.out:
                     write_json(options.out, head | {"rows": rows})
