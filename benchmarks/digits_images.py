@@ -24,7 +24,8 @@ def main(out: Path) -> None:
     proxy, gold = train_test_split(rest, test_size=0.5, stratify=label[rest], random_state=0)
     rows = {"proxy": proxy, "gold": gold, "held_out": held_out}
     whole = {name: np.array(part, dtype=np.int16) for name, part in rows.items()}
-    np.savez_compressed(out, image=grey.reshape(-1, 1, 8, 8), label=label.astype(np.uint8), **whole)
+    whole |= {"image": grey.reshape(-1, 1, 8, 8), "label": label.astype(np.uint8)}
+    np.savez_compressed(out, allow_pickle=False, **whole)
     print(f"{len(label)} images, {out.stat().st_size} bytes")
 
 

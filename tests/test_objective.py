@@ -6,13 +6,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn as nn
+from paths import path_kl
 from torch import Tensor
 
 from difftilt.algorithms import advantages
 from difftilt.conditions import unconditional
 from difftilt.guard import Guard, RewardError
 from difftilt.objective import Experience, Objective, to_go
-from difftilt.policy import path_kl, path_log_prob, rollout
+from difftilt.policy import path_log_prob, rollout
 from difftilt.processes.gaussian import GaussianPolicy
 from difftilt.processes.schedule import linear
 from difftilt.shapes import Cond

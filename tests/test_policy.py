@@ -11,6 +11,7 @@ import torch
 import torch.nn as nn
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from paths import path_kl
 from torch import Tensor
 
 from difftilt import processes
@@ -22,7 +23,7 @@ from difftilt.guidance.start import TunedStart
 from difftilt.guidance.tempered import Tempered
 from difftilt.guidance.value_guided import ValueGuided
 from difftilt.objective import Objective
-from difftilt.policy import Policy, Trajectory, Transitions, chain, decide, path_kl, path_log_prob, rollout
+from difftilt.policy import Policy, Trajectory, Transitions, chain, decide, path_log_prob, rollout
 from difftilt.processes.flow_sde import FlowSDE
 from difftilt.processes.gaussian import GaussianPolicy
 from difftilt.processes.masked import MaskedPolicy

@@ -215,12 +215,6 @@ def check_ratio(policy: Policy, path: Trajectory) -> None:
         )
 
 
-def path_kl(policy: Policy, reference: Policy, path: Trajectory) -> PerStep:
-    """KL(policy || reference) in nats of every decision, in closed form at the states of given chains."""
-    rows = path.transitions()
-    return decide(policy, rows).kl(decide(reference, rows)).view_as(path.log_prob)
-
-
 @dataclass(frozen=True)
 class Decision:
     """One step of a chain as it is sampled: at (x, t) the law `step` drew `x_next`. First, t = T + 1."""

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from difftilt.evaluation.metrics import diversity, effective_samples, frechet, two_sample
+from difftilt.evaluation.metrics import diversity, frechet, two_sample
 
 
 def normal(n: int, mean: float = 0.0, std: float = 1.0, seed: int = 0, dimensions: int = 3) -> torch.Tensor:
@@ -89,12 +89,6 @@ def test_the_bootstrap_error_is_about_the_scatter_over_repetitions():
     scatter = torch.tensor([e.value for e in found]).std().item()
     stated = torch.tensor([e.se for e in found]).mean().item()
     assert stated == pytest.approx(scatter, rel=0.4)
-
-
-def test_effective_samples():
-    assert effective_samples(torch.full((7,), 100.0)) == pytest.approx(7)
-    assert effective_samples(torch.tensor([0.0, -1000.0, -1000.0])) == pytest.approx(1)
-    assert effective_samples(torch.tensor([1.0, 3.0]).log()) == pytest.approx(16 / 10)
 
 
 def test_too_few_samples_are_refused():

@@ -9,6 +9,7 @@ import torch.nn as nn
 from accelerate import Accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from paths import path_kl
 from torch import Tensor
 
 from difftilt.algorithms.ppo import PPO
@@ -16,7 +17,7 @@ from difftilt.networks.adapters import AdaptersOff, without_adapters
 from difftilt.networks.guidance import ClassifierFreeGuidance
 from difftilt.networks.micro_batch import MicroBatch
 from difftilt.objective import Objective
-from difftilt.policy import Trajectory, path_kl, path_log_prob, rollout
+from difftilt.policy import Trajectory, path_log_prob, rollout
 from difftilt.processes.gaussian import GaussianPolicy
 from difftilt.processes.schedule import linear
 from difftilt.shapes import Cond

@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 from enumeration import evaluate, every_state, kernels, laws, table
+from paths import path_kl
 from torch import Tensor, nn
 
 from difftilt.algorithms.backprop import Backprop
@@ -16,7 +17,7 @@ from difftilt.algorithms.trajectory_balance import TrajectoryBalance
 from difftilt.conditions import unconditional
 from difftilt.exact import tabular
 from difftilt.objective import Objective
-from difftilt.policy import Trajectory, check_ratio, path_kl, path_log_prob, rollout
+from difftilt.policy import Trajectory, check_ratio, path_log_prob, rollout
 from difftilt.processes.uniform import UniformPolicy, rate_kl
 from difftilt.training.fit import fit
 from difftilt.transition import one_hot

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from enumeration import Table, evaluate, every_state, laws, masked_table
+from paths import path_kl
 
 from difftilt.conditions import unconditional
 from difftilt.data.vocabulary import place_values
@@ -11,7 +12,7 @@ from difftilt.exact.toy import gmm, gmm_grid
 from difftilt.guidance.flip import Flip
 from difftilt.guidance.flip_guided import FlipGuided
 from difftilt.objective import Objective
-from difftilt.policy import path_kl, rollout
+from difftilt.policy import rollout
 from difftilt.processes.gaussian import GaussianPolicy
 from difftilt.processes.masked import MaskedPolicy
 from difftilt.processes.uniform import UniformPolicy

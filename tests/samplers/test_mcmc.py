@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from enumeration import Table, every_state
+from paths import path_kl
 
 from difftilt.algorithms.distill import Distill
 from difftilt.conditions import unconditional
@@ -14,7 +15,7 @@ from difftilt.guidance.corrected import Corrected
 from difftilt.guidance.start import TunedStart
 from difftilt.guidance.value_guided import ValueGuided
 from difftilt.objective import Objective
-from difftilt.policy import path_kl, rollout
+from difftilt.policy import rollout
 from difftilt.processes.gaussian import GaussianPolicy
 from difftilt.processes.masked import MaskedPolicy
 from difftilt.processes.schedule import from_betas

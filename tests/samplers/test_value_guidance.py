@@ -4,12 +4,13 @@ from typing import Any
 
 import pytest
 import torch
+from paths import path_kl
 
 from difftilt.conditions import unconditional
 from difftilt.exact import grid
 from difftilt.exact.toy import GaussianDenoiser, gmm, gmm_grid
 from difftilt.objective import Objective
-from difftilt.policy import path_kl, rollout
+from difftilt.policy import rollout
 from difftilt.processes.gaussian import GaussianPolicy
 from difftilt.processes.schedule import from_betas
 from difftilt.samplers.smc import SMC

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from difftilt.shapes import PerSample, Samples
+from difftilt.shapes import Samples
 
 
 class Estimate(NamedTuple):
@@ -62,12 +62,6 @@ def frechet(x: Samples, y: Samples, resamples: int = 100) -> Estimate:
     at_least(x.shape[1] + 1, x, y)
     values = [_frechet(_resampled(x), _resampled(y)) for _ in range(resamples)]
     return Estimate(_frechet(x, y).item(), torch.stack(values).std().item())
-
-
-def effective_samples(log_w: PerSample) -> float:
-    """(sum w)^2 / sum w^2, the number of equally weighted samples that are worth as much."""
-    log_w = log_w.double()
-    return (2 * log_w.logsumexp(0) - (2 * log_w).logsumexp(0)).exp().item()
 
 
 def _frechet(x: Tensor, y: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     PNDMScheduler,
 )
+from paths import path_kl
 
 from difftilt.algorithms.ppo import PPO
 from difftilt.conditions import take
@@ -34,7 +35,7 @@ from difftilt.domains.diffusers.stable_diffusion import (
 )
 from difftilt.networks.adapters import without_adapters
 from difftilt.objective import Objective
-from difftilt.policy import Policy, path_kl, path_log_prob, rollout
+from difftilt.policy import Policy, path_log_prob, rollout
 from difftilt.shapes import Cond
 from difftilt.training.fit import fit
 
