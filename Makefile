@@ -24,11 +24,11 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(PIP) --editable .
+	$(PIP) --editable '.[logos,tensorboard]'
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(PIP) --editable '.[diffusers,rna,dev]'
+	$(PIP) --editable '.[diffusers,logos,rna,tensorboard,dev]'
 	touch $@
 
 clean:

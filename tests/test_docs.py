@@ -1,24 +1,65 @@
-"""Every Python block in the front-page documents runs, and every measured table is that of the JSON."""
+"""Every Python block in the documents runs, J rises where one trains, and what is generated is not stale."""
 
 import importlib
+import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
+import folder_map
 import pytest
 
+import difftilt
+
 ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCKS = {path.name: re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL) for path in PAGES}
+Rows = list[dict[str, float]]
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/sequences.md", "docs/steering.md"])
-def test_code_blocks_run(name, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def trainings(monkeypatch) -> list[Rows]:
+    """The rows of every call of `fit`."""
+    calls: list[Rows] = []
+    fit = difftilt.fit
+
+    def recorded(*args, **settings) -> Iterator[dict[str, float]]:
+        calls.append([])
+        for row in fit(*args, **settings):
+            calls[-1].append(row)
+            yield row
+
+    monkeypatch.setattr(difftilt, "fit", recorded)
+    return calls
+
+
+def rise(rows: Rows) -> float:
+    """How far J went up from the first row to the last, in standard errors."""
+    first, last = rows[0], rows[-1]
+    error = math.hypot(first["objective_se"], last["objective_se"])
+    return (last["objective"] - first["objective"]) / error
+
+
+@pytest.mark.parametrize("page", [name for name, blocks in BLOCKS.items() if blocks])
+def test_code_blocks_run_and_j_rises_where_they_train(page, tmp_path, monkeypatch, capsys, trainings):
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
-    assert blocks
     script = tmp_path / "blocks.py"
-    script.write_text("\n".join(blocks))
-    scope = {"__name__": "blocks"}
-    exec(compile(script.read_text(), script, "exec"), scope)
+    script.write_text("\n".join(BLOCKS[page]))
+    exec(compile(script.read_text(), script, "exec"), {"__name__": "blocks"})
     assert capsys.readouterr().out
+    trains = re.search(r"\b(fit|train|finetune)\(", script.read_text())
+    assert bool(trainings) == bool(trains), "a block trains by something that this test does not watch"
+    assert all(rise(rows) > 3 for rows in trainings), [round(rise(rows), 1) for rows in trainings]
+
+
+def test_the_front_pages_have_code():
+    assert BLOCKS["README.md"] and BLOCKS["CONTRIBUTING.md"]
+
+
+def test_the_map_of_the_folders_is_that_of_the_tree():
+    text = folder_map.PAGE.read_text()
+    shown = text[text.index(folder_map.START) + len(folder_map.START) : text.index(folder_map.END)]
+    assert shown == folder_map.drawn(), "run python tests/folder_map.py"
 
 
 @pytest.mark.parametrize(

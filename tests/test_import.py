@@ -1,4 +1,4 @@
-"""`import difftilt` needs torch and little else."""
+"""`import difftilt` needs torch and little else, and runs at their defaults need no extra."""
 
 import json
 import subprocess
@@ -25,3 +25,29 @@ def test_import_is_light_and_quick():
         runs.append(json.loads(result.stdout))
     assert runs[-1]["heavy"] == []
     assert min(run["seconds"] for run in runs) <= 2.0
+
+
+CORE = """
+import pkgutil, sys
+from importlib import import_module
+from pathlib import Path
+EXTRAS = "sklearn scipy pandas logomaker tensorboard wandb RNA diffusers peft transformers"
+for name in EXTRAS.split():
+    sys.modules[name] = None  # as if it were not installed
+import torch
+import difftilt
+for module in pkgutil.walk_packages(difftilt.__path__, "difftilt."):
+    if not module.name.endswith("__main__"):
+        import_module(module.name)
+from difftilt.domains.digits.recipe import real_images
+from difftilt.domains.sequences.view import write_logo
+assert len(real_images(3)) == 183
+write_logo(Path(sys.argv[1]), torch.randint(4, (20, 8)), "ACGT")
+"""
+
+
+def test_what_runs_by_default_needs_no_extra(tmp_path):
+    path = tmp_path / "logo.png"
+    result = subprocess.run([sys.executable, "-c", CORE, path], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert path.stat().st_size > 5_000

@@ -1,18 +1,15 @@
 """Networks for tokens: what they see, and which symmetries they keep."""
 
-from typing import Any, cast
-
 import pytest
 import torch
 import torch.nn.functional as F
 
-from difftilt.networks.sequence import MLP, BothStrands, Corrected, Transformer, WordValues, _turned
+from difftilt.networks.sequence import MLP, BothStrands, Corrected, WordValues
 
 LENGTH, LETTERS = 6, 4
 MAKERS = {
     "mlp": lambda: MLP(LETTERS, LENGTH, width=16),
     "words": lambda: MLP(LETTERS, LENGTH, width=16, window=3),
-    "transformer": lambda: Transformer(LETTERS, LENGTH, width=16, heads=2),
     "strands": lambda: BothStrands(MLP(LETTERS, LENGTH, width=16, window=3)),
 }
 
@@ -141,34 +138,7 @@ def test_both_strands_have_one_answer():
     assert (ask(network.network, complement(x)) - ask(network.network, x).flip(1, 2)).abs().max() > 0.01
 
 
-def test_attention_depends_on_distances():
-    """A word moved by one position in an otherwise equal sequence moves its logits with it."""
-    torch.manual_seed(1)
-    network = Transformer(LETTERS, LENGTH, width=16, heads=2)
-    x = torch.zeros(2, LENGTH, dtype=torch.long)
-    x[0, 2], x[1, 3] = 1, 1
-    layer, h = cast(Any, network.layers[0]), network.letters(F.one_hot(x, LETTERS + 1).float())
-    query, key, _ = layer.mix(layer.norms[0](h)).unflatten(-1, (3, 2, -1)).permute(2, 0, 3, 1, 4)
-    score = _turned(query, network.turns) @ _turned(key, network.turns).mT
-    torch.testing.assert_close(score[0, :, 1:4, 1:4], score[1, :, 2:5, 2:5])
-    plain = query @ key.mT + torch.arange(LENGTH) * 0.1  # what absolute positions would give
-    assert (plain[0, :, 1:4, 1:4] - plain[1, :, 2:5, 2:5]).abs().max() > 0.01
-
-
-def test_a_transformer_can_be_told_the_time():
-    torch.manual_seed(1)
-    network = Transformer(LETTERS, LENGTH, width=16, heads=2, symbols=LETTERS, steps=10)
-    x = F.one_hot(torch.randint(LETTERS, (2, LENGTH)), LETTERS).float()[:1].repeat(2, 1, 1)
-    logits = network(x, torch.tensor([1, 9]), {})
-    assert (logits[0] - logits[1]).abs().max() > 1e-4
-
-
 @pytest.mark.parametrize("window", [-1, LENGTH + 1])
 def test_a_window_fits_the_sequence(window):
     with pytest.raises(ValueError, match="window must lie between 0 and the length"):
         MLP(LETTERS, LENGTH, window=window)
-
-
-def test_heads_share_the_width():
-    with pytest.raises(ValueError, match="multiple of 2 x 3 heads"):
-        Transformer(LETTERS, LENGTH, width=16, heads=3)

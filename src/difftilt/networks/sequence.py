@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from difftilt.data.vocabulary import all_sequences, place_values
-from difftilt.networks.features import waves
 from difftilt.shapes import Cond, Mask, OneHot, Output, Step, Tokens
 
 
@@ -57,76 +56,6 @@ class MLP(nn.Module):
         for layer in self.layers:
             h = h + layer(h)
         return self.logits(F.silu(h)).view(-1, self.length, self.categories)
-
-
-class Transformer(nn.Module):
-    """A pre-norm encoder with rotary positions, for sequences of any length.
-
-    Args:
-        categories: Letters, K; the state has one more, the mask, unless `symbols` says otherwise.
-        length: Tokens per sequence.
-        width: Units per position, a multiple of `2 * heads`.
-        depth: Layers.
-        heads: Of the attention.
-        symbols: Kinds of token in a state; K + 1 by default.
-        steps: T, if the network is to be told t; a masked chain's number of masks tells it anyway.
-    """
-
-    turns: Tensor
-
-    def __init__(
-        self,
-        categories: int,
-        length: int,
-        width: int = 64,
-        depth: int = 2,
-        heads: int = 4,
-        symbols: int | None = None,
-        steps: int | None = None,
-    ):
-        super().__init__()
-        if width % (2 * heads):
-            raise ValueError(f"width must be a multiple of 2 x {heads} heads, but {width} came")
-        self.steps = steps
-        self.letters = nn.Linear(symbols or categories + 1, width)
-        self.time = None if steps is None else nn.Linear(waves(torch.zeros(1, 1)).shape[1], width)
-        self.layers = nn.ModuleList(_Layer(width, heads) for _ in range(depth))
-        self.norm = nn.LayerNorm(width)
-        self.logits = nn.Linear(width, categories)
-        half = width // heads // 2
-        rates = 1e4 ** -(torch.arange(half) / half)
-        self.register_buffer("turns", torch.arange(length)[:, None] * rates, persistent=False)
-
-    def forward(self, x: OneHot, t: Step, cond: Cond) -> Output:
-        h = self.letters(x)
-        if self.time is not None and self.steps is not None:
-            h = h + self.time(waves(t.to(h)[:, None] / self.steps))[:, None]
-        for layer in self.layers:
-            h = layer(h, self.turns)
-        return self.logits(self.norm(h))
-
-
-class _Layer(nn.Module):
-    def __init__(self, width: int, heads: int):
-        super().__init__()
-        self.heads = heads
-        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
-        self.mix, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
-
-    def forward(self, h: Tensor, turns: Tensor) -> Tensor:
-        parts = self.mix(self.norms[0](h)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        query, key, value = parts
-        seen = F.scaled_dot_product_attention(_turned(query, turns), _turned(key, turns), value)
-        h = h + self.out(seen.transpose(1, 2).flatten(2))
-        return h + self.mlp(self.norms[1](h))
-
-
-def _turned(x: Tensor, turns: Tensor) -> Tensor:
-    """Rotates pairs of units by their position, so that attention depends on distances."""
-    a, b = x.chunk(2, -1)
-    cos, sin = turns.cos(), turns.sin()
-    return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
 
 
 class Corrected(nn.Module):

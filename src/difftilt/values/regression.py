@@ -1,7 +1,7 @@
 """Soft values learned from chains that anybody drew (Uehara et al., 2024; Li et al., 2024)."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -17,8 +17,6 @@ from difftilt.values.network import ValueNetwork, ready
 
 LARGEST = 30.0  # nats: beyond it an exponential goes on as a straight line
 LEAST = 1e-3  # nats: rewards that differ by less tilt nothing
-
-Build = Callable[[Policy, Cond], ValueNetwork]
 
 
 @dataclass(eq=False)

@@ -49,6 +49,21 @@ def test_the_parts_are_disjoint_stratified_and_always_the_same(split):
     assert torch.equal(load_split().held_out.image, split.held_out.image)
 
 
+def test_the_images_and_their_parts_are_those_of_scikit_learn(split):
+    datasets = pytest.importorskip("sklearn.datasets")
+    train_test_split = pytest.importorskip("sklearn.model_selection").train_test_split
+    pixels, label = datasets.load_digits(return_X_y=True)
+    image, label = (
+        torch.as_tensor(pixels, dtype=torch.float32).view(-1, *SHAPE) / 8 - 1,
+        torch.as_tensor(label),
+    )
+    rest, held_out = train_test_split(range(len(label)), test_size=0.2, stratify=label, random_state=0)
+    proxy, gold = train_test_split(rest, test_size=0.5, stratify=label[rest], random_state=0)
+    for part, rows in ((split.proxy, proxy), (split.gold, gold), (split.held_out, held_out)):
+        assert torch.equal(part.image, image[rows]) and torch.equal(part.label, label[rows])
+        assert (part.image.dtype, part.label.dtype) == (torch.float32, torch.int64)
+
+
 def test_images_have_17_grey_levels_from_paper_to_ink(split):
     image = split.train.image
     assert image.shape[1:] == SHAPE

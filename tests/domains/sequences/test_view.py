@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 from difftilt.data.vocabulary import DNA, PROTEIN, all_sequences, encode
@@ -13,8 +14,6 @@ from difftilt.domains.sequences.view import (
     entropy,
     information,
     kmer_correlation,
-    novel_share,
-    unique_share,
 )
 from difftilt.evaluation.evaluate import ScoredSamples, write_table
 
@@ -96,15 +95,6 @@ def test_errors_are_the_scatter_over_repetitions(metric, law, ratio):
     assert mean / scatter == pytest.approx(ratio, rel=0.15)
 
 
-def test_shares_of_repeated_and_of_known_sequences():
-    x = encode(["ACG", "ACG", "ACT", "GGG"], DNA)
-    assert unique_share(x) == 0.75
-    share = novel_share(x, encode(["ACG", "TTT"], DNA))
-    assert share.value == 0.5
-    assert share.se == pytest.approx(0.5 / 3**0.5)
-    assert novel_share(x, x).value == 0
-
-
 def test_entropy_and_information_are_in_bits():
     x = encode(["AAA", "AAC", "ACG", "ACT"], DNA)
     assert entropy(x, 4).tolist() == pytest.approx([0, 1, 2])
@@ -153,8 +143,7 @@ def test_a_table_may_begin_with_the_samples(tmp_path: Path):
 @pytest.fixture
 def logos(monkeypatch) -> list:
     """What logomaker is asked to draw."""
-    import logomaker
-
+    logomaker = pytest.importorskip("logomaker")
     asked, real = [], logomaker.Logo
 
     def logo(table, **settings):
@@ -214,6 +203,25 @@ def test_colours_tell_bases_and_the_chemistry_of_amino_acids(tmp_path: Path, log
     assert keys[0] == [] and "hydrophobic" in keys[1]
 
 
+@pytest.mark.parametrize("alphabet", ["ACGU", PROTEIN])
+def test_without_logomaker_the_same_letters_stand_in_the_same_places(monkeypatch, alphabet):
+    pytest.importorskip("logomaker")
+    heights = torch.rand(7, len(alphabet), generator=torch.Generator().manual_seed(0))
+
+    def letters() -> torch.Tensor:
+        """Corners and colours of the letters, from the left and from below."""
+        axes = Figure().add_subplot()
+        sequences._draw_line(axes, heights, alphabet, 1, 7, 20.0)
+        boxes = [(patch.get_path().get_extents(), patch.get_facecolor()) for patch in axes.patches]
+        boxes.sort(key=lambda drawn: (round((drawn[0].x0 + drawn[0].x1) / 2), drawn[0].y0))
+        return torch.tensor([(*box.extents, *colour) for box, colour in boxes])
+
+    library = letters()
+    monkeypatch.setattr(sequences, "find_spec", lambda name: None)
+    assert len(library) == heights.numel()
+    assert torch.allclose(letters(), library, atol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("call", "said"),
     [
@@ -223,9 +231,8 @@ def test_colours_tell_bases_and_the_chemistry_of_amino_acids(tmp_path: Path, log
         ),
         (lambda x: kmer_correlation(x, x, 2), "tokens must be 0 to 1, but 0 to 3 came"),
         (lambda x: entropy(x + 1, 4), "tokens must be 0 to 3, but 1 to 4 came"),
-        (lambda x: novel_share(x, x[:, :3]), "sequences of 6 letters came with known ones of 3"),
         (lambda x: diversity(x[:2]), "3 or more samples are needed here, but got 2"),
-        (lambda x: unique_share(x[:0]), "1 or more samples are needed here, but got 0"),
+        (lambda x: entropy(x[:0], 4), "1 or more samples are needed here, but got 0"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(call, said):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -23,7 +24,7 @@ CLASSES, NULL, SHAPE = 10, 10, (1, 8, 8)
 STEPS = 20
 LEVELS, LAST = 999, 30  # of the training schedule: how many there are, and where sampling ends
 PREDICTION: PredictionType = "v_prediction"
-HELD_OUT = 0.2  # share of the images that no network sees
+IMAGES = Path(__file__).with_name("images.npz")
 
 
 @dataclass(frozen=True)
@@ -57,17 +58,12 @@ class Split:
 
 
 def load_split() -> Split:
-    """The 1797 images, always split in the same way."""
-    # scikit-learn is slow to import, and sampling from the model does without it
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    pixels, label = load_digits(return_X_y=True)
-    image = torch.as_tensor(pixels, dtype=torch.float32).view(-1, *SHAPE) / 8 - 1
-    label = torch.as_tensor(label)
-    rest, held_out = train_test_split(range(len(label)), test_size=HELD_OUT, stratify=label, random_state=0)
-    proxy, gold = train_test_split(rest, test_size=0.5, stratify=label[rest], random_state=0)
-    return Split(*(Images(image[rows], label[rows]) for rows in (proxy, gold, held_out)))
+    """The 1797 images that ship with the package, always split in the same way."""
+    with np.load(IMAGES) as file:
+        image = torch.as_tensor(file["image"], dtype=torch.float32) / 8 - 1
+        label = torch.as_tensor(file["label"], dtype=torch.long)
+        parts = [torch.as_tensor(file[name], dtype=torch.long) for name in ("proxy", "gold", "held_out")]
+    return Split(*(Images(image[rows], label[rows]) for rows in parts))
 
 
 def asked(count: int, label: int = NULL) -> Cond:

@@ -2,12 +2,16 @@
 
 import math
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from matplotlib.font_manager import FontProperties
+from matplotlib.patches import Patch, PathPatch
+from matplotlib.textpath import TextPath
+from matplotlib.transforms import Affine2D
 from torch import Tensor
 
 from difftilt.atomic import atomic_file
@@ -135,25 +139,6 @@ def diversity(sequences: Sequences) -> Estimate:
     return Estimate(value.item(), jackknife(without).sqrt().item())
 
 
-def unique_share(sequences: Sequences) -> float:
-    """How many different sequences there are, as a share of all. It falls as more are drawn."""
-    at_least(1, sequences)
-    return len(set(_rows(sequences))) / len(sequences)
-
-
-def novel_share(sequences: Sequences, known: Sequences) -> Estimate:
-    """The share of the sequences that are not among the known ones, with its binomial error."""
-    at_least(2, sequences)
-    if sequences.shape[1] != known.shape[1]:
-        raise ValueError(
-            f"sequences of {sequences.shape[1]} letters came with known ones of {known.shape[1]}; compare"
-            " equal lengths"
-        )
-    old = set(_rows(known))
-    share = sum(row not in old for row in _rows(sequences)) / len(sequences)
-    return Estimate(share, (share * (1 - share) / (len(sequences) - 1)) ** 0.5)
-
-
 def shares(sequences: Sequences, categories: int) -> PerLetter:
     """The share of every letter at every position."""
     at_least(1, sequences)
@@ -175,14 +160,18 @@ def information(sequences: Sequences, categories: int) -> Some:
 
 def _draw_line(axes: Axes, heights: PerLetter, alphabet: str, first: int, width: int, top: float) -> None:
     """One line of a logo, `width` positions wide and `top` bits high."""
-    import logomaker  # which loads pandas and pyplot
-    import pandas as pd
-
     letters = BASES if _is_nucleic(alphabet) else {key: colour for key, (_, colour) in RESIDUES.items()}
     colours = dict.fromkeys(alphabet, "#707070") | {c: colour for key, colour in letters.items() for c in key}
     positions = range(first, first + len(heights))
-    table = pd.DataFrame(heights.cpu().numpy(), index=positions, columns=list(alphabet))
-    logomaker.Logo(table, ax=axes, color_scheme=colours)
+    if find_spec("logomaker"):
+        import logomaker  # which loads pandas and pyplot
+        import pandas as pd
+
+        table = pd.DataFrame(heights.cpu().numpy(), index=positions, columns=list(alphabet))
+        logomaker.Logo(table, ax=axes, color_scheme=colours)
+    else:
+        for position, column in zip(positions, heights.tolist(), strict=True):
+            _stack(axes, position, dict(zip(alphabet, column, strict=True)), colours)
     axes.set(
         xlim=(first - 0.6, first + width - 0.4),
         ylim=(0, top),
@@ -191,6 +180,20 @@ def _draw_line(axes: Axes, heights: PerLetter, alphabet: str, first: int, width:
     axes.set_xticks(positions)
     axes.spines[["top", "right", "bottom"]].set_visible(False)
     axes.tick_params(bottom=False)
+
+
+def _stack(axes: Axes, position: int, heights: dict[str, float], colours: dict[str, str]) -> None:
+    """The letters of one position, the highest on top, as logomaker stacks them."""
+    floor, bold = 0.0, FontProperties(weight="bold")
+    widest = 0.95 / TextPath((0, 0), "E", prop=bold).get_extents().width  # or an I would be a block
+    for letter, height in sorted(heights.items(), key=lambda item: item[1]):
+        outline = TextPath((0, 0), letter, prop=bold)
+        box = outline.get_extents()
+        middle, stretch = (box.x0 + box.x1) / 2, min(0.95 / box.width, widest)
+        move = Affine2D().translate(-middle, -box.y0).scale(stretch, height / box.height)
+        move = move.translate(position, floor)
+        axes.add_patch(PathPatch(move.transform_path(outline), color=colours[letter], linewidth=0))
+        floor += height
 
 
 def _is_nucleic(alphabet: str) -> bool:
@@ -230,7 +233,3 @@ def _check(sequences: Sequences, categories: int) -> None:
         raise ValueError(
             f"tokens must be 0 to {categories - 1}, but {low} to {high} came; draw whole sequences"
         )
-
-
-def _rows(sequences: Sequences) -> list[bytes]:
-    return [row.tobytes() for row in sequences.short().cpu().numpy()]
