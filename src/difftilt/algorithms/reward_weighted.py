@@ -113,7 +113,7 @@ class RewardWeighted(Algorithm):
         """v of the state that each decision drew; v_0 is the reward."""
         value, path, steps = self.value, seen.path, len(seen.path.states) - 1
         if value is None:
-            reversing(objective.reference, "form 'value' without a value needs", "use form 'trajectory'")
+            reversing(objective.reference, "form 'value' needs", "use form 'trajectory'")
             value = PosteriorMean(objective)
         values = [value(x, level(x, steps - k), path.cond) for k, x in enumerate(path.states[:-1])]
         return torch.stack([*values, seen.reward]).double()
