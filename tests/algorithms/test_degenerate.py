@@ -144,7 +144,7 @@ def test_the_best_of_equal_samples_weigh_as_much_as_the_best_of_others():
 @ALGORITHMS
 def test_minibatches_of_few_rows_have_a_gradient(kind: type):
     few = 4 if kind is TrajectoryBalance else 8  # which compares chains within a minibatch
-    rows, _ = trained(kind, near_one, [unconditional(8)] * 15, steps=2, minibatches=few)
+    rows, _ = trained(kind, near_one, [unconditional(8)] * 10, steps=2, minibatches=few)
     assert all(row["grad_norm"] >= 0 for row in rows)
 
 
@@ -181,7 +181,7 @@ def test_every_condition_is_asked_for(kind: type):
             return near_one(x, cond)
 
         log_z = {"log_z": "conditional", "minibatches": 2}
-        trained(kind, counted, [{"prompt": prompts}] * 12, **(log_z if len(set(prompts)) == 16 else {}))
+        trained(kind, counted, [{"prompt": prompts}] * 4, **(log_z if len(set(prompts)) == 16 else {}))
         assert set(seen) == set(prompts)
 
 
