@@ -31,9 +31,10 @@ from difftilt.conditions import unconditional
 from difftilt.domains.utr.model import user_folder
 from difftilt.domains.utr.recipe import TRAINING, utr
 from difftilt.evaluation.evaluate import evaluate
+from difftilt.evaluation.optimum import ceiling
 from difftilt.evaluation.report import outcome
 from difftilt.evaluation.run_folder import read_run
-from difftilt.evaluation.verdict import ceiling, findings, headline
+from difftilt.evaluation.verdict import findings, headline
 from difftilt.experiment.finetune import finetune
 from difftilt.experiment.record import describe, to_json, write_json
 from difftilt.training.distributed import make_accelerator
@@ -69,7 +70,8 @@ def measure(options: argparse.Namespace, weights: Path, rows: list[dict[str, Any
     rewards = pretrained_rewards(weights)
     for name in options.algorithms:
         for alpha in options.alphas:
-            best = ceiling(rewards, alpha)
+            found = ceiling(rewards, alpha)
+            best = found and found.objective
             for seed in range(options.first, options.first + options.seeds):
                 row = run(name, alpha, seed, weights)
                 row["optimum"] = best and best.value
