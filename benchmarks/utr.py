@@ -70,7 +70,8 @@ def measure(options: argparse.Namespace, weights: Path, rows: list[dict[str, Any
     rewards = pretrained_rewards(weights)
     for name in options.algorithms:
         for alpha in options.alphas:
-            best = ceiling(rewards, alpha)
+            found = ceiling(rewards, alpha)
+            best = found and found.objective
             for seed in range(options.first, options.first + options.seeds):
                 row = run(name, alpha, seed, weights)
                 row["optimum"] = best and best.objective.value

@@ -549,7 +549,7 @@ def test_the_best_samples_are_listed_once_with_how_often_they_were_drawn(folder:
         table(folder / "samples" / f"{when}.csv", scores)
     page = page_of(folder)
     part = page[page.index("The best samples") : page.index("<h2>Training")]
-    cells = re.findall(r"<td>(.*?)</td>", part)
+    cells = re.findall(r"<t[dh](?: scope=\"row\")?>(.*?)</t[dh]>", part)
     assert cells == ["GGGG", "3.5", "1", "0", "ACGT", "2", "2", "1", "&lt;b&gt;", "1", "1", "0"]
 
 

@@ -97,7 +97,7 @@ def render(run: Run) -> str:
         result=result,
         target=f", of {result.target_kl:g} asked for" if result.target_kl is not None else "",
         first="pretrained" if run.before or result.finished else "first round",
-        way=result.way and Estimate(100 * result.way.value, 100 * result.way.se),
+        way=result.way and _percent(result.way),
         is_proxy=_is_proxy(run),
         headline=headline(result),
         achieved=[finding.text for finding in said if finding.kind == "achieved"],
@@ -117,6 +117,12 @@ def render(run: Run) -> str:
         settings=dict(flat(run.settings)),
         machine=dict(_machine(run.info)),
     )
+
+
+def _percent(share: Estimate) -> str:
+    """A share with its error, in percent; whole tenths where there is no error."""
+    found = Estimate(100 * share.value, 100 * share.se)
+    return str(found) if found.error else f"{found.value:.1f}"
 
 
 def _is_proxy(run: Run) -> bool:
