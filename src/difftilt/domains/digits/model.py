@@ -1,6 +1,7 @@
 """The real 8x8 handwritten digits of scikit-learn: data, a class-conditional diffusion model, classifiers.
 
-Images have shape (1, 8, 8) and values in [-1, 1], ink is 1. `cond["label"]` is 0 to 9, or `NULL` for any.
+Images have shape (1, 8, 8) and values in [0, 1], ink is 1; the chain's states are 2 x - 1, in [-1, 1].
+`cond["label"]` is 0 to 9, or `NULL` for any.
 """
 
 import json
@@ -63,11 +64,21 @@ def load_split() -> Split:
     from sklearn.model_selection import train_test_split
 
     pixels, label = load_digits(return_X_y=True)
-    image = torch.as_tensor(pixels, dtype=torch.float32).view(-1, *SHAPE) / 8 - 1
+    image = torch.as_tensor(pixels, dtype=torch.float32).view(-1, *SHAPE) / 16
     label = torch.as_tensor(label)
     rest, held_out = train_test_split(range(len(label)), test_size=HELD_OUT, stratify=label, random_state=0)
     proxy, gold = train_test_split(rest, test_size=0.5, stratify=label[rest], random_state=0)
     return Split(*(Images(image[rows], label[rows]) for rows in (proxy, gold, held_out)))
+
+
+def state_of(image: Real) -> State:
+    """Images with values in [0, 1] as states with values in [-1, 1], between which distances are measured."""
+    return 2 * image - 1
+
+
+def image_of(state: State) -> Real:
+    """States as images; what lies beyond [-1, 1] is cut off."""
+    return (state.clamp(-1, 1) + 1) / 2
 
 
 def asked(count: int, label: int = NULL) -> Cond:
@@ -153,7 +164,7 @@ class Classifier(nn.Module):
 
     def __init__(self, width: int, features: int):
         super().__init__()
-        self.features = nn.Sequential(
+        self.features = _Features(
             *_convolution(1, width),
             *_convolution(width, width),
             nn.AvgPool2d(2),
@@ -167,6 +178,13 @@ class Classifier(nn.Module):
 
     def forward(self, x: Real) -> Probs:
         return self.out(self.features(x))
+
+
+class _Features(nn.Sequential):
+    """Layers that were taught with states, and are asked about images."""
+
+    def forward(self, input: Real) -> Tensor:
+        return super().forward(state_of(input))
 
 
 def _convolution(channels_in: int, channels: int) -> list[nn.Module]:
@@ -213,14 +231,14 @@ def sampling_grid(steps: int) -> NoiseSchedule:
 def chain_of(
     network: nn.Module, grid: NoiseSchedule, *, eta: float = 1.0, tune_std: bool = False
 ) -> GaussianPolicy:
-    """The chain of a network for digits, whose images are cut to [-1, 1] once they are decoded."""
+    """The chain of a network for digits. It decodes states to images with values in [0, 1]."""
     return GaussianPolicy(
         network,
         grid,
         SHAPE,
         eta=eta,
         prediction_type=PREDICTION,
-        decode=lambda x: x.clamp(-1, 1),
+        decode=image_of,
         tune_std=tune_std,
     )
 

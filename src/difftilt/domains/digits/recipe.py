@@ -13,7 +13,7 @@ from PIL import Image
 from difftilt.algorithms.choices import AnyAlgorithm
 from difftilt.algorithms.ppo import PPO
 from difftilt.atomic import atomic_file
-from difftilt.domains.digits.model import asked, digits_policy, load_classifier, load_split
+from difftilt.domains.digits.model import asked, digits_policy, load_classifier, load_split, state_of
 from difftilt.evaluation.evaluate import Evaluation
 from difftilt.evaluation.metrics import diversity, two_sample
 from difftilt.experiment.job import Job, Training
@@ -48,7 +48,7 @@ def digits(
     Args:
         algorithm: How to tune.
         reward: What to maximise: `class`, log p(target | image) of the proxy classifier in nats; `ink`, mean
-            darkness in [0, 1]; `symmetry`, minus the mean squared difference from the mirror image;
+            darkness in [0, 1]; `symmetry`, minus the mean squared difference from the mirror image, -4 to 0;
             `png` or `jpeg`, minus the kilobytes of the image at eight times its size.
         target: The digit that reward `class` asks for, 0 to 9.
         alpha: Weight of the KL to the pretrained model, above 0, in units of the reward per nat.
@@ -72,10 +72,10 @@ def digits(
         cond=asked,
         gold=gold(reward, target),
         draw=draw,
-        diversity=lambda sample: diversity(sample).value,
+        diversity=lambda sample: diversity(state_of(sample)).value,
         distances=partial(distances, target=target, steps=steps) if reward == "class" else None,
-        distances_note="Energy distances between the pixels of generated and of all real images of the digit,"
-        " unbiased: 0 for equal laws, and negative at times. The last line halves the real images.",
+        distances_note="Energy distances between the pixels, in [-1, 1], of generated and of all real images of"
+        " the digit, unbiased: 0 for equal laws, and negative at times. The last line halves the real ones.",
     )
 
 
@@ -105,11 +105,11 @@ def gold(reward: RewardName, target: int) -> dict[str, Reward]:
 
 def distances(sample: State, target: int, steps: int) -> dict[str, tuple[float, float]]:
     """Energy distances to the real images of the target digit, each with its standard error."""
-    real = real_images(target)
+    real = state_of(real_images(target))
     half = real[torch.randperm(len(real), generator=torch.Generator().manual_seed(0))]
-    conditional = rollout(digits_policy(steps), asked(len(sample), target)).sample
+    conditional = state_of(rollout(digits_policy(steps), asked(len(sample), target)).sample)
     return {
-        f"tuned model to real {target}s": two_sample(sample, real),
+        f"tuned model to real {target}s": two_sample(state_of(sample), real),
         f"conditional model to real {target}s": two_sample(conditional, real),
         f"real {target}s to real {target}s": two_sample(half[::2], half[1::2]),
     }
@@ -124,7 +124,7 @@ def real_images(digit: int) -> State:
 
 def draw(seen: Evaluation, path: Path, columns: int = 12, rows: int = 5, scale: int = 4) -> None:
     """Writes the first samples as one PNG, dark ink on white."""
-    pixels = ((1 - seen.sample[: columns * rows, 0].clamp(-1, 1)) * 127.5).round().to(torch.uint8)
+    pixels = ((1 - seen.sample[: columns * rows, 0]) * 255).round().to(torch.uint8)
     missing = columns * rows - len(pixels)
     pixels = F.pad(F.pad(pixels, (1, 1, 1, 1), value=255), (0, 0, 0, 0, 0, missing), value=255)
     side = pixels.shape[-1]
