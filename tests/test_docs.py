@@ -9,7 +9,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/sequences.md", "docs/steering.md"])
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/algorithms.md", "docs/sequences.md", "docs/steering.md")
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
 def test_code_blocks_run(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)

@@ -13,6 +13,7 @@ from difftilt.conditions import unconditional
 from difftilt.data.landscape import Landscape, load_landscape, make_landscape
 from difftilt.guard import Guard, RewardError
 from difftilt.guidance.start import TunedStart
+from difftilt.networks.adapters import load_lora, lora, save_lora
 from difftilt.networks.automaton import both, count_range, forbid, gc_range
 from difftilt.networks.conditional import Conditional
 from difftilt.networks.constraint import constrain
@@ -94,8 +95,11 @@ __all__ = [
     "forbid",
     "gc_range",
     "load_landscape",
+    "load_lora",
+    "lora",
     "make_landscape",
     "path_log_prob",
     "rollout",
+    "save_lora",
     "unconditional",
 ]

@@ -74,8 +74,8 @@ def digits(
         draw=draw,
         diversity=lambda sample: diversity(state_of(sample)).value,
         distances=partial(distances, target=target, steps=steps) if reward == "class" else None,
-        distances_note="Energy distances between the pixels, in [-1, 1], of generated and of all real images of"
-        " the digit, unbiased: 0 for equal laws, and negative at times. The last line halves the real ones.",
+        distances_note="Energy distances between the pixels, in [-1, 1], of generated and of all real images"
+        " of the digit, unbiased: 0 for equal laws, and negative at times. The last halves the real ones.",
     )
 
 
