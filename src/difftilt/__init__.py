@@ -27,6 +27,7 @@ _PUBLIC = {
     "experiment.sample": ("sample",),
     "guard": ("Guard", "RewardError"),
     "guidance.start": ("TunedStart",),
+    "networks.adapters": ("load_lora", "lora", "save_lora"),
     "networks.automaton": ("both", "count_range", "forbid", "gc_range"),
     "networks.conditional": ("Conditional",),
     "networks.constraint": ("constrain",),

@@ -24,6 +24,9 @@ from difftilt.experiment.sample import sample as sample
 from difftilt.guard import Guard as Guard
 from difftilt.guard import RewardError as RewardError
 from difftilt.guidance.start import TunedStart as TunedStart
+from difftilt.networks.adapters import load_lora as load_lora
+from difftilt.networks.adapters import lora as lora
+from difftilt.networks.adapters import save_lora as save_lora
 from difftilt.networks.automaton import both as both
 from difftilt.networks.automaton import count_range as count_range
 from difftilt.networks.automaton import forbid as forbid

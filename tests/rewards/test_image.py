@@ -19,7 +19,7 @@ def classifier():
 
 
 def images(channels: int = 1) -> torch.Tensor:
-    return torch.rand(4, channels, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    return torch.rand(4, channels, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
 def test_class_probabilities_sum_to_one(classifier):
@@ -53,9 +53,9 @@ def test_differentiable_rewards_have_the_gradient_of_finite_differences(classifi
 
 
 def test_ink_is_a_share():
-    assert ink(-torch.ones(1, 1, 8, 8), COND).item() == 0
+    assert ink(torch.zeros(1, 1, 8, 8), COND).item() == 0
     assert ink(torch.ones(1, 3, 4, 6), COND).item() == 1
-    assert ink(torch.zeros(1, 1, 8, 8), COND).item() == 0.5
+    assert ink(torch.full((1, 1, 8, 8), 0.5), COND).item() == 0.5
 
 
 def test_symmetry_is_highest_for_mirrored_images():
@@ -66,14 +66,14 @@ def test_symmetry_is_highest_for_mirrored_images():
     top_bottom = torch.cat([x[..., :4, :], x[..., :4, :].flip(-2)], -2)
     assert (symmetry(top_bottom, COND) < 0).all()
     black_and_white = torch.ones(1, 1, 8, 8)
-    black_and_white[..., :4] = -1
+    black_and_white[..., :4] = 0
     assert symmetry(black_and_white, COND).item() == -4
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", [png_bytes, jpeg_bytes])
 def test_files_of_noise_are_larger_than_those_of_paper(size, channels):
-    noise, paper = images(channels), -torch.ones(4, channels, 8, 8)
+    noise, paper = images(channels), torch.zeros(4, channels, 8, 8)
     assert (size(noise, COND) < size(paper, COND)).all()
     assert (size(paper, COND) < 0).all()
 
@@ -91,13 +91,43 @@ def test_png_is_lossless_up_to_eight_bits():
     x, buffer = images(3), BytesIO()
     pictures(x)[0].save(buffer, format="PNG")
     back = torch.tensor(list(Image.open(buffer).tobytes())).view(8, 8, 3).permute(2, 0, 1)
-    assert (back / 127.5 - 1 - x[0]).abs().max() <= 0.5 / 127.5 + 1e-6
+    assert (2 * (back / 255 - x[0])).abs().max() <= 0.5 / 127.5 + 1e-6
 
 
 def test_pictures_enlarge_each_pixel_to_a_square():
-    picture = pictures(torch.tensor([[[[-1.0, 1.0], [2.0, -3.0]]]]), 2)[0]
+    picture = pictures(torch.tensor([[[[0.0, 1.0], [1.0019, -0.0019]]]]), 2)[0]
     rows = torch.tensor(list(picture.tobytes())).view(4, 4)
     assert rows.tolist() == [[0, 0, 255, 255]] * 2 + [[255, 255, 0, 0]] * 2
+
+
+def test_black_is_black():
+    black = torch.zeros(1, 3, 8, 8)
+    assert pictures(black)[0].getpixel((0, 0)) == (0, 0, 0)
+    assert pictures(1 - black)[0].getpixel((0, 0)) == (255, 255, 255)
+
+
+PIXEL_REWARDS = [ink, symmetry, png_bytes, jpeg_bytes]
+
+
+@pytest.mark.parametrize("reward", PIXEL_REWARDS)
+@pytest.mark.parametrize("scale", ["from -1", "to 255", "a single value", "no number"])
+def test_images_of_another_range_are_refused(reward, scale):
+    x = {"from -1": 2 * images() - 1, "to 255": 255 * images()}.get(scale, images())
+    if scale in ("a single value", "no number"):
+        x[2, 0, 3, 3] = 1.002 if scale == "a single value" else torch.nan
+    with pytest.raises(ValueError, match=r"values in \[0, 1\], but got [-0-9.na]+ to .*; map them"):
+        reward(x, COND)
+
+
+@pytest.mark.parametrize("reward", PIXEL_REWARDS)
+def test_rounding_beyond_the_range_is_no_fault(reward):
+    x = images()
+    x[0, 0, 0] = torch.linspace(-0.0019, 1.0019, 8)
+    torch.testing.assert_close(reward(x, COND), reward(x.clamp(0, 1), COND), rtol=0, atol=1e-3)
+
+
+def test_an_empty_batch_is_within_the_range():
+    assert ink(torch.zeros(0, 1, 8, 8), unconditional(0)).shape == (0,)
 
 
 @pytest.mark.parametrize("shape", [(4, 8, 8), (4, 2, 8, 8)])

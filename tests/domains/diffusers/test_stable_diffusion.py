@@ -3,6 +3,7 @@
 import copy
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -185,6 +186,50 @@ def test_saved_adapters_work_in_a_fresh_pipeline(pipe, make_pipe, tmp_path):
     load_lora(fresh, tmp_path)
     assert own(x, t, encode(PROMPTS)).mean.equal(policy(x, t, cond).mean)
     assert not own(x, t, encode(PROMPTS)).mean.equal(base)
+
+
+def load_with_diffusers(pipe: Any, folder: Path) -> None:
+    pipe.load_lora_weights(folder)  # which rounds to the precision of the UNet
+
+
+@pytest.mark.parametrize(
+    "load, dtype",
+    [(load_lora, torch.float32), (load_lora, torch.bfloat16), (load_with_diffusers, torch.float32)],
+)
+def test_training_goes_on_from_a_loaded_adapter(make_pipe, tmp_path, load, dtype):
+    def chain(load_from: Any = None) -> tuple[Any, Any, Cond]:
+        pipe = make_pipe().to(dtype)
+        if load_from:
+            load(pipe, load_from)
+        policy, encode = stable_diffusion(pipe, steps=3, guidance_scale=1.0)
+        return pipe, policy, encode(PROMPTS)
+
+    x, t = torch.randn(3, 4, 8, 8), torch.tensor([3, 2, 1])
+    pipe, policy, cond = chain()
+    lora(policy, pipe, rank=2)
+    for name, p in pipe.unet.named_parameters():
+        if "lora_B" in name:
+            p.data.normal_(0, 0.3, generator=torch.Generator().manual_seed(0))
+    base, tuned = chain()[1](x, t, cond).mean, policy(x, t, cond).mean
+    save_lora(pipe, tmp_path / "one")
+
+    pipe, policy, cond = chain(tmp_path / "one")
+    with pytest.raises(ValueError, match="carries adapters of rank 2 already, but got rank 4"):
+        lora(policy, pipe, rank=4)
+    with pytest.raises(ValueError, match="must carry no adapters yet"):
+        load_lora(pipe, tmp_path / "one")
+    reference = lora(policy, pipe)
+    assert policy(x, t, cond).mean.equal(tuned)
+    assert reference(x, t, cond).mean.equal(base) and not tuned.equal(base)
+    trained = [p for p in policy.parameters() if p.requires_grad]
+    assert {p.dtype for p in trained} == {torch.float32}
+    assert len(trained) == sum("lora" in name for name, _ in pipe.unet.named_parameters())
+    tune(policy, reference, take(cond, torch.tensor([0, 1, 2, 0])), rounds=1)
+    again = policy(x, t, cond).mean
+    assert not again.equal(tuned)
+    save_lora(pipe, tmp_path / "two")
+    _, policy, cond = chain(tmp_path / "two")
+    assert policy(x, t, cond).mean.equal(again)
 
 
 @pytest.mark.parametrize(

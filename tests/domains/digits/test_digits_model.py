@@ -18,6 +18,7 @@ from difftilt.domains.digits.model import (
     load_split,
     packaged,
     sampling_schedule,
+    state_of,
     training_schedule,
 )
 from difftilt.policy import rollout
@@ -67,7 +68,8 @@ def test_the_images_and_their_parts_are_those_of_scikit_learn(split):
 def test_images_have_17_grey_levels_from_paper_to_ink(split):
     image = split.train.image
     assert image.shape[1:] == SHAPE
-    assert torch.equal(image.unique(), torch.arange(17) / 8 - 1)
+    assert torch.equal(image.unique(), torch.arange(17) / 16)
+    assert torch.equal(state_of(image).unique(), torch.arange(17) / 8 - 1)
 
 
 def test_the_network_hears_the_label_and_the_time():
@@ -117,7 +119,8 @@ def test_impossible_numbers_of_steps_are_refused(steps):
 def test_densities_do_not_see_the_cut_of_decode():
     torch.manual_seed(0)
     path = rollout(digits_policy(4), asked(64))
-    assert path.sample.abs().max() <= 1
+    assert path.sample.min() == 0 and path.sample.max() <= 1
+    assert (path.sample - (path.states[-1] + 1) / 2)[path.states[-1].abs() <= 1].abs().max() < 1e-6
     assert path.states[-1].abs().max() > 1
     step = digits_policy(4)(path.states[-2], torch.ones(64).long(), path.cond)
     torch.testing.assert_close(step.log_prob(path.states[-1]), path.log_prob[-1], rtol=0, atol=1e-3)
@@ -201,7 +204,7 @@ def test_denoising_learns_and_repeats_itself(split):
         network = small()
         policy = recipe.chain_of(network, training_schedule())
         optimizer = torch.optim.Adam(network.parameters(), 3e-3)
-        data, cond = split.proxy.image, {"label": split.proxy.label}
+        data, cond = state_of(split.proxy.image), {"label": split.proxy.label}
         null = {"label": torch.tensor(NULL)}
         rows = denoise(policy, data, cond, optimizer, steps=60, batch=64, null=null)
         return [row["loss"] for row in rows], network
@@ -217,7 +220,7 @@ def test_denoising_learns_and_repeats_itself(split):
 def test_dropped_labels_train_the_null_class_alone(split, drop):
     network = small()
     optimizer = torch.optim.SGD(network.parameters(), 0.1)
-    data, cond = split.proxy.image, {"label": split.proxy.label}
+    data, cond = state_of(split.proxy.image), {"label": split.proxy.label}
     before = network.label.weight.detach().clone()
     policy, null = recipe.chain_of(network, training_schedule()), {"label": torch.tensor(NULL)}
     list(denoise(policy, data, cond, optimizer, steps=2, batch=64, null=null, drop=drop))
@@ -239,14 +242,14 @@ def test_shifts_move_the_picture_by_a_pixel_at_most():
     torch.manual_seed(0)
     image = torch.full((200, 1, 8, 8), -1.0)
     image[:, 0, 3, 4] = 1
-    moved = shifted(image)
+    moved = shifted(image, fill=-1.0)
     places = (moved[:, 0] == 1).nonzero()
     assert len(places) == 200
     assert set(map(tuple, places[:, 1:].tolist())) == {(r, c) for r in (2, 3, 4) for c in (3, 4, 5)}
     corner = torch.full((200, 1, 8, 8), -1.0)
     corner[:, 0, 0, 0] = 1
-    assert (shifted(corner).unique() == torch.tensor([-1.0, 1.0])).all()
-    assert 0 < (shifted(corner).amax((1, 2, 3)) == -1).float().mean() < 1
+    assert (shifted(corner, fill=-1.0).unique() == torch.tensor([-1.0, 1.0])).all()
+    assert 0 < (shifted(corner, fill=-1.0).amax((1, 2, 3)) == -1).float().mean() < 1
 
 
 def test_noise_has_the_stated_deviation():

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn as nn
-from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from difftilt.data.vocabulary import words
 from difftilt.domains.diffusers.scheduler import scheduler_chain
-from difftilt.networks.adapters import load_peft, without_adapters
+from difftilt.networks import adapter_layers, adapters
 from difftilt.networks.guidance import ClassifierFreeGuidance
 from difftilt.networks.micro_batch import MicroBatch
 from difftilt.policy import Policy
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
 Encode = Callable[[Sequence[str]], Cond]
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 LORA_FILE = "pytorch_lora_weights.safetensors"  # what diffusers looks for
 
 
@@ -84,50 +83,49 @@ class Unet(nn.Module):
 
 
 def lora(
-    policy: GaussianPolicy, pipe: "StableDiffusionPipeline", rank: int = 4, targets: Sequence[str] = ATTENTION
+    policy: GaussianPolicy,
+    pipe: "StableDiffusionPipeline",
+    rank: int | None = None,
+    targets: Sequence[str] | None = None,
 ) -> Policy:
-    """Freezes the UNet, adds LoRA to it (Hu et al., 2021), and returns the chain without: the reference.
+    """Freezes the UNet, adds LoRA to it and returns the chain without, which is the reference.
+
+    A pipeline with a loaded LoRA goes on with that one.
 
     Args:
-        rank: Of the update of each layer, at least 1.
-        targets: Ends of the names of the layers that get one.
+        rank: Of the update of each layer, at least 1; by default 4, or that of the loaded LoRA.
+        targets: Ends of the names of the layers that get one; by default those of attention.
     """
-    unet: Any = pipe.unet
-    config = load_peft().LoraConfig(r=rank, lora_alpha=rank, target_modules=list(targets))
-    unet.requires_grad_(False)
-    unet.add_adapter(config)
-    for p in unet.parameters():
-        if p.requires_grad:
-            p.data = p.data.to(torch.promote_types(p.dtype, torch.float32))  # half steps would round away
-    return without_adapters(policy, unet)
+    return adapters.lora(policy, rank, targets, pipe.unet)
 
 
-def save_lora(pipe: "StableDiffusionPipeline", folder: Path) -> None:
+def save_lora(pipe: "StableDiffusionPipeline", folder: Path | str) -> None:
     """Writes the adapters as `pipe.load_lora_weights(folder)` reads them."""
+    unet: Any = pipe.unet
+    name = adapter_layers.adapter_name(unet)
     pipe.save_lora_weights(
         folder,
-        unet_lora_layers=load_peft().get_peft_model_state_dict(pipe.unet),
-        unet_lora_adapter_metadata=pipe.unet.peft_config["default"].to_dict(),
+        unet_lora_layers=adapter_layers.load_peft().get_peft_model_state_dict(unet, adapter_name=name),
+        unet_lora_adapter_metadata=unet.peft_config[name].to_dict(),
         weight_name=LORA_FILE,
     )
 
 
-def load_lora(pipe: "StableDiffusionPipeline", folder: Path) -> None:
-    """Adds saved adapters to a pipeline that has none.
+def load_lora(pipe: "StableDiffusionPipeline", folder: Path | str) -> None:
+    """Adds saved adapters to a pipeline that has none. `lora` goes on with them.
 
     Raises:
-        ValueError: If a weight belongs to no layer of the UNet. diffusers would pass over it in silence.
+        ValueError: If the UNet carries adapters already, or if a weight belongs to no layer of the UNet.
+            diffusers would pass over it in silence.
     """
-    with safe_open(folder / LORA_FILE, "pt") as file:
-        names = list(file.keys())
-    layers = {f"unet.{name}" for name, _ in pipe.unet.named_modules()}
-    stray = [name for name in names if name.rpartition(".lora")[0] not in layers]
-    if stray or not names:
-        raise ValueError(
-            f"{folder / LORA_FILE} holds {len(stray)} of {len(names)} weights that belong to no layer of the"
-            f" UNet, such as {stray[:1]}; names must read unet.LAYER.lora_A.weight"
-        )
+    adapter_layers.check_bare(pipe.unet)
+    path = Path(folder) / LORA_FILE
+    weights = adapter_layers.fitting(load_file(path), pipe.unet, "unet.", path)
     pipe.load_lora_weights(str(folder), weight_name=LORA_FILE)
+    adapter_layers.train_adapters(pipe.unet)
+    # once more in float32, since diffusers rounds them to the precision of the UNet
+    name = adapter_layers.adapter_name(pipe.unet)
+    adapter_layers.load_peft().set_peft_model_state_dict(pipe.unet, weights, name)
 
 
 def _check(pipe: Any) -> None:

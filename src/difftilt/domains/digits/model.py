@@ -1,6 +1,7 @@
 """The real 8x8 handwritten digits of scikit-learn: data, a class-conditional diffusion model, classifiers.
 
-Images have shape (1, 8, 8) and values in [-1, 1], ink is 1. `cond["label"]` is 0 to 9, or `NULL` for any.
+Images have shape (1, 8, 8) and values in [0, 1], ink is 1; the chain's states are 2 x - 1, in [-1, 1].
+`cond["label"]` is 0 to 9, or `NULL` for any.
 """
 
 import math
@@ -60,10 +61,20 @@ class Split:
 def load_split() -> Split:
     """The 1797 images that ship with the package, always split in the same way."""
     with np.load(IMAGES) as file:
-        image = torch.as_tensor(file["image"], dtype=torch.float32) / 8 - 1
+        image = torch.as_tensor(file["image"], dtype=torch.float32) / 16
         label = torch.as_tensor(file["label"], dtype=torch.long)
         parts = [torch.as_tensor(file[name], dtype=torch.long) for name in ("proxy", "gold", "held_out")]
     return Split(*(Images(image[rows], label[rows]) for rows in parts))
+
+
+def state_of(image: Real) -> State:
+    """Images with values in [0, 1] as states with values in [-1, 1], between which distances are measured."""
+    return 2 * image - 1
+
+
+def image_of(state: State) -> Real:
+    """States as images; what lies beyond [-1, 1] is cut off."""
+    return (state.clamp(-1, 1) + 1) / 2
 
 
 def asked(count: int, label: int = NULL) -> Cond:
@@ -149,7 +160,7 @@ class Classifier(nn.Module):
 
     def __init__(self, width: int, features: int):
         super().__init__()
-        self.features = nn.Sequential(
+        self.features = _Features(
             *_convolution(1, width),
             *_convolution(width, width),
             nn.AvgPool2d(2),
@@ -163,6 +174,13 @@ class Classifier(nn.Module):
 
     def forward(self, x: Real) -> Probs:
         return self.out(self.features(x))
+
+
+class _Features(nn.Sequential):
+    """Layers that were taught with states, and are asked about images."""
+
+    def forward(self, input: Real) -> Tensor:
+        return super().forward(state_of(input))
 
 
 def _convolution(channels_in: int, channels: int) -> list[nn.Module]:
@@ -208,14 +226,14 @@ def sampling_schedule(steps: int) -> NoiseSchedule:
 def chain_of(
     network: nn.Module, schedule: NoiseSchedule, *, eta: float = 1.0, tune_std: bool = False
 ) -> GaussianPolicy:
-    """The chain of a network for digits, whose images are cut to [-1, 1] once they are decoded."""
+    """The chain of a network for digits. It decodes states to images with values in [0, 1]."""
     return GaussianPolicy(
         network,
         schedule,
         SHAPE,
         noise=DDIM(eta),
         prediction_type=PREDICTION,
-        decode=lambda x: x.clamp(-1, 1),
+        decode=image_of,
         tune_std=tune_std,
     )
 

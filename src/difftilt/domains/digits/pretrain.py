@@ -21,6 +21,7 @@ from difftilt.domains.digits.model import (
     digits_policy,
     load_classifier,
     load_split,
+    state_of,
     training_schedule,
 )
 from difftilt.evaluation.metrics import diversity, frechet, two_sample
@@ -84,7 +85,7 @@ def _train_model(data: Images, steps: int, batch: int, learning_rate: float, see
     schedule = warm_cosine(optimizer, steps)
     rows = denoise(
         chain_of(network, training_schedule()),
-        data.image,
+        state_of(data.image),
         {"label": data.label},
         optimizer,
         steps=steps,
@@ -111,7 +112,7 @@ def _train_classifier(name: str, data: Images, steps: int, seed: int) -> nn.Modu
         data.label,
         optimizer,
         steps=steps,
-        augment=lambda image: noisy(shifted(image), 0.4),
+        augment=lambda image: noisy(shifted(image, fill=0.0), 0.2),
         smoothing=0.05,
         seed=seed,
     )
@@ -151,8 +152,8 @@ def quality(folder: Path, steps: int | None = None, seed: int = 0) -> Numbers:
         "unconditional_classes": gold(free).argmax(1).bincount(minlength=CLASSES).tolist(),
         "frechet": {k: frechet(gold.features(x), gold.features(held_out.image)) for k, x in sets.items()},
         "energy": {k: two_sample(gold.features(x), gold.features(held_out.image)) for k, x in sets.items()},
-        "energy_pixels": {k: two_sample(x, held_out.image) for k, x in sets.items()},
-        "diversity": {k: diversity(x) for k, x in sets.items()},
+        "energy_pixels": {k: two_sample(state_of(x), state_of(held_out.image)) for k, x in sets.items()},
+        "diversity": {k: diversity(state_of(x)) for k, x in sets.items()},
         "nearest_training_image": {
             "conditional": _nearest(conditional, split.train.image),
             "held_out": _nearest(held_out.image, split.train.image),
@@ -177,8 +178,8 @@ def _mean(values: PerSample) -> tuple[float, float]:
 
 
 def _nearest(sample: Samples, train: Samples) -> float:
-    """Mean distance to the nearest training image; far below the held-out images' it means copying."""
-    return torch.cdist(sample.flatten(1), train.flatten(1)).min(1).values.mean().item()
+    """Mean distance to the nearest training image; far below that of held-out images it means copying."""
+    return torch.cdist(state_of(sample).flatten(1), state_of(train).flatten(1)).min(1).values.mean().item()
 
 
 def card(about: Numbers, found: Numbers) -> str:
@@ -227,7 +228,7 @@ TABLE = (
 CARD = """# Digits: a diffusion model of 8x8 handwritten digits, and two classifiers
 
 Data: the 1797 images of scikit-learn's `load_digits` (the test part of the UCI data set "Optical
-Recognition of Handwritten Digits", Alpaydin and Kaynak, 1998, CC BY 4.0), scaled to [-1, 1]. They are split
+Recognition of Handwritten Digits", Alpaydin and Kaynak, 1998, CC BY 4.0), scaled to [0, 1]. They are split
 once and for all, with the same share of every digit: 40 % *proxy*, 40 % *gold*, 20 % *held out*.
 
 | file | what | learned from |
@@ -259,7 +260,7 @@ For the real images of the proxy part the two are {real_hits} and {real_confiden
 Digits 0 to 9 among as many unconditional images: {classes}.
 
 Distances from sets of as many images to the held-out ones; `real` is the proxy part, which the gold
-classifier has not seen either:
+classifier has not seen either; pixels are scaled to [-1, 1] here:
 
 | | real | conditional | unconditional |
 | --- | --- | --- | --- |

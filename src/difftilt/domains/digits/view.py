@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from difftilt.atomic import atomic_file
-from difftilt.domains.digits.model import asked, digits_policy, load_split
+from difftilt.domains.digits.model import asked, digits_policy, load_split, state_of
 from difftilt.evaluation.evaluate import ScoredSamples
 from difftilt.evaluation.metrics import diversity, two_sample
 from difftilt.experiment.job import View
@@ -16,7 +16,7 @@ from difftilt.policy import rollout
 from difftilt.shapes import State
 
 NOTE = (
-    "Energy distances between the pixels of generated and of all real images of the digit, unbiased: 0 for"
+    "Energy distances between the pixels, in [-1, 1], of generated and of all real images of the digit, unbiased: 0 for"
     " equal distributions, and negative at times. The last line halves the real images."
 )
 
@@ -31,7 +31,7 @@ def digits_view(target: int | None = None, steps: int = 1) -> View:
     compare = None if target is None else partial(distances, target=target, steps=steps)
     return View(
         draw=draw,
-        diversity=lambda sample: diversity(sample).value,
+        diversity=lambda sample: diversity(state_of(sample)).value,
         distances=compare,
         distances_note=NOTE,
     )
@@ -39,11 +39,11 @@ def digits_view(target: int | None = None, steps: int = 1) -> View:
 
 def distances(sample: State, target: int, steps: int) -> dict[str, tuple[float, float]]:
     """Energy distances to the real images of the target digit, each with its standard error."""
-    real = real_images(target)
+    real = state_of(real_images(target))
     half = real[torch.randperm(len(real), generator=torch.Generator().manual_seed(0))]
-    conditional = rollout(digits_policy(steps), asked(len(sample), target)).sample
+    conditional = state_of(rollout(digits_policy(steps), asked(len(sample), target)).sample)
     return {
-        f"tuned model to real {target}s": two_sample(sample, real),
+        f"tuned model to real {target}s": two_sample(state_of(sample), real),
         f"conditional model to real {target}s": two_sample(conditional, real),
         f"real {target}s to real {target}s": two_sample(half[::2], half[1::2]),
     }
@@ -58,7 +58,7 @@ def real_images(digit: int) -> State:
 
 def draw(seen: ScoredSamples, path: Path, columns: int = 12, rows: int = 5, scale: int = 4) -> None:
     """Writes the first samples as one PNG, dark ink on white."""
-    pixels = ((1 - seen.sample[: columns * rows, 0].clamp(-1, 1)) * 127.5).round().to(torch.uint8)
+    pixels = ((1 - seen.sample[: columns * rows, 0]) * 255).round().to(torch.uint8)
     missing = columns * rows - len(pixels)
     pixels = F.pad(F.pad(pixels, (1, 1, 1, 1), value=255), (0, 0, 0, 0, 0, missing), value=255)
     side = pixels.shape[-1]
