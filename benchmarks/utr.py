@@ -74,8 +74,8 @@ def measure(options: argparse.Namespace, weights: Path, rows: list[dict[str, Any
             best = found and found.objective
             for seed in range(options.first, options.first + options.seeds):
                 row = run(name, alpha, seed, weights)
-                row["optimum"] = best and best.objective.value
-                row["gap_nats"] = best and (best.objective.value - row["objective"]) / alpha
+                row["optimum"] = best and best.value
+                row["gap_nats"] = best and (best.value - row["objective"]) / alpha
                 rows = [other for other in rows if key(other) != key(row)] + [row]
                 if options.out:
                     write_json(options.out, head | {"rows": rows})

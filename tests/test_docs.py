@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import folder_map
 import pytest
@@ -19,9 +20,9 @@ Rows = list[dict[str, float]]
 
 @pytest.fixture
 def trainings(monkeypatch) -> list[Rows]:
-    """The rows of every call of `fit`."""
+    """The rows of every call of `fit`; of one of `finetune`, what was measured before and after."""
     calls: list[Rows] = []
-    fit = difftilt.fit
+    fit, finetune = difftilt.fit, difftilt.finetune
 
     def recorded(*args, **settings) -> Iterator[dict[str, float]]:
         calls.append([])
@@ -29,7 +30,13 @@ def trainings(monkeypatch) -> list[Rows]:
             calls[-1].append(row)
             yield row
 
+    def measured(*args, **settings) -> dict[str, Any]:
+        summary = finetune(*args, **settings)
+        calls.append([summary["before"], summary])
+        return summary
+
     monkeypatch.setattr(difftilt, "fit", recorded)
+    monkeypatch.setattr(difftilt, "finetune", measured)
     return calls
 
 

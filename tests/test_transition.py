@@ -270,7 +270,7 @@ def test_nearly_equal_variances_lose_no_digits():
 def test_half_precision_is_refused(dtype):
     half = torch.ones(1, 2, dtype=dtype)
     for law in (lambda: Gaussian(half, half), lambda: Categorical(half / 2)):
-        with pytest.raises(ValueError, match=r"need float32 or better, but torch\.\w+16 came; lift"):
+        with pytest.raises(ValueError, match=r"need float32 or better, but got torch\.\w+16; lift"):
             law()
 
 

@@ -28,7 +28,7 @@ class Objective:
 
     def __init__(self, reward: Reward, reference: Policy, alpha: float):
         if not alpha > 0:
-            raise ValueError(f"alpha must be above 0, but {alpha} came; a small alpha means a weak KL")
+            raise ValueError(f"alpha must be above 0, but got {alpha}; a small alpha means a weak KL")
         self.reward = reward if isinstance(reward, Guard) else Guard(reward)
         self.reference, self.alpha = reference, alpha
 

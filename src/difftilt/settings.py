@@ -39,7 +39,7 @@ def check_value(name: str, value: Any, hint: Any) -> None:
                 check_value(name, item, typing.get_args(option)[0])
         if typing.get_origin(option) is typing.Literal and value not in typing.get_args(option):
             valid = ", ".join(map(repr, typing.get_args(option)))
-            raise ValueError(f"{name} must be one of {valid}, but {value!r} came")
+            raise ValueError(f"{name} must be one of {valid}, but got {value!r}")
         numeric = typing.get_origin(option) is Annotated and option.__origin__ in (int, float)
         if numeric and value is not None:
             _check_number(name, value, *typing.get_args(option))
@@ -51,9 +51,9 @@ def _check_number(name: str, value: Any, kind: type, *limits: Any) -> None:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if (kind is int and not isinstance(value, int)) or not number or not math.isfinite(value):
         noun = "a whole number" if kind is int else "a finite number"
-        raise ValueError(f"{name} must be {noun} {wanted}, but {value!r} came")
+        raise ValueError(f"{name} must be {noun} {wanted}, but got {value!r}")
     if not all(_holds(key, value, limit) for key, limit in bounds):
-        raise ValueError(f"{name} must be {wanted}, but {value} came")
+        raise ValueError(f"{name} must be {wanted}, but got {value}")
 
 
 def _bounds(item: Any) -> list[tuple[str, float]]:

@@ -253,7 +253,7 @@ def _check_precision(*parameters: Tensor) -> None:
     for x in parameters:
         if x.dtype.itemsize < 4:
             raise ValueError(
-                f"the parameters of a law need float32 or better, but {x.dtype} came; lift what the network"
+                f"the parameters of a law need float32 or better, but got {x.dtype}; lift what the network"
                 " puts out before you compute with it"
             )
 

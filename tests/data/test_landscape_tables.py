@@ -96,7 +96,7 @@ def test_lookup_is_the_score_in_any_order(six6: Landscape):
 @pytest.mark.parametrize(
     ("tokens", "message"),
     [
-        (torch.zeros(2, 7, dtype=torch.long), "sequences of 8 tokens, but shape (2, 7) came"),
+        (torch.zeros(2, 7, dtype=torch.long), "sequences of 8 tokens, but got shape (2, 7)"),
         (torch.full((2, 8), 4), "row 1 holds token 4 at position 1, but the 4 letters are tokens 0 to 3"),
         (torch.full((2, 8), -1), "row 1 holds token -1"),
     ],

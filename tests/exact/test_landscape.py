@@ -189,9 +189,7 @@ def test_what_masked_policies_can_reach():
 
 def test_the_best_independent_draws_are_not_claimed():
     objective, _ = problem(steps=2)
-    with pytest.raises(
-        ValueError, match="one position per step, but 2 steps with unmasking 'positions' came"
-    ):
+    with pytest.raises(ValueError, match="one position per step, but got 2 steps with unmasking 'positions'"):
         landscape.reachable(objective)
 
 
@@ -253,5 +251,5 @@ def test_divergence_counts_what_the_other_law_lacks():
 
 def test_another_chain_is_refused():
     tables = random_chain(3, 2)
-    with pytest.raises(ValueError, match="needs a MaskedPolicy, but TabularPolicy came"):
+    with pytest.raises(ValueError, match="needs a MaskedPolicy, but got TabularPolicy"):
         landscape.evaluate(Objective(reward, tables, 1.0), tables)

@@ -111,5 +111,5 @@ def test_a_frozen_start_misses_the_tilted_law_by_as_much_as_the_chain_remembers(
 def test_needs_a_finite_reference():
     one = torch.ones(1, 1, 1, dtype=torch.float64)
     chain = AffineChain(one[0, 0], one[0], one, one[0], one)
-    with pytest.raises(ValueError, match="a reference that is a TabularPolicy, but AffinePolicy came"):
+    with pytest.raises(ValueError, match="a reference that is a TabularPolicy, but got AffinePolicy"):
         exact.solve(Objective(lambda x, c: x[:, 0], AffinePolicy(chain), 1.0))

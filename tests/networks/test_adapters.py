@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn as nn
 from accelerate import Accelerator
+from paths import path_kl
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -19,7 +20,7 @@ from difftilt.networks.adapter_layers import adapter_layers
 from difftilt.networks.guidance import ClassifierFreeGuidance
 from difftilt.networks.micro_batch import MicroBatch
 from difftilt.objective import Objective
-from difftilt.policy import Policy, path_kl, path_log_prob, rollout
+from difftilt.policy import Policy, path_log_prob, rollout
 from difftilt.processes.gaussian import GaussianPolicy
 from difftilt.processes.schedule import linear
 from difftilt.shapes import Cond
@@ -127,7 +128,7 @@ def tune(policy: Policy, reference: Policy, rounds: int = 2) -> list[dict[str, f
     objective = Objective(lambda x, cond: x.flatten(1).mean(1), reference, 0.01)
     optimizer = torch.optim.Adam([p for p in policy.parameters() if p.requires_grad], 1e-2)
     algorithm, conds = PPO(epochs=1, minibatches=2), [unconditional(32)] * rounds
-    return list(fit(policy, objective, algorithm, conds, optimizer, Accelerator(cpu=True)))
+    return list(fit(policy, objective, algorithm, conds, optimizer, accelerator=Accelerator(cpu=True)))
 
 
 @every_network

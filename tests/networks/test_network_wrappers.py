@@ -100,7 +100,7 @@ def test_micro_batches_keep_no_activations():
 
 
 def test_a_micro_batch_needs_a_row():
-    with pytest.raises(ValueError, match="at least 1 row, but 0 came"):
+    with pytest.raises(ValueError, match="at least 1 row, but got 0"):
         MicroBatch(Network(), 0)
 
 
@@ -124,7 +124,7 @@ def test_guidance_is_linear_in_its_scale(network):
 
 
 def test_guidance_without_its_condition_is_refused(network):
-    with pytest.raises(ValueError, match=r"guidance away from \['label'\] needs .*, but \['prompt'\] came"):
+    with pytest.raises(ValueError, match=r"guidance away from \['label'\] needs .*, but got \['prompt'\]"):
         ClassifierFreeGuidance(network, 2.0, NULL)(torch.zeros(1, SIZE), torch.zeros(1), {"prompt": ["a"]})
 
 

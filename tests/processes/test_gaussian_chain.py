@@ -298,7 +298,7 @@ def test_half_precision_networks_give_float32_laws():
     ("settings", "message"),
     [
         ({"prediction_type": "noise"}, "prediction_type must be one of epsilon, sample, v_prediction"),
-        ({"clip_sample": 0.0}, "clip_sample must be > 0, but 0.0 came"),
+        ({"clip_sample": 0.0}, "clip_sample must be > 0, but got 0.0"),
     ],
 )
 def test_settings_without_a_density_are_refused(settings, message):

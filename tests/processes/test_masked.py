@@ -153,7 +153,7 @@ def test_relaxed_draws_are_one_hot_and_reach_the_weights(settings):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"steps": 5}, "takes 1 to 4 steps, but 5 came"),
+        ({"steps": 5}, "takes 1 to 4 steps, but got 5"),
         ({"start": torch.tensor([3, 3])}, "start needs 4 tokens from 0 to 3"),
         ({"start": torch.tensor([3, 3, 3, 4])}, "where 3 is the mask"),
         ({"start": torch.tensor([0, 1, 2, 0])}, "no masked position"),

@@ -296,11 +296,11 @@ def test_exact_sde_steps_are_those_of_any_schedule(schedule, noise_level):
 @pytest.mark.parametrize(
     ("noise", "schedule", "message"),
     [
-        (lambda: FlowSDE(0.0), shifted_flow(5), "noise_level must be > 0, but 0.0 came"),
+        (lambda: FlowSDE(0.0), shifted_flow(5), "noise_level must be > 0, but got 0.0"),
         (
             lambda: Euler(float("nan")),
             shifted_flow(5),
-            "noise_level must be a finite number > 0, but nan came",
+            "noise_level must be a finite number > 0, but got nan",
         ),
         (lambda: DDIM(0.0), shifted_flow(5), "eta must be in (0, 1], but got 0.0; without noise a step has"),
         (lambda: DDIM(1.5), shifted_flow(5), "eta must be in (0, 1], but got 1.5; without noise a step has"),

@@ -112,7 +112,7 @@ def test_relaxed_samples_are_read_as_their_letters():
     [
         ("((((....)))", "opens a pair at position 1 that it never closes"),
         ("....))....((", "closes a pair at position 5 that was never opened"),
-        ("[[[[....]]]]", r"written with \( \) and \. but '\[' came at position 1"),
+        ("[[[[....]]]]", r"written with \( \) and \. but got '\[' at position 1"),
         ("(((())))", "positions 4 and 5 of the structure are too near to pair"),
         ("((..))", "positions 2 and 5"),
         ("", "the structure is empty"),
@@ -131,7 +131,7 @@ def test_the_tightest_hairpin_is_allowed():
 def test_what_does_not_fold_is_refused():
     with pytest.raises(ValueError, match="an empty RNA does not fold"):
         minimum_free_energy()(torch.zeros(2, 0, dtype=torch.long), unconditional(2))
-    with pytest.raises(ValueError, match=r"has 12 letters, but samples of 4 came"):
+    with pytest.raises(ValueError, match=r"has 12 letters, but got samples of 4"):
         target_structure(TARGET)(words("ACGU"), unconditional(1))
     with pytest.raises(ValueError, match="the alphabet holds N, X"):
         minimum_free_energy("ACGUNX")

@@ -103,7 +103,7 @@ def test_the_class_may_be_a_condition(reference, classifier):
 
 
 def test_a_scale_of_nothing_is_refused(reference, classifier):
-    with pytest.raises(ValueError, match="scale must be > 0, but 0 came"):
+    with pytest.raises(ValueError, match="scale must be > 0, but got 0"):
         classifier_guided(reference, Objective(clean(0), reference, 1.0), classifier, 0, 0)
 
 

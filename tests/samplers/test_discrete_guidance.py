@@ -193,7 +193,7 @@ def test_only_tokens_are_flipped():
     levels = gmm_schedule(5)
     reference = GaussianPolicy(gmm(levels), levels, (1,), noise=FixedLarge())
     objective = Objective(lambda x, c: x[:, 0], reference, 0.5)
-    with pytest.raises(ValueError, match="needs steps that draw tokens, but Gaussian came"):
+    with pytest.raises(ValueError, match="needs steps that draw tokens, but got Gaussian"):
         DiscreteGuidance().draw(objective, lambda x, t, c: x[:, 0], unconditional(2))
 
 

@@ -95,6 +95,6 @@ def test_a_signal_is_not_lost_and_saves_out_of_turn(ram, rounds):
         return reward(x, cond)
 
     job.objective.reward.reward = last_words
-    with pytest.raises(Preempted, match="SIGTERM came; the run stopped after round 1"):
+    with pytest.raises(Preempted, match="got SIGTERM; the run stopped after round 1"):
         job.train(ram, rounds, save_every=100)
     assert rounds_saved(ram) == 1

@@ -100,5 +100,5 @@ def test_chains_whose_reward_failed_are_left_out():
 
 
 def test_needs_a_chain():
-    with pytest.raises(ValueError, match="rollouts must be >= 1, but 0 came"):
+    with pytest.raises(ValueError, match="rollouts must be >= 1, but got 0"):
         NestedMonteCarlo(Objective(lambda x, c: x[:, 0], tabular.random_chain(2, 1), 1.0), 0)

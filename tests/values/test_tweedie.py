@@ -197,7 +197,7 @@ def refused():
         ),
         "tokens have no second order": (tokens(), {"order": 2}),
         "draws are of tokens": (plane(quadratic), {"draws": 3}),
-        "probes must be >= 1, but 0 came": (plane(quadratic), {"order": 2, "probes": 0}),
+        "probes must be >= 1, but got 0": (plane(quadratic), {"order": 2, "probes": 0}),
         "but 'mute' detaches its input": (plane(mute), {"order": 2}),
         "needs Gaussian noise, but got a Histogram": (simplex, {"order": 2}),
     }

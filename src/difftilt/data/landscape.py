@@ -52,8 +52,8 @@ class Landscape:
         """Where each sequence stands in `score`."""
         if tokens.ndim != 2 or tokens.shape[1] != self.length:
             raise ValueError(
-                f"the landscape {self.name} has sequences of {self.length} tokens, but shape"
-                f" {tuple(tokens.shape)} came"
+                f"the landscape {self.name} has sequences of {self.length} tokens, but got shape"
+                f" {tuple(tokens.shape)}"
             )
         check_tokens(tokens, self.alphabet)
         return (tokens * place_values(len(self.alphabet), self.length).to(tokens.device)).sum(1)

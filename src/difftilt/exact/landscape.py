@@ -94,8 +94,8 @@ def reachable(objective: Objective, scores: Points | None = None, cond: Cond | N
     reference, alpha = _masked(objective.reference), objective.alpha
     if reference.unmasking != "positions" or reference.left.diff().ne(1).any():
         raise ValueError(
-            f"the best masked policy is known for one position per step, but {reference.steps} steps with"
-            f" unmasking '{reference.unmasking}' came; leave both at their defaults"
+            f"the best masked policy is known for one position per step, but got {reference.steps} steps with"
+            f" unmasking '{reference.unmasking}'; leave both at their defaults"
         )
     scores = score(objective, reference, cond) if scores is None else scores
     length = len(reference.start)
@@ -239,5 +239,5 @@ def _normal(probs: Tensor) -> Tensor:
 
 def _masked(policy: Policy) -> MaskedPolicy:
     if not isinstance(policy, MaskedPolicy):
-        raise ValueError(f"exact.landscape needs a MaskedPolicy, but {type(policy).__name__} came")
+        raise ValueError(f"exact.landscape needs a MaskedPolicy, but got {type(policy).__name__}")
     return policy

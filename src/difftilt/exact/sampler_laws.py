@@ -165,8 +165,8 @@ def _one_at_a_time(objective: Objective) -> MaskedPolicy:
     reference = objective.reference
     if not isinstance(reference, MaskedPolicy) or reference.unmasking != "positions":
         raise ValueError(
-            "exact.sampler_laws needs a MaskedPolicy that draws one position per step, but"
-            f" {type(reference).__name__} came; leave its unmasking at 'positions'"
+            "exact.sampler_laws needs a MaskedPolicy that draws one position per step, but got"
+            f" {type(reference).__name__}; leave its unmasking at 'positions'"
         )
     if reference.left.diff().ne(1).any():
         raise ValueError(

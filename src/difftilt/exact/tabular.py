@@ -137,7 +137,7 @@ def random_chain(states: int, steps: int, *, tune_initial: bool = True) -> Tabul
 def _reference(objective: Objective) -> TabularPolicy:
     if not isinstance(objective.reference, TabularPolicy):
         kind = type(objective.reference).__name__
-        raise ValueError(f"exact.tabular needs a reference that is a TabularPolicy, but {kind} came")
+        raise ValueError(f"exact.tabular needs a reference that is a TabularPolicy, but got {kind}")
     return objective.reference
 
 

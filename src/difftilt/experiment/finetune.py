@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from difftilt.experiment.sample import judge
 from difftilt.guard import Guard
 from difftilt.networks.network_calls import NetworkCalls
 from difftilt.objective import Objective
+from difftilt.shapes import PerSample
+from difftilt.training.alpha import meaning_of_alpha, starting_alpha
 from difftilt.training.distributed import make_accelerator
 from difftilt.training.fit import denoisers
 from difftilt.training.seeds import SETUP, seed_round
@@ -186,13 +189,31 @@ def _before(job: Job, folder: Path, accelerator: Accelerator) -> dict[str, Any]:
     """The pretrained model's numbers: measured once, before the first round."""
     path = folder / "before.json"
     if accelerator.is_main_process and not path.exists():
-        row = judge(job, folder, "before")[1] | {"warnings": _warnings(job)}
+        seen, row = judge(job, folder, "before")
+        row |= {"warnings": _warnings(job), "start_alpha": _start_alpha(job, seen.reward)}
         write_json(path, row | {"reward_calls": job.objective.reward.calls})
     accelerator.wait_for_everyone()
     before = read_json(path)
+    job.objective.alpha = before["start_alpha"]
     if accelerator.is_main_process:
         job.objective.reward.calls = before["reward_calls"]
     return before
+
+
+def _start_alpha(job: Job, rewards: PerSample) -> float:
+    """The alpha that training starts with; what it means is told before anything is trained."""
+    alpha = job.objective.alpha
+    if job.target_kl is None:
+        print(meaning_of_alpha(rewards, alpha), file=sys.stderr, flush=True)
+        return alpha
+    start = starting_alpha(rewards, job.target_kl)
+    print(
+        f"a KL of {job.target_kl:g} nats is looked for from alpha {start.alpha:.3g} on, which asks for"
+        f" {start.kl_nats:.2g} ± {start.kl_nats_se:.1g} nats, as {start.samples} samples tell",
+        file=sys.stderr,
+        flush=True,
+    )
+    return start.alpha
 
 
 def _warnings(job: Job) -> list[str]:

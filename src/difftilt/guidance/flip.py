@@ -58,7 +58,7 @@ def as_flip(step: Transition) -> Flip:
         return step
     if not isinstance(step, Resampling) or not bool((step.count == 1).all()):
         raise ValueError(
-            f"a flip changes one position per step, but a {type(step).__name__} came that may change several;"
+            f"a flip changes one position per step, but got a {type(step).__name__} that may change several;"
             " let the chain draw one position at a time"
         )
     share = step.eligible.double() / step.eligible.double().sum(1, keepdim=True)

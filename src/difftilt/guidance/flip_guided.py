@@ -64,7 +64,7 @@ class FlipGuided(Wrapped):
             return Categorical(self._each(step.probs, x, t, others_stay, cond))
         if not isinstance(step, Resampling):
             raise ValueError(
-                f"one-flip guidance needs steps that draw tokens, but {type(step).__name__} came; use"
+                f"one-flip guidance needs steps that draw tokens, but got {type(step).__name__}; use"
                 " guidance by the gradient of a value, svdd or smc"
             )
         one = step.count == 1

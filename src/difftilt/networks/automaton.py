@@ -38,8 +38,8 @@ class Automaton:
         states, sizes = len(self.accepting), {len(row) for row in self.moves}
         if len(self.moves) != states or len(sizes) != 1 or 0 in sizes:
             raise ValueError(
-                f"an automaton of {states} states needs a move for each of them and each token, but"
-                f" {len(self.moves)} rows of lengths {sorted(sizes)} came"
+                f"an automaton of {states} states needs a move for each of them and each token, but got"
+                f" {len(self.moves)} rows of lengths {sorted(sizes)}"
             )
         if not all(0 <= state < states for row in self.moves for state in row):
             raise ValueError(f"the moves of an automaton of {states} states lead to 0 to {states - 1} only")
@@ -65,7 +65,7 @@ def forbid(motifs: Sequence[str], length: int, alphabet: str, *, both_strands: b
         Aho and Corasick (1975), https://doi.org/10.1145/360825.360855
     """
     if isinstance(motifs, str) or not motifs:
-        raise ValueError(f"forbid needs a list of motifs such as ['GAATTC'], but {motifs!r} came")
+        raise ValueError(f"forbid needs a list of motifs such as ['GAATTC'], but got {motifs!r}")
     _check_alphabet(alphabet)
     words = [_choices(motif, length, alphabet) for motif in motifs]
     if both_strands:
@@ -89,8 +89,8 @@ def count_range(letters: str, low: int, high: int, length: int, alphabet: str) -
         raise ValueError(f"letters {unknown} are not in the alphabet {alphabet!r}; count others")
     if not 0 <= low <= high or low > length:
         raise ValueError(
-            f"a range of counts among {length} letters needs 0 <= low <= high and low <= {length}, but"
-            f" {low} to {high} came"
+            f"a range of counts among {length} letters needs 0 <= low <= high and low <= {length}, but got"
+            f" {low} to {high}"
         )
     counted, most = {alphabet.index(letter) for letter in letters}, min(high, length)
     return _explore(
@@ -107,7 +107,7 @@ def gc_range(low: float, high: float, length: int, alphabet: str) -> Automaton:
     if not _nucleotides(alphabet):
         raise ValueError(f"only nucleotides have a share of G and C, but the alphabet is {alphabet!r}")
     if not 0 <= low <= high <= 1:
-        raise ValueError(f"a share of G and C needs 0 <= low <= high <= 1, but {low} to {high} came")
+        raise ValueError(f"a share of G and C needs 0 <= low <= high <= 1, but got {low} to {high}")
     slack = 1e-9  # 0.07 * 100 is above 7 in floats
     least, most = math.ceil(low * length - slack), math.floor(high * length + slack)
     if least > most:
@@ -201,4 +201,4 @@ def _nucleotides(alphabet: str) -> bool:
 
 def _check_alphabet(alphabet: str) -> None:
     if len(set(alphabet)) != len(alphabet):
-        raise ValueError(f"an alphabet has each letter once, but {alphabet!r} came")
+        raise ValueError(f"an alphabet has each letter once, but got {alphabet!r}")

@@ -52,8 +52,8 @@ class Conditional(nn.Module):
         y = cond.get(self.name)
         if not isinstance(y, Tensor) or (len(y) and not 0 <= int(y.min()) <= int(y.max()) < self.classes):
             raise ValueError(
-                f"the network needs cond['{self.name}'] with numbers from 0 to {self.classes - 1}, but"
-                f" {y if isinstance(y, Tensor) else sorted(cond)} came"
+                f"the network needs cond['{self.name}'] with numbers from 0 to {self.classes - 1}, but got"
+                f" {y if isinstance(y, Tensor) else sorted(cond)}"
             )
         asked = nn.functional.one_hot(y, self.classes).float()
         features = torch.cat([x.float().flatten(1), _waves(time), asked], 1)

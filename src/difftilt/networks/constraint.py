@@ -103,7 +103,7 @@ def constrain(policy: MaskedPolicy, automaton: Automaton) -> MaskedPolicy:
     if policy.unmasking != "positions" or policy.steps != masked:
         raise ValueError(
             f"a constraint needs unmasking 'positions' with one step for each of the {masked} masked"
-            f" positions, but '{policy.unmasking}' with {policy.steps} steps came: tokens drawn in one step"
+            f" positions, but got '{policy.unmasking}' with {policy.steps} steps: tokens drawn in one step"
             " do not know of each other"
         )
     if any(isinstance(part, Constrained) for part in policy.modules()):

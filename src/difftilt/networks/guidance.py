@@ -27,9 +27,7 @@ class ClassifierFreeGuidance(nn.Module):
 
     def forward(self, x: State, time: Tensor, cond: Cond) -> Output:
         if missing := [name for name in self.asked if name not in cond]:
-            raise ValueError(
-                f"guidance away from {missing} needs conditions of that name, but {[*cond]} came"
-            )
+            raise ValueError(f"guidance away from {missing} needs conditions of that name, but got {[*cond]}")
         blanks = {name: self.get_buffer(f"null_{name}").expand_as(cond[name]) for name in self.asked}
         both = concat([cond, {**cond, **blanks}])
         asked, blank = self.network(torch.cat([x, x]), torch.cat([time, time]), both).chunk(2)

@@ -22,7 +22,7 @@ class MicroBatch(nn.Module):
     def __init__(self, network: nn.Module, size: int):
         super().__init__()
         if size < 1:
-            raise ValueError(f"a micro-batch needs at least 1 row, but {size} came")
+            raise ValueError(f"a micro-batch needs at least 1 row, but got {size}")
         self.network, self.size = network, size
 
     def forward(self, x: State, time: Tensor, cond: Cond) -> Output:

@@ -32,7 +32,7 @@ class MLP(nn.Module):
     def __init__(self, categories: int, length: int, width: int = 128, depth: int = 2, window: int = 0):
         super().__init__()
         if not 0 <= window <= length:
-            raise ValueError(f"window must lie between 0 and the length, {length}, but {window} came")
+            raise ValueError(f"window must lie between 0 and the length, {length}, but got {window}")
         self.categories, self.length, self.window = categories, length, window
         self.letters = nn.Linear(length * (categories + 1), width)
         words = length - window + 1 if window else 0
@@ -94,7 +94,7 @@ class WordValues(nn.Module):
     def __init__(self, categories: int, length: int, words: Sequence[int], both_strands: bool = False):
         super().__init__()
         if not words or not 1 <= min(words) <= max(words) <= length:
-            raise ValueError(f"words have 1 to {length} letters, but lengths {list(words)} came")
+            raise ValueError(f"words have 1 to {length} letters, but got lengths {list(words)}")
         self.categories, self.length = categories, length
         self.spans = [(start, size) for size in words for start in range(length - size + 1)]
         rows: list[Tensor] = []

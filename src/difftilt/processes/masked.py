@@ -124,12 +124,12 @@ def _check(
 ) -> None:
     if start.shape != (length,) or not 0 <= int(start.min()) <= int(start.max()) <= categories:
         raise ValueError(
-            f"start needs {length} tokens from 0 to {categories}, where {categories} is the mask, but"
-            f" {start.tolist()} came"
+            f"start needs {length} tokens from 0 to {categories}, where {categories} is the mask, but got"
+            f" {start.tolist()}"
         )
     if masked == 0:
         raise ValueError("start has no masked position, so there is nothing to draw; leave some masked")
     if steps is not None and not 1 <= steps <= (masked if unmasking == "positions" else steps):
         raise ValueError(
-            f"unmasking 'positions' of {masked} masked positions takes 1 to {masked} steps, but {steps} came"
+            f"unmasking 'positions' of {masked} masked positions takes 1 to {masked} steps, but got {steps}"
         )

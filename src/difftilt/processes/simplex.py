@@ -203,11 +203,11 @@ def _inside(x: State) -> Real:
 def _check(categories: int, length: int, time: Levels) -> None:
     if not 2 <= categories <= 64 or length < 1:
         raise ValueError(
-            "a simplex chain needs 2 to 64 categories and 1 or more tokens, but categories ="
-            f" {categories} and length = {length} came"
+            "a simplex chain needs 2 to 64 categories and 1 or more tokens, but got categories ="
+            f" {categories} and length = {length}"
         )
     if len(time) < 2 or not bool((time.diff() > 0).all()) or time[0] < 1e-3:
         raise ValueError(
-            f"time needs 2 or more numbers that rise from 0.001 or above, but {time.tolist()} came; schedule"
+            f"time needs 2 or more numbers that rise from 0.001 or above, but got {time.tolist()}; schedule"
             " makes them"
         )

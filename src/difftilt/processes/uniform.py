@@ -129,7 +129,7 @@ def _levels(schedule: str | Levels, steps: int) -> Levels:
         noise = share if schedule == "linear" else 2 * torch.sin(torch.pi / 4 * share) ** 2
     if len(noise) != steps + 1 or noise[0] != 0 or not (noise.diff() > 0).all() or noise[-1] > 1:
         raise ValueError(
-            f"schedule needs {steps + 1} numbers that rise from 0 to at most 1, but {noise.tolist()} came"
+            f"schedule needs {steps + 1} numbers that rise from 0 to at most 1, but got {noise.tolist()}"
         )
     return noise.to(torch.get_default_dtype())
 
@@ -137,6 +137,6 @@ def _levels(schedule: str | Levels, steps: int) -> Levels:
 def _check(categories: int, length: int, steps: int) -> None:
     if categories < 2 or length < 1 or steps < 1:
         raise ValueError(
-            "a uniform chain needs 2 or more categories, 1 or more tokens and 1 or more steps, but categories"
-            f" = {categories}, length = {length} and steps = {steps} came"
+            "a uniform chain needs 2 or more categories, 1 or more tokens and 1 or more steps, but got"
+            f" categories = {categories}, length = {length} and steps = {steps}"
         )

@@ -76,7 +76,7 @@ def _scored(alphabet: str, score: Callable[[str], float], length: int | None = N
             raise ValueError("an empty RNA does not fold: samples need a letter or more")
         if length is not None and sample.shape[1] != length:
             raise ValueError(
-                f"the target structure has {length} letters, but samples of {sample.shape[1]} came; make them"
+                f"the target structure has {length} letters, but got samples of {sample.shape[1]}; make them"
                 " equally long"
             )
         return torch.tensor([score(word) for word in words], dtype=torch.float32, device=sample.device)
@@ -89,7 +89,7 @@ def _check_structure(target: str) -> None:
     opened: list[int] = []
     for i, sign in enumerate(target):
         if sign not in "().":
-            raise ValueError(f"a structure is written with ( ) and . but {sign!r} came at position {i + 1}")
+            raise ValueError(f"a structure is written with ( ) and . but got {sign!r} at position {i + 1}")
         if sign == "(":
             opened.append(i)
         elif sign == ")":

@@ -290,7 +290,7 @@ def test_a_half_precision_unet_has_full_precision_densities(pipe):
 
 
 def test_other_pipelines_are_refused():
-    with pytest.raises(ValueError, match=r"StableDiffusionPipeline .* is needed, but a Linear came"):
+    with pytest.raises(ValueError, match=r"StableDiffusionPipeline .* is needed, but got a Linear"):
         stable_diffusion(torch.nn.Linear(1, 1))  # pyright: ignore[reportArgumentType]
 
 

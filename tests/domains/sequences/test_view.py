@@ -227,10 +227,10 @@ def test_without_logomaker_the_same_letters_stand_in_the_same_places(monkeypatch
     [
         (
             lambda x: kmer_correlation(x, x, 4, k=7),
-            "k must be 1 to 6, the length of the sequences, but 7 came",
+            "k must be 1 to 6, the length of the sequences, but got 7",
         ),
-        (lambda x: kmer_correlation(x, x, 2), "tokens must be 0 to 1, but 0 to 3 came"),
-        (lambda x: entropy(x + 1, 4), "tokens must be 0 to 3, but 1 to 4 came"),
+        (lambda x: kmer_correlation(x, x, 2), "tokens must be 0 to 1, but got 0 to 3"),
+        (lambda x: entropy(x + 1, 4), "tokens must be 0 to 3, but got 1 to 4"),
         (lambda x: diversity(x[:2]), "3 or more samples are needed here, but got 2"),
         (lambda x: entropy(x[:0], 4), "1 or more samples are needed here, but got 0"),
     ],

@@ -135,9 +135,7 @@ def _check(pipe: Any) -> None:
         message = "Stable Diffusion needs diffusers; install it with pip install 'difftilt[diffusers]'"
         raise ImportError(message) from error
     if not isinstance(pipe, StableDiffusionPipeline):
-        raise ValueError(
-            f"a StableDiffusionPipeline (1.x or 2.x) is needed, but a {type(pipe).__name__} came"
-        )
+        raise ValueError(f"a StableDiffusionPipeline (1.x or 2.x) is needed, but got a {type(pipe).__name__}")
 
 
 def _encoder(pipe: "StableDiffusionPipeline") -> Encode:

@@ -219,7 +219,7 @@ def sampling_schedule(steps: int) -> NoiseSchedule:
     steps so narrow that a change of the mean nobody can see costs many nats.
     """
     if not 1 <= steps <= LEVELS - LAST:
-        raise ValueError(f"steps must be 1 to {LEVELS - LAST}, but {steps} came")
+        raise ValueError(f"steps must be 1 to {LEVELS - LAST}, but got {steps}")
     return training_schedule().take(torch.linspace(LAST, LEVELS, steps + 1).round().long())
 
 
@@ -241,7 +241,7 @@ def chain_of(
 def load_classifier(name: str, folder: Path | None = None) -> Classifier:
     """A pretrained classifier, frozen: `proxy` for rewards, `gold` to judge what came of them."""
     if name not in ("proxy", "gold"):
-        raise ValueError(f"the digit classifiers are 'proxy' and 'gold', but {name!r} came")
+        raise ValueError(f"the digit classifiers are 'proxy' and 'gold', but got {name!r}")
     bundle = bundle_of(folder)
     return bundle.frozen(name, Classifier(**bundle.config["classifier"]))
 

@@ -16,8 +16,8 @@ from difftilt.policy import rollout
 from difftilt.shapes import State
 
 NOTE = (
-    "Energy distances between the pixels, in [-1, 1], of generated and of all real images of the digit, unbiased: 0 for"
-    " equal distributions, and negative at times. The last line halves the real images."
+    "Energy distances between the pixels, in [-1, 1], of generated and of all real images of the digit,"
+    " unbiased: 0 for equal distributions, and negative at times. The last line halves the real images."
 )
 
 

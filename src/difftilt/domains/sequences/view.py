@@ -214,7 +214,7 @@ def _kmers(sequences: Sequences, categories: int, k: int) -> Tensor:
     _check(sequences, categories)
     windows = sequences.shape[1] - k + 1
     if k < 1 or windows < 1:
-        raise ValueError(f"k must be 1 to {sequences.shape[1]}, the length of the sequences, but {k} came")
+        raise ValueError(f"k must be 1 to {sequences.shape[1]}, the length of the sequences, but got {k}")
     words = sum(sequences[:, i : i + windows] * categories**i for i in range(k))
     parts, size = min(len(sequences), GROUPS), categories**k
     part = torch.arange(len(sequences), device=sequences.device) % parts
@@ -231,5 +231,5 @@ def _check(sequences: Sequences, categories: int) -> None:
     low, high = int(sequences.min()), int(sequences.max())
     if low < 0 or high >= categories:
         raise ValueError(
-            f"tokens must be 0 to {categories - 1}, but {low} to {high} came; draw whole sequences"
+            f"tokens must be 0 to {categories - 1}, but got {low} to {high}; draw whole sequences"
         )

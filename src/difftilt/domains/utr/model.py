@@ -158,7 +158,7 @@ def utr_policy(steps: int = STEPS, *, folder: Path | None = None) -> MaskedPolic
 def load_oracle(name: str, folder: Path | None = None) -> Oracle:
     """A pretrained oracle, frozen: `proxy` for rewards, `gold` to judge what came of them."""
     if name not in ORACLES:
-        raise ValueError(f"the UTR oracles are 'proxy' and 'gold', but {name!r} came")
+        raise ValueError(f"the UTR oracles are 'proxy' and 'gold', but got {name!r}")
     bundle = bundle_of(folder)
     return bundle.frozen(name, Oracle(**bundle.config["oracle"]))
 
