@@ -12,7 +12,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from difftilt.shapes import Cond, Index
+from difftilt.shapes import Cond, Index, Sample
 
 _PLAIN = (str, bytes, bool, int, float, complex, type(None), np.generic)
 
@@ -103,6 +103,30 @@ def shuffled(count: int, parts: int, device: torch.device, *, again: bool = Fals
             f"{len(rows)} rows cannot be dealt into {parts} minibatches; take fewer or enlarge the batch"
         )
     yield from rows.tensor_split(parts)
+
+
+def deal_rows(
+    decisions: int, batch: int, count: int, share: float = 1.0, *, device: torch.device
+) -> Iterator[Index]:
+    """Shuffles the rows of a (decision, chain) table and deals a share of them into `count` parts.
+
+    Every part holds a row that is no draw of x_T, which alone would have no gradient where x_T is not tuned.
+
+    Raises:
+        ValueError: If there are too few rows for that.
+    """
+    order, later = torch.randperm(decisions * batch, device=device), (decisions - 1) * batch
+    taken = round(share * len(order))
+    if min(taken, later) < count:
+        rows = f"{taken} rows" if taken < count else f"{later} rows after x_T"
+        raise ValueError(f"{rows} cannot be dealt into {count} minibatches; take fewer or enlarge the batch")
+    parts, rest = order[:taken].tensor_split(count), order[taken:]
+    for part in parts:
+        if (part < batch).all():  # exchange a row with whoever has the most to spare
+            donor = max([rest, *parts], key=lambda rows: int((rows >= batch).sum()) - (rows is not rest))
+            place = (donor >= batch).nonzero()[-1, 0]
+            part[0], donor[place] = donor[place].clone(), part[0].clone()
+    yield from parts
 
 
 def context_keys(cond: Cond, lasting: bool = False) -> list[str]:
@@ -243,3 +267,9 @@ def _digest(item: Any, lasting: str | None) -> bytes:
     if isinstance(item, Tensor):
         kind = f"{item.dtype}{item.shape}"
     return hashlib.sha256(kind.encode() + _content(item, lasting)).digest()
+
+
+def sample_keys(sample: Sample, cond: Cond) -> list[str]:
+    """A hash of each sample and its conditions."""
+    keys = zip(sample, context_keys(cond, lasting=True), strict=True)
+    return [hashlib.sha256(as_bytes(row)).hexdigest() + key for row, key in keys]

@@ -1,30 +1,20 @@
 """Any callable is a reward. The guard makes sure that what it returns is one."""
 
-import hashlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn as nn
 from torch import Tensor
 
-from difftilt.conditions import as_bytes, context_keys, copied, take
-from difftilt.shapes import Cond, PerSample, Sample
+from difftilt.conditions import copied, sample_keys, take
+from difftilt.shapes import Cond, PerSample, Sample, Stateful
 
 Reward = Callable[[Sample, Cond], PerSample]
 OnError = Literal["stop", "drop"]
-
-
-@runtime_checkable
-class Stateful(Protocol):
-    """What learns during a run, and is saved with it: tensors, numbers, texts, lists and dicts."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], /) -> Any: ...
 
 
 class RewardError(ValueError):
@@ -136,7 +126,7 @@ class Guard:
     def _remembered(self, sample: Sample, cond: Cond) -> PerSample:
         """Scores each new sample once. What failed is not remembered: it may work the next time."""
         known = {} if self._cache is None else self._cache
-        keys = _keys(sample, cond)
+        keys = sample_keys(sample, cond)
         first = {key: i for i, key in reversed(list(enumerate(keys))) if key not in known}
         fresh: dict[str, float] = {}
         if first:
@@ -308,9 +298,3 @@ def _kind(answer: Any) -> str:
 
 def _describe(error: BaseException) -> str:
     return f"{type(error).__name__} ({' '.join(str(error).split())[:200]})"
-
-
-def _keys(sample: Sample, cond: Cond) -> list[str]:
-    """A hash of each sample and its conditions."""
-    keys = zip(sample, context_keys(cond, lasting=True), strict=True)
-    return [hashlib.sha256(as_bytes(row)).hexdigest() + key for row, key in keys]

@@ -9,7 +9,7 @@ import torch
 import torch.nn as nn
 from torch.utils.checkpoint import checkpoint
 
-from difftilt.conditions import concat, take
+from difftilt.conditions import concat, deal_rows, take
 from difftilt.shapes import Cond, Index, PerSample, PerStep, Sample, Some, State, States, Step
 from difftilt.transition import Transition, join
 
@@ -162,30 +162,6 @@ class Trajectory:
         """Shuffles the rows of the (decision, chain) table and deals a share of them into `count` parts."""
         decisions, batch = self.log_prob.shape
         yield from deal_rows(decisions, batch, count, share, device=self.log_prob.device)
-
-
-def deal_rows(
-    decisions: int, batch: int, count: int, share: float = 1.0, *, device: torch.device
-) -> Iterator[Index]:
-    """Shuffles the rows of a (decision, chain) table and deals a share of them into `count` parts.
-
-    Every part holds a row that is no draw of x_T, which alone would have no gradient where x_T is not tuned.
-
-    Raises:
-        ValueError: If there are too few rows for that.
-    """
-    order, later = torch.randperm(decisions * batch, device=device), (decisions - 1) * batch
-    taken = round(share * len(order))
-    if min(taken, later) < count:
-        rows = f"{taken} rows" if taken < count else f"{later} rows after x_T"
-        raise ValueError(f"{rows} cannot be dealt into {count} minibatches; take fewer or enlarge the batch")
-    parts, rest = order[:taken].tensor_split(count), order[taken:]
-    for part in parts:
-        if (part < batch).all():  # exchange a row with whoever has the most to spare
-            donor = max([rest, *parts], key=lambda rows: int((rows >= batch).sum()) - (rows is not rest))
-            place = (donor >= batch).nonzero()[-1, 0]
-            part[0], donor[place] = donor[place].clone(), part[0].clone()
-    yield from parts
 
 
 def side_by_side(paths: Sequence[Trajectory]) -> Trajectory:

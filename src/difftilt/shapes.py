@@ -1,7 +1,7 @@
 """Names for shapes, used in every signature. Checked at run time by the tests, free otherwise."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
@@ -47,3 +47,12 @@ Vector = Float[Tensor, " dimension"]
 Matrix = Float[Tensor, "dimension dimension"]
 Vectors = Float[Tensor, "step dimension"]
 Matrices = Float[Tensor, "step dimension dimension"]
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """What learns during a run, and is saved with it: tensors, numbers, texts, lists and dicts."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], /) -> Any: ...

@@ -20,10 +20,9 @@ from difftilt.algorithms.distill import Distill
 from difftilt.algorithms.grpo import GRPO
 from difftilt.algorithms.reward_weighted import RewardWeighted
 from difftilt.algorithms.trajectory_balance import TrajectoryBalance
-from difftilt.conditions import unconditional
+from difftilt.conditions import deal_rows, unconditional
 from difftilt.guard import Guard
 from difftilt.objective import Objective
-from difftilt.policy import deal_rows
 from difftilt.processes.gaussian import GaussianPolicy
 from difftilt.processes.noise import FixedLarge
 from difftilt.processes.schedule import cosine

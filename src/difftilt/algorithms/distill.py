@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from difftilt.algorithms import advantages
-from difftilt.conditions import batch_size, context, some_rows, take
+from difftilt.conditions import batch_size, context, deal_rows, some_rows, take
 from difftilt.objective import Algorithm, Loss, Objective, Value, outcome
-from difftilt.policy import Policy, deal_rows, decide, reversing
+from difftilt.policy import Policy, decide, reversing
 from difftilt.samplers.choices import AnySampler
 from difftilt.samplers.particles import effective_share
 from difftilt.samplers.result import Steered

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from difftilt.atomic import atomic_file
+from difftilt.data.atomic import atomic_file
 from difftilt.data.landscape import GB1, TFBIND8, read_gb1, read_tfbind8
 from difftilt.data.libraries import SPLITS, UTR, pack_utr, read_smiles, read_utr
 from difftilt.data.store import contents, root

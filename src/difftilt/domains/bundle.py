@@ -17,7 +17,7 @@ import torch.nn as nn
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from difftilt.atomic import atomic_folder
+from difftilt.data.atomic import atomic_folder
 
 Network = TypeVar("Network", bound=nn.Module)
 Numbers = dict[str, Any]  # as JSON holds them

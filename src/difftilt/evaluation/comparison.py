@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from markupsafe import Markup
 
-from difftilt.atomic import atomic_file
+from difftilt.data.atomic import atomic_file
 from difftilt.evaluation.estimate import Estimate
 from difftilt.evaluation.groups import Group, Problem, common, group, labels, problem_label
 from difftilt.evaluation.optimum import optimum

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from difftilt.atomic import atomic_file
 from difftilt.conditions import batch_size, on_device_of, take
+from difftilt.data.atomic import atomic_file
 from difftilt.guard import Reward
 from difftilt.objective import Experience, Objective, outcome, standard_error
 from difftilt.policy import Policy

@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from difftilt.atomic import atomic_file
+from difftilt.data.atomic import atomic_file
 from difftilt.evaluation.best import best_samples
 from difftilt.evaluation.estimate import Change, Estimate
 from difftilt.evaluation.optimum import optimum

@@ -15,7 +15,7 @@ from typing import Any
 import torch.nn as nn
 from safetensors.torch import load_file, save_file
 
-from difftilt.atomic import atomic_file
+from difftilt.data.atomic import atomic_file
 from difftilt.networks.adapter_layers import (
     adapter_layers,
     adapter_name,

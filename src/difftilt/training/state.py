@@ -12,10 +12,10 @@ import torch.nn as nn
 from accelerate import Accelerator
 from torch import Tensor
 
-from difftilt.guard import Stateful
 from difftilt.networks.network_calls import NetworkCalls
 from difftilt.objective import Algorithm, Objective
 from difftilt.policy import Policy
+from difftilt.shapes import Stateful
 from difftilt.training import checkpoint
 from difftilt.training.checkpoint import Snapshot
 from difftilt.training.ema import EMA

@@ -8,11 +8,10 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from difftilt.guard import Stateful
 from difftilt.objective import Algorithm, Objective
 from difftilt.policy import Policy
 from difftilt.settings import Count, check_value
-from difftilt.shapes import Cond
+from difftilt.shapes import Cond, Stateful
 from difftilt.training import checkpoint
 from difftilt.training.distributed import check_accelerator, largest, make_accelerator, start_alike, total
 from difftilt.training.fit import denoisers, fit

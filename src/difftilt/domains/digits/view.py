@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from difftilt.atomic import atomic_file
+from difftilt.data.atomic import atomic_file
 from difftilt.domains.digits.model import asked, digits_policy, load_split, state_of
 from difftilt.evaluation.evaluate import ScoredSamples
 from difftilt.evaluation.metrics import diversity, two_sample

@@ -14,7 +14,7 @@ from matplotlib.textpath import TextPath
 from matplotlib.transforms import Affine2D
 from torch import Tensor
 
-from difftilt.atomic import atomic_file
+from difftilt.data.atomic import atomic_file
 from difftilt.data.vocabulary import spell
 from difftilt.evaluation.estimate import Estimate, jackknife
 from difftilt.evaluation.evaluate import ScoredSamples

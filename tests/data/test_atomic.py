@@ -2,7 +2,7 @@
 
 import pytest
 
-from difftilt.atomic import CONTENTS, atomic_file, atomic_folder
+from difftilt.data.atomic import CONTENTS, atomic_file, atomic_folder
 
 
 def test_a_folder_takes_the_place_of_the_old_one(tmp_path):
