@@ -39,7 +39,7 @@ import difftilt
 for module in pkgutil.walk_packages(difftilt.__path__, "difftilt."):
     if not module.name.endswith("__main__"):
         import_module(module.name)
-from difftilt.domains.digits.recipe import real_images
+from difftilt.domains.digits.view import real_images
 from difftilt.domains.sequences.view import write_logo
 assert len(real_images(3)) == 183
 write_logo(Path(sys.argv[1]), torch.randint(4, (20, 8)), "ACGT")

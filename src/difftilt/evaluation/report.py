@@ -11,7 +11,6 @@ from difftilt.data.atomic import atomic_file
 from difftilt.evaluation.best import best_samples
 from difftilt.evaluation.estimate import Change, Estimate
 from difftilt.evaluation.optimum import optimum
-from difftilt.evaluation.plots import curve, histogram
 from difftilt.evaluation.run_folder import Run, Samples, as_float, estimate, read_pictures, read_run
 from difftilt.evaluation.verdict import Outcome, findings, headline
 from difftilt.evaluation.words import count, date, duration, figures, flat, lines, page
@@ -148,6 +147,8 @@ def _exact(run: Run) -> tuple[list[str], dict[str, list[str]]]:
 
 def _curves(run: Run, result: Outcome) -> list[tuple[str, Markup]]:
     """The title and the drawing of every curve that the log has the numbers for."""
+    from difftilt.evaluation.plots import curve  # matplotlib loads slowly, and only pages need it
+
     limits = {"objective": result.optimum and result.optimum.objective.value, "kl_nats": result.target_kl}
     found = []
     for title, name, over in CURVES:
@@ -175,6 +176,8 @@ def _limits(result: Outcome) -> list[str]:
 
 def _histograms(samples: Mapping[str, Samples], is_proxy: bool) -> list[tuple[str, str, Markup]]:
     """Name, kind and drawing of the scores that are known before and after."""
+    from difftilt.evaluation.plots import histogram  # matplotlib loads slowly, and only pages need it
+
     before, after = samples["before"], samples["after"]
     kinds = {"reward": ("Reward", "proxy" if is_proxy else "")}
     return [
