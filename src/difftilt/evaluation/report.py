@@ -147,7 +147,7 @@ def _exact(run: Run) -> tuple[list[str], dict[str, list[str]]]:
 
 def _curves(run: Run, result: Outcome) -> list[tuple[str, Markup]]:
     """The title and the drawing of every curve that the log has the numbers for."""
-    from difftilt.evaluation.plots import curve  # matplotlib is slow to import, and few need it
+    from difftilt.evaluation.plots import curve  # matplotlib loads slowly, and only pages need it
 
     limits = {"objective": result.optimum and result.optimum.objective.value, "kl_nats": result.target_kl}
     found = []
@@ -176,7 +176,7 @@ def _limits(result: Outcome) -> list[str]:
 
 def _histograms(samples: Mapping[str, Samples], is_proxy: bool) -> list[tuple[str, str, Markup]]:
     """Name, kind and drawing of the scores that are known before and after."""
-    from difftilt.evaluation.plots import histogram  # as above
+    from difftilt.evaluation.plots import histogram  # matplotlib loads slowly, and only pages need it
 
     before, after = samples["before"], samples["after"]
     kinds = {"reward": ("Reward", "proxy" if is_proxy else "")}
