@@ -1,0 +1,42 @@
+"""A run of a recipe, at its defaults or under a constraint, is killed, goes on, and is sampled."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from difftilt.cli.main import main
+
+RUNS = {
+    "digits": ["digits", "--rounds", "6"],
+    "digits, first noise tuned": ["digits", "--rounds", "6", "--tune-start", "--eta", "0.5"],
+    "dna": ["dna", "--rounds", "40"],
+    "dna, constrained": [
+        *("dna", "--rounds", "40", "--gc", "0.25", "0.75"),
+        *("--forbidden", "GATC", "--template", "NNGANNNN"),
+    ],
+}
+SHORT = ["--batch", "32", "--evaluate", "32"]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_killed_run_goes_on_and_is_sampled(name, tmp_path, capsys):
+    folder = tmp_path / "run"
+    words = ["finetune", *RUNS[name], *SHORT, "--save-every", "1", "--out", str(folder)]
+    run = subprocess.Popen([sys.executable, "-m", "difftilt.cli", *words], stderr=subprocess.DEVNULL)
+    for _ in range(1200):
+        if (folder / "checkpoints" / "round-000002").exists() or run.poll() is not None:
+            break
+        time.sleep(0.05)
+    run.send_signal(signal.SIGKILL)
+    assert run.wait() == -signal.SIGKILL, "the kill came after the end"
+    assert not (folder / "summary.json").exists()
+    main(["resume", str(folder)])
+    assert json.loads((folder / "summary.json").read_text())["rounds"] == int(RUNS[name][2])
+    rows = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert rows == list(range(1, len(rows) + 1))  # none lost, none twice
+    main(["sample", str(folder), "--count", "8"])
+    assert "samples:" in capsys.readouterr().out
