@@ -54,10 +54,8 @@ def test_the_images_and_their_parts_are_those_of_scikit_learn(split):
     datasets = pytest.importorskip("sklearn.datasets")
     train_test_split = pytest.importorskip("sklearn.model_selection").train_test_split
     pixels, label = datasets.load_digits(return_X_y=True)
-    image, label = (
-        torch.as_tensor(pixels, dtype=torch.float32).view(-1, *SHAPE) / 8 - 1,
-        torch.as_tensor(label),
-    )
+    image = torch.as_tensor(pixels, dtype=torch.float32).view(-1, *SHAPE) / 16
+    label = torch.as_tensor(label)
     rest, held_out = train_test_split(range(len(label)), test_size=0.2, stratify=label, random_state=0)
     proxy, gold = train_test_split(rest, test_size=0.5, stratify=label[rest], random_state=0)
     for part, rows in ((split.proxy, proxy), (split.gold, gold), (split.held_out, held_out)):
