@@ -227,7 +227,7 @@ def test_a_flip_is_compared_with_the_resampling_of_one_position():
     assert law.kl(case.other).item() == law.kl(other).item() > 0.01
     several = Resampling(torch.full((1, 2), 2), torch.ones(1, 2), torch.ones(1, 2, 3) / 3, torch.tensor([2]))
     for step in (several, categorical_case().law):
-        with pytest.raises(ValueError, match="a flip changes one position per step, but a"):
+        with pytest.raises(ValueError, match="a flip changes one position per step, but got a"):
             as_flip(step)
 
 

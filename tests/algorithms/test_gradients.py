@@ -7,7 +7,6 @@ import pytest
 import torch
 from problems import EveryPath, cosine, flat
 
-from difftilt import policy as policy_module
 from difftilt import transition
 from difftilt.algorithms import ppo
 from difftilt.algorithms.advantages import clipped_surrogate
@@ -15,6 +14,7 @@ from difftilt.algorithms.ppo import PPO
 from difftilt.conditions import unconditional
 from difftilt.exact import gaussian, tabular
 from difftilt.objective import Loss, Objective, to_go
+from difftilt.policy import Trajectory
 
 COSINE, LENGTH = 0.999, 0.02
 
@@ -129,13 +129,13 @@ def test_the_gradient_test_notices_a_mean_over_the_event(monkeypatch):
 @pytest.mark.parametrize("kl", ["reward", "both"])
 def test_the_gradient_test_notices_rows_one_step_off(monkeypatch, kl):
     """The self-check refuses such rows; without it the gradient gives them away."""
-    decide = ppo.decide
+    transitions = Trajectory.transitions
 
-    def early(policy, rows):
-        return decide(policy, dataclasses.replace(rows, t=rows.t + 1))
+    def early(path, index=None):
+        rows = transitions(path, index)
+        return dataclasses.replace(rows, t=rows.t + 1)
 
-    for module in (ppo, policy_module):
-        monkeypatch.setattr(module, "decide", early)
+    monkeypatch.setattr(Trajectory, "transitions", early)
     problem = problems.affine(dimension=2)
     with pytest.raises(ValueError, match="ratio"):
         first_gradient(problem.objective, problem.elsewhere, unconditional(100), kl=kl)

@@ -44,7 +44,7 @@ def walk(
     algorithm: AnyAlgorithm = PPO(epochs=1),
     alpha: float = 1.0,
     steps: int = 4,
-    training: Training = Training(rounds=6, batch=64, evaluate=64, learning_rate=0.05),
+    training: Training = Training(rounds=10, batch=64, evaluate=1024, learning_rate=0.05),
 ) -> Job:
     """Tunes a random walk to end on the right.
 

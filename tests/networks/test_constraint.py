@@ -276,7 +276,7 @@ def test_the_chain_that_came_stays_as_it_is():
 @pytest.mark.parametrize(
     ("settings", "rule", "message"),
     [
-        ({"steps": 2}, RULE, "one step for each of the 4 masked positions, but 'positions' with 2 steps"),
+        ({"steps": 2}, RULE, "one step for each of the 4 masked positions, but got 'positions' with 2 steps"),
         ({"unmasking": "bernoulli", "steps": 4}, RULE, "but got 'bernoulli' with 4 steps"),
         ({"start": torch.tensor([4, 1, 2, 4])}, RULE, r"starts from \[4, 1, 2, 4\], where 4 is the mask"),
         ({}, both(gc_range(0, 0, 4, DNA), forbid(["W"], 4, DNA)), "no sequence that starts from"),

@@ -398,7 +398,7 @@ def test_the_gap_to_the_optimum_closes(make):
     ("settings", "message"),
     [
         ({"steps": 0}, "1 or more steps, but got .* steps = 0"),
-        ({"steps": 2, "schedule": "sine"}, "schedule must be one of 'linear', 'cosine', but 'sine'"),
+        ({"steps": 2, "schedule": "sine"}, "schedule must be one of 'linear', 'cosine', but got 'sine'"),
         ({"steps": 2, "schedule": torch.tensor([0, 0.5])}, "needs 3 numbers that rise from 0"),
         ({"steps": 1, "schedule": torch.tensor([0.1, 0.5])}, "rise from 0 to at most 1, but"),
         ({"steps": 2, "schedule": torch.tensor([0, 0.5, 0.4])}, "rise from 0 to at most 1, but"),

@@ -68,7 +68,7 @@ def test_tensorboard_shows_every_step_of_all_lives_once(ram, killed):
     job, tracked = Job(), {"log_to": ("tensorboard",), "save_every": killed}
     fine = job.objective.reward.reward
 
-    class Killed(BaseException):
+    class Killed(KeyboardInterrupt):
         pass
 
     def reward(x, cond):

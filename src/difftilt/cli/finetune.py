@@ -1,7 +1,8 @@
 """The commands `difftilt finetune` and `difftilt resume`."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,12 @@ def finetune_command(words: list[str]) -> None:
         if options.seeds > 1:
             write_json(folder / SEEDS, {"runs": [place.name for place in jobs]})
     accelerator.wait_for_everyone()
-    _run_all(jobs, folder, accelerator)
+    with _hinting(folder):
+        for place, each in jobs.items():
+            conclude(finetune(each, place, accelerator), place)
+    if options.seeds > 1 and accelerator.is_main_process:
+        show_comparison(list(jobs), folder)
+    finish(accelerator)
 
 
 def _seeded(folder: Path, recipe: str, settings: dict[str, Any], count: int) -> dict[Path, Job]:
@@ -85,17 +91,14 @@ def _seeded(folder: Path, recipe: str, settings: dict[str, Any], count: int) -> 
     return jobs
 
 
-def _run_all(jobs: Mapping[Path, Job], folder: Path, accelerator: Any) -> None:
-    """Runs one job after the other; those of several seeds are compared at the end."""
-    for place, job in jobs.items():
-        try:
-            conclude(finetune(job, place, accelerator), place)
-        except Preempted as stop:
-            stop.hint(f"difftilt resume {folder}")
-            raise
-    if list(jobs) != [folder] and accelerator.is_main_process:
-        show_comparison(list(jobs), folder)
-    finish(accelerator)
+@contextmanager
+def _hinting(folder: Path) -> Iterator[None]:
+    """What is stopped in the block says how to go on."""
+    try:
+        yield
+    except Preempted as stop:
+        stop.hint(f"difftilt resume {folder}")
+        raise
 
 
 def resume_command(words: list[str]) -> None:
@@ -121,7 +124,12 @@ def resume_command(words: list[str]) -> None:
     if options.named and accelerator.is_main_process:
         for place, job in jobs.items():
             make_run(job, place, accelerator)
-    _run_all(jobs, folder, accelerator)
+    with _hinting(folder):
+        for place, job in jobs.items():
+            conclude(finetune(job, place, accelerator), place)
+    if len(places) > 1 and accelerator.is_main_process:
+        show_comparison(places, folder)
+    finish(accelerator)
 
 
 def _finished(folder: Path, job: Job) -> bool:

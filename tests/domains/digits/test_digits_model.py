@@ -192,7 +192,8 @@ def test_pretraining_writes_a_folder_that_loads_and_replaces_the_old_one(tmp_pat
     (out / "contents.json").write_text(json.dumps(contents))
     monkeypatch.setattr(recipe, "quality", partial(recipe.quality, steps=1))
     recipe.pretrain_digits(out, steps=2, batch=8, classifier_steps=2)
-    assert {path.name for path in out.iterdir()} == {path.name for path in packaged().iterdir()}
+    names = {path.name for path in packaged().iterdir()} | {"quality.json"}
+    assert {path.name for path in out.iterdir()} == names
     assert [path.name for path in tmp_path.iterdir()] == ["digits"]
     assert rollout(digits_policy(2, folder=out), asked(3)).sample.shape == (3, *SHAPE)
 

@@ -41,8 +41,8 @@ def test_the_shipped_model_is_that_of_its_card(shipped):
 
 
 def test_exact_numbers_are_those_of_the_landscape(shipped):
-    assert shipped.exact is not None
-    assert shipped.optimum is not None
+    assert shipped.view.exact is not None
+    assert shipped.view.optimum is not None
     found, best = shipped.view.exact(shipped.policy), shipped.view.optimum()
     assert found.keys() == best.keys()
     assert found["path KL to the pretrained model, nats"] == pytest.approx(0, abs=1e-6)
