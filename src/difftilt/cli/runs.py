@@ -20,8 +20,6 @@ RECIPES: Mapping[str, str] = {
     "protein": "difftilt.domains.landscape.recipe:protein",
     "utr": "difftilt.domains.utr.recipe:utr",
 }
-# options of recipes that only training has a use for
-ABOUT_TRAINING = ("algorithm", "training", "target_kl", "tune_std", "tune_start")
 # what a run leaves in its folder
 WRITTEN = (
     *("run.json", "before.json", "summary.json", "metrics.jsonl", "report.html", "seeds.json", "wandb-id"),

@@ -11,7 +11,6 @@ from rich.console import Console
 
 from difftilt.cli.options import parse
 from difftilt.cli.runs import (
-    ABOUT_TRAINING,
     RECIPES,
     CodeOptions,
     ScoreOptions,
@@ -22,6 +21,7 @@ from difftilt.cli.runs import (
     taken,
 )
 from difftilt.cli.tables import plain, show_json, show_numbers
+from difftilt.evaluation.groups import METHOD
 from difftilt.experiment import code
 from difftilt.experiment.fit_value import load_value
 from difftilt.experiment.job import Job
@@ -78,7 +78,7 @@ def sample_recipe(recipe: str, words: list[str]) -> None:
     """Samples the pretrained model of a recipe."""
     title = f"Samples the pretrained model of {recipe}, steered towards a reward without training."
     program, groups = f"difftilt sample {recipe}", (ScoreOptions, SampleOptions)
-    settings = parse(recipe_of(recipe), words, program, *groups, without=ABOUT_TRAINING, title=title)
+    settings = parse(recipe_of(recipe), words, program, *groups, without=METHOD, title=title)
     options, score = (taken(group, settings) for group in (SampleOptions, ScoreOptions))
     job = build(recipe, settings | for_sampling(recipe, score))
     written = {"recipe": recipe, "settings": {name: to_json(value) for name, value in settings.items()}}

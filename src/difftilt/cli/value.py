@@ -15,7 +15,6 @@ from rich.table import Table
 
 from difftilt.cli.options import parse
 from difftilt.cli.runs import (
-    ABOUT_TRAINING,
     CodeOptions,
     ScoreOptions,
     build,
@@ -25,6 +24,7 @@ from difftilt.cli.runs import (
     subject,
     taken,
 )
+from difftilt.evaluation.groups import METHOD
 from difftilt.experiment.finetune import make_run
 from difftilt.experiment.fit_value import RollIn, fit_value, roll_in
 from difftilt.experiment.job import Job
@@ -87,7 +87,7 @@ def fit_command(words: list[str]) -> None:
     recipe, rest = subject("value fit", words)
     title = f"Learns the soft value of {recipe}'s pretrained model from its chains, and checks it."
     groups, program = (FitOptions, ScoreOptions), f"difftilt value fit {recipe}"
-    settings = parse(recipe_of(recipe), rest, program, *groups, without=ABOUT_TRAINING, title=title)
+    settings = parse(recipe_of(recipe), rest, program, *groups, without=METHOD, title=title)
     options, score = (taken(group, settings) for group in groups)
     job, regression = _job(recipe, settings, _training(options, score)), copy.deepcopy(options.value)
     policy = roll_in(options.roll_in, job.objective, regression)

@@ -14,6 +14,7 @@ from difftilt.domains.sequences.view import (
     entropy,
     information,
     kmer_correlation,
+    write_logo,
 )
 from difftilt.evaluation.evaluate import ScoredSamples, write_table
 
@@ -238,3 +239,11 @@ def test_without_logomaker_the_same_letters_stand_in_the_same_places(monkeypatch
 def test_what_cannot_be_measured_is_refused(call, said):
     with pytest.raises(ValueError, match=said):
         call(drawn(30))
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_logo_without_information_is_drawn_without_a_warning(tmp_path):
+    even = torch.arange(4)[:, None].expand(4, 8)
+    assert information(even, 4).max() == 0
+    write_logo(tmp_path / "even.png", even, "ACGT")
+    assert (tmp_path / "even.png").stat().st_size > 1000

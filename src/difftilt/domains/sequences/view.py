@@ -163,7 +163,7 @@ def _draw_line(axes: Axes, heights: PerLetter, alphabet: str, first: int, width:
     letters = BASES if _is_nucleic(alphabet) else {key: colour for key, (_, colour) in RESIDUES.items()}
     colours = dict.fromkeys(alphabet, "#707070") | {c: colour for key, colour in letters.items() for c in key}
     positions = range(first, first + len(heights))
-    if find_spec("logomaker"):
+    if find_spec("logomaker") and bool(heights.any()):  # of empty stacks it warns about its own limits
         import logomaker  # which loads pandas and pyplot
         import pandas as pd
 
