@@ -1,7 +1,7 @@
 """The digit recipes with three seeds each: what the README says about fine-tuning comes from here.
 
 threes   reward log p(3 | x), alpha 0.1, 16 steps: the demo
-bayes    the same reward, alpha 1, 32 steps: the optimum is the class-conditional law p(x | 3)
+bayes    the same reward, alpha 1, 32 steps: the optimum is the class-conditional distribution p(x | 3)
 
 python benchmarks/digits.py [--only TASK ...] [--seeds N] [--out FILE.json]
 """

@@ -81,7 +81,7 @@ def landscape(problem: dict[str, Any]) -> str:
 def line(
     name: str, found: list[dict[str, Any]], unit: float | None, calls: str = "", seconds: str = ""
 ) -> list[str]:
-    """A row of the table; all but the seconds are numbers of laws."""
+    """A row of the table; all but the seconds are numbers of distributions."""
     ratio = f"{final_gap(found) / unit:.2f}" if unit else ""
     kls = [number([row[key] for row in found]) for key in ("gap_nats", "reverse_kl_nats", "forward_kl_nats")]
     shares = [share([row[key] for row in found]) for key in ("missed", "better_than_seen")]
@@ -105,7 +105,7 @@ def bias(group: tuple[str, list[dict[str, Any]]]) -> str:
 
 
 def exactness(found: list[dict[str, Any]]) -> str:
-    """What exact laws cost, whether samples agree, and what drawing several tokens at once costs."""
+    """What exact distributions cost, whether samples agree, and what drawing several tokens at once costs."""
     if not found:
         return ""
     parts = {name: [row for row in found if row["part"] == name] for name in ("speed", "sampling", "parity")}
@@ -124,7 +124,8 @@ def exactness(found: list[dict[str, Any]]) -> str:
             + [f"{row['peak_mib']:,.0f} ({row['peak_mib_before']:,.0f})", f"{row['sum_minus_1']:.0e}"]
             for row in parts["speed"]
         ]
-        text += "\n" + table([*head, "peak of the process (before), MiB", "sum of the law, less 1"], lines)
+        head += ["peak of the process (before), MiB", "sum of the distribution, less 1"]
+        text += "\n" + table(head, lines)
     if parts["sampling"]:
         lines = [
             [f"`{row['quantity']}`", f"{row['samples']:,}", f"{row['recursion']:.5f}"]

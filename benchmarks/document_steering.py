@@ -56,7 +56,7 @@ def learned(found: list[Row]) -> str:
     return (
         "**Learned values** against the exact v_t of the 50-step mixture: the mean of |error| / alpha, "
         "in nats,\n"
-        "over p*'s law of x_t and over t; lowest to highest of up to three seeds (bar 0.02 for `linex`).\n"
+        "over p*'s x_t and over t; lowest to highest of up to three seeds (bar 0.02 for `linex`).\n"
         f"{found[0]['reward_calls']:,} reward calls, {min(seconds):.0f} to {max(seconds):.0f} CPU "
         f"seconds each.\n"
         "`python benchmarks/values.py`, [`values.json`](../benchmarks/results/values.json).\n\n"
@@ -74,7 +74,7 @@ def squared(found: list[Row]) -> str:
     head = ["reward", "alpha", "|error| of E[r given x_t]", "learned lies below v_t by"]
     return (
         "**Plain regression** of r on x_t learns E[r | x_t], a lower bound of v_t, all in nats over the\n"
-        "reference's law of x_t:\n\n" + table([*head, "the exact E[r given x_t] by"], lines)
+        "reference's distribution of x_t:\n\n" + table([*head, "the exact E[r given x_t] by"], lines)
     )
 
 
@@ -134,7 +134,7 @@ def distances(found: list[Row]) -> str:
     head = ["task", "sampler", "value", "least total variation", "at passes per sample"]
     return (
         "**How close samplers come to p_r**, and for how many passes through the denoiser and the value:\n\n"
-        "![Total variation to the tilted law against network passes per sample](samplers.png)\n\n"
+        "![Total variation to the tilted distribution against network passes per sample](samplers.png)\n\n"
         + table(head, lines)
     )
 

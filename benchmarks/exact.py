@@ -6,7 +6,7 @@ lqg16            20 steps of a 16-dimensional Gaussian, a quadratic reward
 lqg16-flow       the same data as a flow, sampled with memoryless noise
 
 `gap_nats` is (J* - J) / alpha; `excess_nats` is the gap below the best policy that keeps the reference's
-variances, its law of x_T included. Rows of other runs in FILE.json stay.
+variances, its distribution of x_T included. Rows of other runs in FILE.json stay.
 
     python benchmarks/exact.py [--only TASK ...] [--algorithms NAME ...] [--seeds N] [--out FILE.json]
 """

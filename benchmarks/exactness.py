@@ -238,7 +238,8 @@ def best_guesses(reward: Tensor, steps: int) -> tuple[float, Tensor]:
 def climb(value: Tensor, t: int) -> tuple[Tensor, Tensor]:
     """Over independent bits, max E[v(x_{t-1})] - alpha KL of each state, from every corner and centre.
 
-    Given the others, the best law of a bit is p exp(E[v | bit] / alpha): each ascent ends in a local maximum.
+    Given the others, the best distribution of a bit is p exp(E[v | bit] / alpha): each ascent ends in a local
+    maximum.
 
     Args:
         value: (states, 3, ..., 3), of what each masked bit becomes: 0, 1, or masked still.

@@ -1,13 +1,13 @@
-"""What it costs to keep the law of x_T, and that tuning it removes the cost.
+"""What it costs to keep the distribution of x_T, and that tuning it removes the cost.
 
-sticky      a 6-state chain of 5 steps that stays with probability P: distance of its best law from p_r
-noise       8-step chains of a 2-D Gaussian by kind and noise level: nats that a frozen start costs
-ddim8       the 8-step DDIM chain with eta = 0.3, trained with a frozen and with a tuned start
-flow8       the 8-step flow with Flow-GRPO's Euler step at noise level 0.3, likewise
+sticky      a 6-state chain of 5 steps that stays with probability P: distance of its best distribution from
+p_r noise       8-step chains of a 2-D Gaussian by kind and noise level: nats that a frozen start costs ddim8
+the 8-step DDIM chain with eta = 0.3, trained with a frozen and with a tuned start flow8       the 8-step flow
+with Flow-GRPO's Euler step at noise level 0.3, likewise
 
-`gap_nats` is (alpha log Z - J) / alpha, and `bound_nats` the least gap of a policy that keeps the law of x_T;
-both are exact. `measured_nats` is what `frozen_start` says of the reference from samples, as `memory` is in
-the last two tasks. Rows of other tasks in FILE.json stay.
+`gap_nats` is (alpha log Z - J) / alpha, and `bound_nats` the least gap of a policy that keeps the
+distribution of x_T; both are exact. `measured_nats` is what `frozen_start` says of the reference from
+samples, as `memory` is in the last two tasks. Rows of other tasks in FILE.json stay.
 
     python benchmarks/frozen_start.py [--only TASK ...] [--seeds N] [--out FILE.json]
 """
@@ -141,7 +141,7 @@ def denoiser(levels: NoiseSchedule, tuned: bool, scale: torch.Tensor) -> torch.n
 
 
 def bound(reference: gaussian.AffineChain) -> float:
-    """Nats that the best policy with the reference's law of x_T stays below alpha log Z."""
+    """Nats that the best policy with the reference's distribution of x_T stays below alpha log Z."""
     solved = gaussian.solve(reference, REWARD, ALPHA)
     return ((solved.optimum - solved.frozen) / ALPHA).item()
 

@@ -3,11 +3,12 @@
     python benchmarks/landscape.py six6-lower-0.1 [--methods vargrad ppo ...] [--seeds 0 1 2] [--seconds 100]
 
 tunes a model pretrained on the lower half of the landscape (or on the whole of it), one torch thread, and
-adds to results/landscape/PROBLEM.json: the gap (J* - J) / alpha in nats, both KL's between the policy's law
-and p_r, and the probability of what is better than anything seen in pretraining, all of them exact, against
-processor seconds of training and reward calls. `student` is the same network taught by maximum likelihood on
-exact samples of p_r for as long: what the network and the time allow. The pretrained models, the same for all
-methods and seeds, are made on first use and kept in --models; that of SIX6's lower half ships.
+adds to results/landscape/PROBLEM.json: the gap (J* - J) / alpha in nats, both KL's between the policy's
+distribution and p_r, and the probability of what is better than anything seen in pretraining, all of them
+exact, against processor seconds of training and reward calls. `student` is the same network taught by maximum
+likelihood on exact samples of p_r for as long: what the network and the time allow. The pretrained models,
+the same for all methods and seeds, are made on first use and kept in --models; that of SIX6's lower half
+ships.
 """
 
 import argparse
@@ -228,7 +229,7 @@ def biased(problem: Problem, policy: MaskedPolicy, surrogate: nn.Module) -> dict
 
 
 def baselines(problem: Problem, calls: int) -> dict[str, Any]:
-    """What takes no training: p_pre, and the best of N of its samples, whose law is known."""
+    """What takes no training: p_pre, and the best of N of its samples, whose distribution is known."""
     law = exact.evaluate(problem.objective, problem.reference, problem.table.score).law
     rows: dict[str, Any] = {}
     for name, count in {"1": 1, "4": 4, "16": 16, "64": 64, "calls / 1000": calls // DELIVERED}.items():

@@ -1,4 +1,5 @@
-"""How far samplers are from the tilted law, at what cost: total variation against network passes per sample.
+"""How far samplers are from the tilted distribution, at what cost: total variation against network passes per
+sample.
 
 grid     the 50-step chain of a two-component mixture, reward sin 3x at alpha 0.5
 six6     DNA 8-mers, pretrained on the lower half of SIX6, alpha 0.1: all 65,536 probabilities
@@ -127,7 +128,7 @@ def on_the_grid() -> Iterator[Row]:
 
 
 def svdd_on_the_grid(objective: Objective, value: Value, candidates: int) -> tuple[Points, float]:
-    """The law of x_0 and the KL of paths, the law of each step by quadrature over candidates."""
+    """The distribution of x_0 and the KL of paths, each step by quadrature over candidates."""
     reference, x = objective.reference, AXIS.x[:, None]
     law, kl = torch.ones(1, dtype=torch.float64), 0.0
     for t in range(reference.steps, -1, -1):
@@ -230,7 +231,7 @@ def smc(
     target: Points,
     law_of: Callable[[torch.Tensor], Points],
 ) -> Row:
-    """The law of a particle from many populations, and what exact draws would look like."""
+    """The distribution of a particle from many populations, and what exact draws would look like."""
     timer, populations = Timer(), SAMPLES[task] // particles
     laws, rewards, bounds, floors, z = [], [], [], [], []
     for seed in range(SEEDS):

@@ -123,7 +123,7 @@ def tilted(law: torch.Tensor, axis: grid.Axis, w: float) -> torch.Tensor:
 
 
 def exactly(seen: TableEvaluation, law: torch.Tensor) -> Row:
-    """Distances of an exact law to another, and what it earns and costs."""
+    """Distances of an exact distribution to another, and what it earns and costs."""
     there = seen.law > 0
     p, q = seen.law[there], law[there].clamp(min=1e-300)
     return {

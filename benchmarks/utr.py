@@ -4,10 +4,10 @@
         [--out FILE.json] [--picture FILE.png]
 
 `difftilt pretrain utr` makes the weights. Where the KL should count for nothing, alpha is 1e-6: alpha = 0 has
-no tilted law, and at 1e-6 a thousand nats cost a thousandth of a ribosome. `quantiles` are of 5, 25, 50, 75
-and 95 %; `said` is what the run's report says in words. `optimum` is alpha log E[exp(r / alpha)] over samples
-of the pretrained model, null where fewer than ten of them carry the mean. Rows of other runs in FILE.json
-stay.
+no tilted distribution, and at 1e-6 a thousand nats cost a thousandth of a ribosome. `quantiles` are of 5, 25,
+50, 75 and 95 %; `said` is what the run's report says in words. `optimum` is alpha log E[exp(r / alpha)] over
+samples of the pretrained model, null where fewer than ten of them carry the mean. Rows of other runs in
+FILE.json stay.
 """
 
 import argparse

@@ -1,9 +1,10 @@
 """How exact soft values are, on a chain of 50 steps whose exact value is known by quadrature.
 
 learned   values learned from chains that they guide themselves, against v_t: |error| / alpha at every t,
-          averaged over p*'s law of x_t, then over t = 1, ..., T
+          averaged over p*'s distribution of x_t, then over t = 1, ..., T
 squared   plain regression on chains of the reference: its |error| / alpha against E[r | x_t], averaged over
-          the reference's law of x_t and over t, and how far E[r | x_t] and what was learned lie below v_t
+          the reference's distribution of x_t and over t, and how far E[r | x_t] and what was learned lie
+          below v_t
 guidance  exact reward, KL and total variation to p_r of chains steered by values that need no training:
           twisted by them at every step, or guided by their gradient
 
@@ -178,7 +179,7 @@ def outcome(found: TableEvaluation, solved: exact.Solution) -> Row:
 
 
 def laws(policy: GaussianPolicy) -> Tensor:
-    """The law of x_t at the points, for t = 0, ..., T."""
+    """The distribution of x_t at the points, for t = 0, ..., T."""
     x = AXIS.x[:, None]
     start = policy.initial(unconditional(1))
     found = [AXIS.log_kernel(start.mean[:, 0], start.std[:, 0]).exp()[0]]

@@ -16,7 +16,7 @@ def every_state(categories: int, length: int) -> Tensor:
 
 
 def table(law_at, states: Tensor) -> Tensor:
-    """Probability of each state (column) under the law at each state (row), from `law_at(states)`."""
+    """Probability of each state (column) at each state (row), from `law_at(states)`."""
     count = len(states)
     law = law_at(states.repeat_interleave(count, 0))
     return law.log_prob(states.repeat(count, 1)).exp().view(count, count)
@@ -40,7 +40,7 @@ def laws(policy: Policy, states: Tensor) -> Tensor:
 
 
 def evaluate(policy: Policy, reference: Policy, states: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
-    """E r(x_0) and the KL of paths, step by step, with gradients; the law of x_T is the reference's."""
+    """E r(x_0) and the KL of paths, step by step, with gradients; x_T is drawn like the reference's."""
     law, (count, steps) = laws(policy, states), (len(states), policy.steps)
     rows = (states.repeat(steps, 1), torch.arange(1, steps + 1).repeat_interleave(count))
     cond = unconditional(steps * count)

@@ -209,7 +209,7 @@ def test_a_chain_yields_the_decisions_that_a_rollout_keeps(policies):
 
 
 def test_the_kl_of_a_path_counts_its_start(policies, path):
-    """Decision by decision in a plain loop, the law of x_T included."""
+    """Decision by decision in a plain loop, the distribution of x_T included."""
     policy, other = policies
     kl = path_kl(policy, other, path)
     torch.testing.assert_close(kl[0], policy.initial(path.cond).kl(other.initial(path.cond)))

@@ -18,7 +18,7 @@ DRAWS = 20_000
 
 @dataclass(frozen=True)
 class Case:
-    """Two laws of one kind on a small event, and every state of it with its weight."""
+    """Two distributions of one kind on a small event, and every state of it with its weight."""
 
     law: Transition
     other: Transition
@@ -105,7 +105,7 @@ def case(request) -> Case:
 
 
 def spread(law: Transition, count: int) -> Transition:
-    """The law of one row, as `count` equal rows."""
+    """The distribution of one row, as `count` equal rows."""
     if isinstance(law, Joined):
         return Joined([(torch.arange(count), spread(law.parts[0][1], count))])
     fields = {name: value.expand(count, *value.shape[1:]) for name, value in vars(law).items()}
@@ -147,7 +147,7 @@ def test_kl_is_exact_and_zero_only_from_itself(case):
 
 
 def test_a_tempered_law_is_the_power_of_the_density(case):
-    """log p_T = log p / T + constant, and it is a law."""
+    """log p_T = log p / T + constant, and it is a distribution."""
     count = len(case.states)
     log_p = spread(case.law, count).log_prob(case.states)
     tempered = spread(case.law.tempered(2.0), count).log_prob(case.states)

@@ -25,7 +25,7 @@ class Policy(nn.Module, ABC):
 
     @abstractmethod
     def initial(self, cond: Cond) -> Transition:
-        """The law of x_T, one row per condition. It has a density and a KL, so it can be tuned too."""
+        """Distribution of x_T, one row per condition. It has a density and a KL, so it can be tuned too."""
 
     @abstractmethod
     def forward(self, x: State, t: Step, cond: Cond) -> Transition:
@@ -63,7 +63,7 @@ class Diffusion(Policy, ABC):
 
     @abstractmethod
     def noised(self, x_0: State, t: Step) -> Transition:
-        """q(x_t | x_0), the law of the noise at once."""
+        """q(x_t | x_0), the distribution of the noise at once."""
 
     def corrupt(self, x_0: State, t: Step) -> State:
         """Draws x_t ~ q(x_t | x_0)."""
@@ -75,7 +75,7 @@ class Diffusion(Policy, ABC):
 
     @abstractmethod
     def noising(self, x_next: State, t: Step) -> Transition:
-        """q(x_t | x_{t-1}), the law that the step at t reverses."""
+        """q(x_t | x_{t-1}), the distribution that the step at t reverses."""
 
     @abstractmethod
     def posterior(self, x_0: State, x: State, t: Step) -> Transition:
@@ -175,7 +175,7 @@ def side_by_side(paths: Sequence[Trajectory]) -> Trajectory:
 
 
 def law(policy: Policy, x: State, t: Step, cond: Cond) -> Transition:
-    """The law that draws each row's x_{t-1}: p(x_{t-1} | x_t, c), and p(x_T | c) where t = T + 1."""
+    """The distribution that draws each row's x_{t-1}: p(x_{t-1} | x_t, c), and p(x_T | c) where t = T + 1."""
     first = t > policy.steps
     if not first.any():
         return policy(x, t, cond)
@@ -187,12 +187,12 @@ def law(policy: Policy, x: State, t: Step, cond: Cond) -> Transition:
 
 
 def decide(policy: Policy, rows: Transitions) -> Transition:
-    """The law that drew each row's x_{t-1}."""
+    """The distribution that drew each row's x_{t-1}."""
     return law(policy, rows.x, rows.t, rows.cond)
 
 
 def tunes_start(policy: Policy, cond: Cond) -> bool:
-    """Whether the law of x_T is trainable, so that its decision has a gradient."""
+    """Whether the distribution of x_T is trainable, so that its decision has a gradient."""
     start = policy.initial(cond)
     return start.log_prob(start.sample()).requires_grad
 
@@ -239,7 +239,7 @@ def check_ratio(policy: Policy, path: Trajectory) -> None:
 
 @dataclass(frozen=True)
 class Decision:
-    """One step of a chain as it is sampled: at (x, t) the law `step` drew `x_next`. First, t = T + 1."""
+    """One step of a chain as it is sampled: at (x, t), `step` drew `x_next`. First, t = T + 1."""
 
     x: State
     t: Step

@@ -34,7 +34,7 @@ class Transition(ABC):
 
     @abstractmethod
     def tempered(self, temperature: float) -> "Transition":
-        """The law proportional to p^(1 / temperature): above 1 it explores, at 1 it is the same."""
+        """The distribution proportional to p^(1 / temperature): above 1 it explores, at 1 it is the same."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,8 @@ class Categorical(Transition):
 class Resampling(Transition):
     """Draws new tokens at `count` of the eligible positions; every choice of positions is as likely.
 
-    A chosen position always changes, so `probs` is 0 at its present token. The law of the positions is the
-    same for all parameters: it cancels in ratios, and one position at a time can reach any target.
+    A chosen position always changes, so `probs` is 0 at its present token. The distribution of the positions
+    is the same for all parameters: it cancels in ratios, and one position at a time can reach any target.
 
     Args:
         x: The state: tokens, or one-hot vectors of `rsample`, which may carry gradients.
@@ -157,10 +157,10 @@ class Resampling(Transition):
 
 @dataclass(frozen=True)
 class Joined(Transition):
-    """Rows whose laws are of several kinds, in the order of the rows.
+    """Rows whose distributions are of several kinds, in the order of the rows.
 
     Args:
-        parts: The rows that each law covers, and the law. Every row is covered once.
+        parts: The rows that each distribution covers, and the distribution. Every row is covered once.
     """
 
     parts: Sequence[tuple[Index, Transition]]
@@ -178,7 +178,7 @@ class Joined(Transition):
         covered, compared = ([rows.tolist() for rows, _ in joined.parts] for joined in (self, other))
         if covered != compared:
             raise ValueError(
-                "two joined laws cover different rows; give both chains the same number of steps"
+                "two joined distributions cover different rows; give both chains the same number of steps"
             )
         pairs = zip(self.parts, other.parts, strict=True)
         return self._join([law.kl(other_law) for (_, law), (_, other_law) in pairs])
@@ -191,7 +191,7 @@ class Joined(Transition):
 
 
 def join(parts: Sequence[tuple[Index, Transition]]) -> Transition:
-    """The law of rows whose laws came in parts, each with the rows that it covers."""
+    """The distribution of rows whose distributions came in parts, each with the rows that it covers."""
     laws = [law for _, law in parts]
     if all(isinstance(law, Gaussian) for law in laws):
         order = torch.cat([rows for rows, _ in parts]).argsort()
@@ -253,8 +253,8 @@ def _check_precision(*parameters: Tensor) -> None:
     for x in parameters:
         if x.dtype.itemsize < 4:
             raise ValueError(
-                f"the parameters of a law need float32 or better, but got {x.dtype}; lift what the network"
-                " puts out before you compute with it"
+                f"a distribution's parameters need float32 or better, but got {x.dtype}; lift what the"
+                " network puts out before you compute with it"
             )
 
 

@@ -51,7 +51,7 @@ def chain(problem):
 
 
 def best(problem, chain, tune_initial):
-    """The policy of the largest J that keeps the standard deviations, and the law of x_T if it is frozen."""
+    """The policy of the largest J that keeps the standard deviations, and x_T's draw if it is frozen."""
     solved = gaussian.solve(chain, problem.bowl, problems.ALPHA, fixed_cov=True)
     policy = means_only(solved.policy if tune_initial else solved.frozen_policy, tune_initial)
     assert flat(problem.exact(policy), policy).norm() < 1e-9
@@ -157,7 +157,7 @@ def test_integer_states_are_refused():
 
 @dataclass(frozen=True)
 class Hidden(Transition):
-    """A law over real vectors that does not say that it is Gaussian."""
+    """A distribution over real vectors that does not say that it is Gaussian."""
 
     law: Transition
 

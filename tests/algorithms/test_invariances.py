@@ -78,7 +78,7 @@ def test_a_large_alpha_leaves_the_reference(kind):
 
 
 def tables(alpha):
-    """E r, KL and Var r of the tilted law of a finite chain."""
+    """E r, KL and Var r of the tilted distribution of a finite chain."""
     problem = finite()
     objective = Objective(problem.objective.reward, problem.objective.reference, alpha)
     found = tabular.evaluate(objective, tabular.solve(objective).policy)

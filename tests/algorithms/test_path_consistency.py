@@ -164,7 +164,7 @@ def trained(problem, rounds, **settings):
 
 
 def off(problem):
-    """The largest total variation between the laws of x_t and the optimum's."""
+    """The largest total variation between the distributions of x_t and the optimum's."""
     evaluate = tabular.evaluate
     laws = [evaluate(problem.objective, policy).laws for policy in (problem.start, problem.best)]
     return (laws[0] - laws[1]).abs().sum(1).max().item() / 2

@@ -1,4 +1,5 @@
-"""A frozen law of x_T: what it costs, which chains it costs nothing, and that tuning it removes the cost.
+"""A frozen distribution of x_T: what it costs, which chains it costs nothing, and that tuning it removes the
+cost.
 
 The 6-state sticky chain stands in test_tabular.py.
 """

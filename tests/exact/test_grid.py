@@ -57,7 +57,7 @@ def test_does_not_depend_on_the_spacing(reference):
 
 @pytest.fixture(scope="module")
 def linear():
-    """A linear-Gaussian chain with so few steps that the law of x_T matters."""
+    """A linear-Gaussian chain with so few steps that the distribution of x_T matters."""
     grid = from_betas(torch.tensor([0.2, 0.3, 0.3, 0.2], dtype=torch.float64))
     denoiser = GaussianDenoiser(grid, torch.tensor([0.7]), torch.tensor([[0.5]]))
     return denoising(denoiser, grid, tune_std=True)

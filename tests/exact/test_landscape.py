@@ -1,4 +1,4 @@
-"""Exact laws of short sequences, against paths listed one by one and against samples."""
+"""Exact distributions of short sequences, against paths listed one by one and against samples."""
 
 import itertools
 import math
@@ -50,7 +50,7 @@ def problem(**settings) -> tuple[Objective, MaskedPolicy]:
 
 
 def listed(policy, reference):
-    """The law of x_0 and the path KL: every path, weighed by what the laws say of its steps."""
+    """The distribution of x_0 and the path KL: every path, weighed by the probabilities of its steps."""
     law, kl = {tuple(policy.start.tolist()): 1.0}, 0.0
     every = torch.cartesian_prod(*[torch.arange(policy.categories + 1)] * len(policy.start))
     for t in range(policy.steps, 0, -1):
@@ -128,7 +128,7 @@ def test_soft_values_solve_the_soft_bellman_equation(settings):
 
 
 def conditionals(law):
-    """The chain whose every guess is that of one joint law of three tokens, in whatever order they come."""
+    """The chain whose guesses are those of one joint distribution of three tokens, in whatever order."""
     logits = torch.zeros(LENGTH + 1, (CATEGORIES + 1) ** LENGTH, LENGTH, CATEGORIES, dtype=torch.float64)
     for k, x in enumerate(itertools.product(range(CATEGORIES + 1), repeat=LENGTH)):
         seen = law[tuple(slice(None) if token == CATEGORIES else slice(token, token + 1) for token in x)]
@@ -140,8 +140,8 @@ def conditionals(law):
 
 
 def test_one_at_a_time_the_optimum_is_a_masked_policy():
-    """If the guesses are those of one law, whatever the order, p* keeps the law of the order: the guesses of
-    p_r reach J*. Guesses that contradict each other would make p* prefer some orders.
+    """If the guesses are those of one distribution, whatever the order, p* keeps the distribution of the
+    order: the guesses of p_r reach J*. Guesses that contradict each other would make p* prefer some orders.
     """
     torch.manual_seed(0)
     law = torch.randn(8, dtype=torch.float64).softmax(0).view(2, 2, 2)
@@ -203,7 +203,8 @@ XOR = [
 @pytest.mark.parametrize(("unmasking", "steps", "together"), XOR)
 def test_two_tokens_in_one_step_cannot_know_of_each_other(unmasking, steps, together):
     """XOR at alpha 0.25 from a uniform chain, where the first token is a fair coin and the second knows it:
-    what is left is the share of paths that draw both at once, times the distance of the uniform law from p_r.
+    what is left is the share of paths that draw both at once, times the distance of the uniform distribution
+    from p_r.
     """
     logits, settings = torch.zeros(steps + 1, 9, 2, 2), {"steps": steps, "unmasking": unmasking}
     flat = MaskedPolicy(Table(logits), 2, 2, **settings).requires_grad_(False)

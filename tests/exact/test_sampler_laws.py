@@ -1,4 +1,4 @@
-"""Exact laws of samplers on short sequences: against samples, against enumeration, and in their limits."""
+"""Exact distributions of samplers on short sequences: against samples, enumeration, and in their limits."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""A tuned law of x_T is the chain's own at first, and a part of the policy in every respect."""
+"""A tuned distribution of x_T is the chain's own at first, and a part of the policy in every respect."""
 
 import copy
 from typing import Any
@@ -47,7 +47,7 @@ def tuned(cond=None) -> Any:
 
 
 def moved(policy):
-    """The policy with a law of x_T somewhere else."""
+    """The policy with a distribution of x_T somewhere else."""
     torch.manual_seed(1)
     for p in policy.offset.parameters():
         nn.init.normal_(p, std=0.3)
@@ -154,7 +154,7 @@ def test_exact_references_read_it():
 
 
 def test_is_trained_like_any_other_policy():
-    """A linear reward shifts the best law of x_T by as much as the chain hands on."""
+    """A linear reward shifts the best distribution of x_T by as much as the chain hands on."""
     reference = GaussianPolicy(Keep(), linear(1), (1,), noise=DDIM(0.05), prediction_type="sample")
     policy = TunedStart(copy.deepcopy(reference))
     objective = Objective(lambda x, c: x[:, 0], reference.requires_grad_(False), 2.0)

@@ -85,7 +85,7 @@ def test_the_slope_is_that_of_the_density(b):
 
 
 def test_beyond_what_numbers_resolve_the_kernel_falls_as_a_diffusion_does():
-    """log R = -phi^2 / (2 s t) + O(log t), Varadhan's law, where R is e^-600 of its largest."""
+    """log R = -phi^2 / (2 s t) + O(log t), Varadhan's distribution, where R is e^-600 of its largest."""
     time = numbers(0.0075, 0.01)
     table = kernels(1, time)
     fall = table.log_ratio[:, CELLS * 3 // 4, 0] - table.log_ratio[:, 0, 0]

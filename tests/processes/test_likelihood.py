@@ -43,10 +43,10 @@ class Table(nn.Module):
 
 
 class Exact(nn.Module):
-    """log p(x_0^i | the other positions of x_t) under a law of the data, by summing over all x_0.
+    """log p(x_0^i | the other positions of x_t) under a distribution of the data, by summing over all x_0.
 
     Args:
-        law: Probability of every x_0 in `CLEAN`.
+        distribution: Probability of every x_0 in `CLEAN`.
         noise: Chance that a token was redrawn by t; for masks, which tell what is noise, nothing.
     """
 
@@ -87,7 +87,7 @@ def states_of(policy: Diffusion) -> Tensor:
 
 @torch.no_grad()
 def log_law(policy: Diffusion) -> Tensor:
-    """log p(x_0) of every x_0 in `CLEAN`, by the law of every state of the chain."""
+    """log p(x_0) of every x_0 in `CLEAN`, by the distribution of every state of the chain."""
     states = states_of(policy)
     law = laws(policy, states)[0]
     place = (CLEAN[:, None] == states).all(-1).double()

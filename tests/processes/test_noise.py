@@ -80,7 +80,7 @@ COV = torch.tensor([[1.5, 0.6], [0.6, 0.5]], dtype=torch.float64)
 
 
 def terminal_error(steps: int, high: float, noise_level: float, integrator: type[FlowSDE | Euler]) -> Tensor:
-    """Distance of the law of x_0 from alpha_0^2 COV + sigma_0^2, where x_T has its exact marginal."""
+    """Distance of x_0's covariance from alpha_0^2 COV + sigma_0^2, where x_T has its exact marginal."""
     grid, eye = even_schedule(steps, high=high), torch.eye(2)
     network = gaussian_flow(grid, MEAN, COV)
     chain = exact.affine(flow(network, grid, (2,), integrator(noise_level)))

@@ -1,5 +1,5 @@
-"""Diffusion on the simplex: its steps and their KL against quadrature, its chain against the law of the data,
-and two errors of a public code, which must not pass."""
+"""Diffusion on the simplex: its steps and their KL against quadrature, its chain against the distribution of
+the data, and two errors of a public code, which must not pass."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ F64 = torch.float64
 
 
 class Prior(nn.Module):
-    """Independent positions of one law: with it the chain's guess of x_0 is exact."""
+    """Independent positions of one distribution: with it the chain's guess of x_0 is exact."""
 
     def __init__(self, law: Tensor):
         super().__init__()
@@ -186,7 +186,7 @@ def test_the_kl_of_a_path_is_its_expected_log_ratio():
 
 
 class Joint(nn.Module):
-    """Two positions of any law: each one's token given what the other position says alone."""
+    """Two positions of any distribution: each one's token given what the other position says alone."""
 
     def __init__(self, table: Tensor):
         super().__init__()
@@ -241,7 +241,7 @@ def between(b: int, u: Tensor, v: Tensor, time: float) -> Tensor:
 
 
 def test_noise_and_posterior_are_right_to_first_order():
-    """Mean and variance of the exact laws, of which a step of half the size misses a quarter."""
+    """Mean and variance of the exact distributions, of which a step of half the size misses a quarter."""
     v, b, line = law(0.4), 2, angles(2000)
     u = (line / 2).sin().square()
     missed = {}
@@ -359,7 +359,7 @@ def test_a_policy_gradient_of_reversed_sign_is_caught():
 
 
 class Network(nn.Module):
-    """Starts from the uniform law."""
+    """Starts from the uniform distribution."""
 
     def __init__(self):
         super().__init__()

@@ -197,7 +197,7 @@ def rates_at(network: Network, time: Tensor) -> Tensor:
 
 @torch.no_grad()
 def continuous_kl(cells=400) -> float:
-    """E Int sum_y [R log(R / R_pre) - R + R_pre] dt: midpoint rule, and matrix exponentials for the law."""
+    """E Int sum_y [R log(R / R_pre) - R + R_pre] dt: midpoint rule, and matrix exponentials for p_t."""
     time = (torch.arange(cells, 0, -1).double() - 0.5) / cells
     rates, base = (rates_at(Network(1, seed), time) for seed in (0, 1))
     halves = torch.matrix_exp((rates - rates.sum(2).diag_embed()) / (2 * cells))
@@ -218,7 +218,7 @@ def rates_of(policy: UniformPolicy, x: Tensor, t: Tensor) -> Tensor:
     """R(x -> y), how often each position jumps to y, in a time in which the whole chain takes 1 (SEDD).
 
     R_t(x -> y) = beta_t / K m_t(y) / m_t(x),   beta_t = T (b_t - b_{t-1}) / (1 - b_{t-1}),   0 at y = x,
-    where m_t is the noised law of a token that is drawn from the network's guess.
+    where m_t is the noised distribution of a token that is drawn from the network's guess.
     """
     guess = policy.guess(x, t, unconditional(len(x)))
     seen, b = one_hot(x, policy.categories).to(policy.noise.dtype), policy.noise
@@ -237,7 +237,7 @@ def rate_kl(policy: UniformPolicy, reference: UniformPolicy, x: Tensor, t: Tenso
 
 @torch.no_grad()
 def by_rates(steps: int, cost=rate_kl) -> float:
-    """The path's KL from rates: sum over t of E rate_kl / T, under the exact laws of the chain."""
+    """The path's KL from rates: sum over t of E rate_kl / T, under the exact distributions of the chain."""
     policy, other = chain(steps, seed=0), chain(steps, seed=1)
     x, t = STATES.repeat(steps, 1), torch.arange(1, steps + 1).repeat_interleave(9)
     each = cost(policy, other, x, t)
@@ -268,7 +268,7 @@ def test_a_kl_of_rates_without_all_its_terms_is_seen(limit):
 
 
 def test_rates_are_those_of_single_jumps_of_the_chain():
-    """T p(y | x) for neighbours y; and R = beta / K times the ratio of the noised laws at y and x."""
+    """T p(y | x) for neighbours y; and R = beta / K times the ratio of the noised q_t at y and x."""
     worst = []
     for steps in (32, 128):
         policy, t = chain(steps), steps // 2
@@ -350,7 +350,7 @@ def problem() -> tuple[Objective, UniformPolicy]:
 
 
 def exact(objective: Objective, policy: UniformPolicy) -> tuple[Tensor, float]:
-    """J, and the most that a chain with this law of x_T can have."""
+    """J, and the most that a chain with this distribution of x_T can have."""
     score, reference = objective.reward(STATES, unconditional(9)), objective.reference
     reward, kl = evaluate(policy, reference, STATES, score)
     return reward - objective.alpha * kl, solved(reference, score, objective.alpha).frozen.item()  # pyright: ignore[reportArgumentType]

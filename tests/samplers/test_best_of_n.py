@@ -1,4 +1,4 @@
-"""The best of n samples: its law and its KL by enumeration, and what it says of Z."""
+"""The best of n samples: its distribution and its KL by enumeration, and what it says of Z."""
 
 import itertools
 import math

@@ -63,7 +63,7 @@ def tilted(reference, target, scale):
 
 
 def test_probabilities_of_noised_samples_sum_to_one(classifier):
-    """log p(y | x_t) of all y, each the exact soft value of its own reward, are the logits of a law."""
+    """log p(y | x_t) of all y, each the exact soft value of its own reward, are normalised logits."""
     x = torch.linspace(-4, 3, 50, dtype=torch.float64)[:, None]
     for t in (1, 20, 50):
         assert classifier(x, level(x, t), NONE).exp().sum(1).sub(1).abs().max() < 1e-3

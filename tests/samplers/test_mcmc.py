@@ -1,4 +1,4 @@
-"""Corrector moves: what they leave as it is, what they mend, and what they cost, by exact laws."""
+"""Corrector moves: what they leave as it is, what they mend, and what they cost, by exact distributions."""
 
 from typing import Any
 
@@ -72,7 +72,7 @@ def test_noise_of_another_level_would_move_the_law(exact):
 
 
 def test_langevin_moves_keep_both_laws_up_to_an_error_in_their_size(exact):
-    """The variance of a Gaussian law is off by a share of about step / 2 per unit of time."""
+    """The variance of a Gaussian distribution is off by a share of about step / 2 per unit of time."""
     solved, off = grid.solve(exact, AXIS), {}
     for step in (0.2, 0.1):
         sampler = MCMC(corrector="langevin", corrections=2, step=step)

@@ -1,4 +1,4 @@
-"""Particles: log Z is unbiased whatever the value, and exact with an exact one; the law tends to p_r."""
+"""Particles: log Z is unbiased whatever the value, and exact with an exact one; particles tend to p_r."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def problem():
 
 
 def law_of(solved):
-    """p_r, the law that the optimal policy draws."""
+    """p_r, the distribution that the optimal policy draws."""
     objective = Objective(lambda x, c: SCORE[x[:, 0]], solved.policy, ALPHA)
     return tabular.evaluate(objective, solved.policy).laws[0]
 

@@ -1,4 +1,4 @@
-"""One of M candidates: Z is unbiased for every M and value, and the law tends to the tilted steps."""
+"""One of M candidates: Z is unbiased for every M and value, and x_0 tends to the tilted steps."""
 
 import math
 
@@ -52,7 +52,7 @@ def law_of(drawn):
 
 
 def exact_law(objective, value, candidates):
-    """The law of x_0 if each step keeps one of M candidates, by quadrature, and its path KL."""
+    """The distribution of x_0 if each step keeps one of M candidates, by quadrature, and its path KL."""
     initial, kernels = objective.reference.tables()
     law, kl = torch.ones(1, dtype=torch.float64), 0.0
     x = torch.arange(STATES)[:, None]

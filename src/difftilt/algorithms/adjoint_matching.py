@@ -24,8 +24,8 @@ class AdjointMatching(Algorithm):
     At its fixed point E[a_t | x_t] is the gradient of the value, so this is the best policy that keeps the
     reference's standard deviations, on any Gaussian chain whose standard deviations do not depend on x_t:
     at the discrete steps as they are, and without a gradient through more than one step at a time. The
-    paper's memoryless noise (DDPM, or a flow SDE of that level) makes it p_r; a law of x_T that is tuned is
-    drawn to its own optimum like every other step.
+    paper's memoryless noise (DDPM, or a flow SDE of that level) makes it p_r; a distribution of x_T that is
+    tuned is drawn to its own optimum like every other step.
 
     Args:
         share: Of the steps of each chain that are regressed on, in (0, 1]; they are drawn at random.

@@ -30,9 +30,9 @@ class Backprop(Algorithm):
     still counts. Less than `full` is biased, and cheaper to keep stable.
 
     Args:
-        through: `full`, all of them and a tuned law of x_T; `last`, k = `last` (DRaFT-K); `random`, k uniform
-            in 1, ..., T, drawn once for each chain (AlignProp); `low_variance`, k = 1 with `draws` more
-            pairs (x_1, x_0), made by noising x_0 again (DRaFT-LV).
+        through: `full`, all of them and a tuned distribution of x_T; `last`, k = `last` (DRaFT-K); `random`,
+            k uniform in 1, ..., T, drawn once for each chain (AlignProp); `low_variance`, k = 1 with `draws`
+            more pairs (x_1, x_0), made by noising x_0 again (DRaFT-LV).
         last: K of `last`, at least 1.
         draws: Pairs of `low_variance`, at least 1. Each costs a reward call.
         minibatches: Gradient steps per round, each on its own part of the conditions, at least 1.

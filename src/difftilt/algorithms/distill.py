@@ -41,7 +41,7 @@ class Distill(Algorithm):
         form: The pairs that are imitated. `trajectory`: those of the sampler's chains. `denoising`: x_0 is
             noised again and its posterior imitated, which is right where the chain reverses the noising
             process.
-        weighted: Weigh samples as above; else the sampler's own law is imitated, whatever it is.
+        weighted: Weigh samples as above; else the sampler's own distribution is imitated, whatever it is.
         epochs: Passes over the rows of a round, at least 1.
         minibatches: Gradient steps per pass over shuffled (t, sample) rows, at least 1.
         judged: Samples of the policy per round that its numbers are taken from, at least 1.

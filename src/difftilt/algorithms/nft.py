@@ -30,9 +30,9 @@ class NFT(Algorithm):
 
     Deviations from the paper, which keep p_r the target: A is r - alpha sum_t log(p / p_pre), constant at
     the optimum of a chain that reverses the noising process, where the paper has the reward alone and a
-    `penalty`; `consistency` can denoise the policy's own samples, because a constant A fixes the law of x_0,
-    but not the way there, which costs KL; and the paper divides each sample by its own error, which draws y'
-    to a median of x_0 given x_t instead of its mean.
+    `penalty`; `consistency` can denoise the policy's own samples, because a constant A fixes the distribution
+    of x_0, but not the way there, which costs KL; and the paper divides each sample by its own error, which
+    draws y' to a median of x_0 given x_t instead of its mean.
 
     Args:
         strength: b, above 0; the paper's beta. A smaller one takes longer steps.

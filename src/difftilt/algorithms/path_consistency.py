@@ -30,7 +30,8 @@ class PathConsistency(Algorithm):
         delta_{t,s} = v(x_t) / alpha + sum_{k in (s, t]} log(p / p_pre)(x_{k-1} | x_k) - v(x_s) / alpha.
 
     The loss is the weighted mean of delta^2 / 2 over pairs t > s, in the policy and a value network v with
-    v_0 = r. If the law of x_T is tuned, its draw is one more decision, before which v is alpha log Z(c).
+    v_0 = r. If the distribution of x_T is tuned, its draw is one more decision, before which v is alpha log
+    Z(c).
 
     Args:
         pairs: `full`, from x_T to x_0; `one_step`, s = t - 1; `fixed`, s = t - length; `all`, weighted by

@@ -44,8 +44,8 @@ class TrajectoryBalance(Algorithm):
         prior: `reference` is the relative form (RTB). `noising` puts p_pre(x_0) prod_t q(x_t | x_{t-1}) in
             the place of the pretrained chain (TB), which needs `density`.
         log_z: `batch`, the mean of each context in the batch: the log-variance form, or VarGrad. `scalar`,
-            one number. `conditional`, a network of (x_T, c), or of c if the law of x_T is tuned. If that
-            law is frozen and the chain remembers x_T, only `conditional` can be balanced.
+            one number. `conditional`, a network of (x_T, c), or of c if the distribution of x_T is tuned. If
+            that distribution is frozen and the chain remembers x_T, only `conditional` can be balanced.
         explore: Share of the chains that are drawn from the tempered policy, in [0, 1).
         temperature: Of those: what a Gaussian's variance is multiplied by, at least 1.
         epochs: Passes over the chains of a round, at least 1.
@@ -130,7 +130,7 @@ class TrajectoryBalance(Algorithm):
         """delta of every step."""
         flow = torch.cat([per_decision(path, self._flow, self.recompute), end[None]])
         delta = flow[:-1] + ratio - flow[1:]
-        return delta if tuned else delta[1:]  # a frozen law of x_T need not balance
+        return delta if tuned else delta[1:]  # a frozen distribution of x_T need not balance
 
     def _flow(self, rows: Transitions) -> PerSample:
         """log F before a decision, in nats; log Z before that of x_T."""

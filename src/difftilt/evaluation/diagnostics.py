@@ -20,10 +20,11 @@ FEW = 4.0  # effective draws below which the mean of exp(r / alpha) rests on nex
 
 @dataclass(frozen=True)
 class FrozenStart:
-    """What it costs to keep the reference's law of x_T.
+    """What it costs to keep the reference's distribution of x_T.
 
     Args:
-        bias: (alpha log Z - E v_T) / alpha in nats: what the best policy that keeps the law of x_T lacks.
+        bias: (alpha log Z - E v_T) / alpha in nats: what the best policy that keeps the distribution of x_T
+            lacks.
         memory: Share of the variance of x_0 that x_T explains, whatever the reward; 0 if memoryless.
         draws: How many of the x_0 drawn from one x_T carry the weight exp(r / alpha), on average.
         repeats: How many x_0 were drawn from each x_T and could be scored.
@@ -44,16 +45,16 @@ class FrozenStart:
         doubt = f", a rough figure: only {self.draws:.1f} of {self.repeats} draws from one x_T carry weight"
         return (
             f"The chain remembers x_T (it explains {100 * self.memory.value:.2g} % of the variance of x_0)"
-            f" and the law of x_T is frozen, so that even the best policy stays {self.bias} nats below"
+            f" and x_T's distribution is frozen, so that even the best policy stays {self.bias} nats below"
             f" alpha log Z{doubt if doubtful else ''}; use memoryless noise (eta = 1, or a flow"
-            " SDE of the memoryless level), or tune the law of x_T (TunedStart)."
+            " SDE of the memoryless level), or tune the distribution of x_T (TunedStart)."
         )
 
 
 def frozen_start_warning(
     policy: Policy, objective: Objective, cond: Cond, starts: int = 64, repeats: int = 16
 ) -> str:
-    """The warning of `frozen_start`, or nothing if the policy tunes its law of x_T."""
+    """The warning of `frozen_start`, or nothing if the policy tunes its distribution of x_T."""
     return "" if tunes_start(policy, cond) else frozen_start(objective, cond, starts, repeats).warning
 
 

@@ -81,7 +81,7 @@ class AffinePolicy(Policy):
     Args:
         chain: Its covariances must be diagonal.
         tune_std: Make the standard deviations of the steps trainable.
-        tune_initial: Make the law of x_T trainable.
+        tune_initial: Make the distribution of x_T trainable.
     """
 
     def __init__(self, chain: AffineChain, *, tune_std: bool = False, tune_initial: bool = False):
@@ -127,10 +127,10 @@ class Solution:
 
     Args:
         values: v_t for t = 0, ..., T.
-        optimum: max J, the law of x_T tuned too; alpha log Z unless covariances are held fixed.
-        frozen: max J where the law of x_T stays the reference's: E[v_T].
+        optimum: max J, the distribution of x_T tuned too; alpha log Z unless covariances are held fixed.
+        frozen: max J where the distribution of x_T stays the reference's: E[v_T].
         policy: The optimal policy.
-        frozen_policy: The optimal policy that keeps the law of x_T.
+        frozen_policy: The optimal policy that keeps the distribution of x_T.
     """
 
     values: Sequence[Quadratic]
@@ -141,7 +141,8 @@ class Solution:
 
 
 def solve(reference: AffineChain, reward: Quadratic, alpha: float, *, fixed_cov: bool = False) -> Solution:
-    """Soft values and the optimal policy, by a Riccati recursion from t = 0 to T. p_r is its law of x_0.
+    """Soft values and the optimal policy, by a Riccati recursion from t = 0 to T. p_r is its distribution of
+    x_0.
 
     Args:
         alpha: Weight of the KL, above 0.
@@ -169,7 +170,7 @@ def solve(reference: AffineChain, reward: Quadratic, alpha: float, *, fixed_cov:
 def evaluate(
     policy: AffineChain, reference: AffineChain, reward: Quadratic, alpha: float
 ) -> GaussianEvaluation:
-    """Exact reward, KL and law of x_0, differentiable in the policy."""
+    """Exact reward, KL and distribution of x_0, differentiable in the policy."""
     mean, cov = policy.mean, policy.cov
     kl = _kl(cov, reference.cov, mean - reference.mean, torch.zeros_like(cov))
     for t in range(policy.steps - 1, -1, -1):
@@ -217,7 +218,7 @@ def _backup(
     Returns:
         The value as a function of m: alpha log E exp(v(y) / alpha), or the best E v - alpha KL with
         Q kept; the gain K = (I + QP / alpha)^-1 of the optimal mean K (m + Q l / alpha); and the
-        covariance of the optimal law of y, KQ or Q.
+        covariance of the optimal distribution of y, KQ or Q.
     """
     inverse = torch.eye(len(noise)).to(noise) + noise @ value.curvature / alpha
     sign, log_det = torch.linalg.slogdet(inverse)

@@ -57,7 +57,7 @@ class Solution(result.Tilted):
 
     Args:
         values: v_t at every point, for t = 0, ..., T.
-        frozen: max J where the law of x_T stays the reference's: E[v_T].
+        frozen: max J where the distribution of x_T stays the reference's: E[v_T].
     """
 
     axis: Axis
@@ -75,7 +75,7 @@ class Solution(result.Tilted):
 def evaluate(
     objective: Objective, policy: Policy, axis: Axis | None = None, cond: Cond | None = None
 ) -> result.TableEvaluation:
-    """Exact reward, KL and law of x_0 of a policy whose steps are Gaussian, given one condition."""
+    """Exact reward, KL and distribution of x_0 of a policy whose steps are Gaussian, given one condition."""
     axis = axis or Axis()
     law, kl = _start(policy, objective.reference, axis, cond)
     for t in range(policy.steps, 0, -1):
@@ -89,7 +89,7 @@ def evaluate(
 
 @torch.no_grad()
 def solve(objective: Objective, axis: Axis | None = None, cond: Cond | None = None) -> Solution:
-    """Soft values, optimum and tilted law, by the soft Bellman equation
+    """Soft values, optimum and tilted distribution, by the soft Bellman equation
 
     v_0 = r,   v_t(x) = alpha log E_{y ~ p_pre(. | x)} exp(v_{t-1}(y) / alpha).
     """
@@ -110,7 +110,8 @@ def solve(objective: Objective, axis: Axis | None = None, cond: Cond | None = No
 def twist(
     objective: Objective, value: Value, axis: Axis | None = None, cond: Cond | None = None
 ) -> result.TableEvaluation:
-    """Exact reward, KL and law of x_0 of the reference, every decision tilted by an estimate of the value,
+    """Exact reward, KL and distribution of x_0 of the reference, every decision tilted by an estimate of the
+    value,
 
     p(x_{t-1} | x_t) ~ p_pre(x_{t-1} | x_t) exp(v_{t-1}(x_{t-1}) / alpha),   v_0 = r:
 
@@ -119,7 +120,7 @@ def twist(
     axis, reference = axis or Axis(), objective.reference
 
     def tilted(log_kernel: Kernel, t: int) -> tuple[Kernel, PerSample]:
-        """The laws of x_t, and their KL."""
+        """The distributions of x_t, and their KL."""
         v = _score(objective, reference, axis, cond) if t == 0 else _ask(value, reference, axis, t, cond)
         log_law = (log_kernel + v / objective.alpha).log_softmax(1)
         law = log_law.exp()
@@ -140,7 +141,7 @@ def twist(
 def solve_fixed_std(
     objective: Objective, axis: Axis | None = None, cond: Cond | None = None
 ) -> tuple[Scalar, Values]:
-    """The best J of a policy that keeps the reference's law of x_T and its standard deviations,
+    """The best J of a policy that keeps the reference's distribution of x_T and its standard deviations,
     and that policy's mean at every point, for t = 1, ..., T: by dynamic programming over the mean,
 
     V_0 = r,   V_t(x) = max_m  E_{y ~ N(m, std_t^2)} V_{t-1}(y) - alpha (m - m_pre)^2 / (2 std_t^2).
@@ -168,14 +169,14 @@ def solve_fixed_std(
 
 
 def _start(policy: Policy, reference: Policy, axis: Axis, cond: Cond | None) -> tuple[Points, Scalar]:
-    """The law of x_T at the points, and its KL."""
+    """The distribution of x_T at the points, and its KL."""
     one = result.given(cond, 1)
     start, base = _double(policy.initial(one)), _double(reference.initial(one))
     return axis.log_kernel(start.mean[:, 0], start.std[:, 0]).exp()[0], start.kl(base)[0]
 
 
 def _step(policy: Policy, t: int, axis: Axis, cond: Cond | None) -> Gaussian:
-    """The laws of x_{t-1} given x_t at every point."""
+    """The distributions of x_{t-1} given x_t at every point."""
     dtype = policy.initial(result.given(cond, 1)).sample().dtype  # what the policy computes in
     x = axis.x[:, None].to(dtype)
     return _double(policy(x, level(x, t), result.given(cond, axis.count)))

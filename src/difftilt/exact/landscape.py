@@ -1,7 +1,7 @@
 """Masked chains of short sequences, where every state can be listed: all (K + 1)^L of them, masks included.
 
-A law of x_t is a table with one axis per position. A step splits by the set of positions that it unmasks:
-for each set, the states that are masked there are multiplied by the probabilities of their tokens.
+A distribution of x_t is a table with one axis per position. A step splits by the set of positions that it
+unmasks: for each set, the states that are masked there are multiplied by the probabilities of their tokens.
 """
 
 import functools
@@ -46,7 +46,7 @@ class Solution(result.Tilted):
 def evaluate(
     objective: Objective, policy: Policy, scores: Points | None = None, cond: Cond | None = None
 ) -> result.TableEvaluation:
-    """Exact reward, KL and law of x_0 of a masked policy, given one condition.
+    """Exact reward, KL and distribution of x_0 of a masked policy, given one condition.
 
     Args:
         scores: The reward of every sequence, if it is known; else the reward is asked.
@@ -113,7 +113,7 @@ def score(objective: Objective, policy: Policy, cond: Cond | None = None) -> Poi
 
 
 def kl(law: Points, other: Points) -> Scalar:
-    """KL(law || other) in nats, of two laws on one set."""
+    """KL(distribution || other) in nats, of two distributions on one set."""
     return Categorical(law[None]).kl(Categorical(other[None]))[0]
 
 
@@ -155,7 +155,7 @@ def _tables(
 
 
 def _end(policy: MaskedPolicy, steps: Iterable[tuple[int, Tensor, Tensor]]) -> tuple[Points, Scalar]:
-    """The law of x_0, and the expected sum of what the steps cost."""
+    """The distribution of x_0, and the expected sum of what the steps cost."""
     law, total = _start(policy), torch.zeros((), dtype=torch.float64)
     for t, guess, cost in steps:
         total = total + law.flatten() @ cost
@@ -164,7 +164,7 @@ def _end(policy: MaskedPolicy, steps: Iterable[tuple[int, Tensor, Tensor]]) -> t
 
 
 def _forward(policy: MaskedPolicy, law: Tensor, guess: Tensor, t: int) -> Tensor:
-    """The law of x_{t-1}."""
+    """The distribution of x_{t-1}."""
     after = torch.zeros_like(law)
     for before, drawn, chance, factors in _moves(policy, guess, t):
         part = law[before] * chance

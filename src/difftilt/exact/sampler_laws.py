@@ -27,7 +27,8 @@ LEFT_OUT = 25.0  # nats: what the quadrature cuts off at either end
 def evaluate_flips(
     objective: Objective, policy: Policy, scores: Points | None = None, cond: Cond | None = None
 ) -> result.TableEvaluation:
-    """Exact reward, KL and law of x_0 of a chain each step of which draws one position and its token.
+    """Exact reward, KL and distribution of x_0 of a chain each step of which draws one position and its
+    token.
 
     Args:
         policy: For instance a `FlipGuided` one.
@@ -48,7 +49,7 @@ def evaluate_svdd(
     scores: Points | None = None,
     cond: Cond | None = None,
 ) -> result.TableEvaluation:
-    """Exact reward, KL and law of x_0 of `SVDD` with single particles that the reference proposes.
+    """Exact reward, KL and distribution of x_0 of `SVDD` with single particles that the reference proposes.
 
     Args:
         value: An estimate of the soft value at t > 0.
@@ -78,7 +79,7 @@ def tabulate(
 
 
 def one_of(probs: Kernel, log_w: Kernel, candidates: int) -> Kernel:
-    """The law of one of M draws of each row's law p, chosen in proportion to its weight w:
+    """The distribution of one of M draws of each row's distribution p, chosen in proportion to its weight w:
 
     P(j) = M p_j w_j int_0^inf exp(-u w_j) (sum_k p_k exp(-u w_k))^(M - 1) du,
 
@@ -105,7 +106,7 @@ def _walk(
     scores: Points | None,
     cond: Cond | None,
 ) -> result.TableEvaluation:
-    """The laws of x_T, ..., x_0, one after the other.
+    """The distributions of x_T, ..., x_0, one after the other.
 
     Args:
         step: Maps states, t, and the probabilities and numbers of all next states under the reference to

@@ -20,7 +20,7 @@ class TabularPolicy(Policy):
     Args:
         initial: Probability of every state under x_T.
         kernels: Probability of x_{t-1} (last index) given x_t (second), for t = 1, ..., T (first).
-        tune_initial: Make the law of x_T trainable too.
+        tune_initial: Make the distribution of x_T trainable too.
     """
 
     log_initial: Tensor
@@ -56,7 +56,7 @@ class TabularEvaluation(result.Evaluation):
     """What a policy earns and costs, exactly.
 
     Args:
-        laws: Probability of every state under x_t, for t = 0, ..., T.
+        distributions: Probability of every state under x_t, for t = 0, ..., T.
     """
 
     laws: Values
@@ -69,9 +69,9 @@ class Solution:
     Args:
         values: v_t of every state, for t = 0, ..., T.
         optimum: max J = alpha log Z.
-        frozen: max J where the law of x_T stays the reference's: E[v_T].
-        policy: The optimal policy; its law of x_T is tuned too.
-        frozen_policy: The optimal policy that keeps the law of x_T.
+        frozen: max J where the distribution of x_T stays the reference's: E[v_T].
+        policy: The optimal policy; its distribution of x_T is tuned too.
+        frozen_policy: The optimal policy that keeps the distribution of x_T.
     """
 
     values: Values
@@ -82,7 +82,7 @@ class Solution:
 
 
 def evaluate(objective: Objective, policy: TabularPolicy) -> TabularEvaluation:
-    """Exact reward, KL and laws of all x_t, differentiable in the policy's tables."""
+    """Exact reward, KL and distributions of all x_t, differentiable in the policy's tables."""
     reference = _reference(objective)
     x, cond = torch.arange(policy.symbols)[:, None], unconditional(policy.symbols)
     start = policy.initial(unconditional(1))

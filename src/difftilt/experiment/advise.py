@@ -78,7 +78,7 @@ RULES = (
     Rule(
         lambda facts: facts.differentiable and not facts.trusted,
         "adjoint-matching",
-        "The reward's gradient says where to go, and adjoint matching follows it to the tilted law."
+        "The reward's gradient says where to go, and adjoint matching follows it to the tilted distribution."
         " A learned proxy is over-optimised fastest along its gradient, so the KL gets a budget.",
         "--target-kl 2",
     ),

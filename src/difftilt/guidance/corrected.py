@@ -23,14 +23,14 @@ class Corrected(Wrapped):
     """A chain that makes corrector moves after each of its steps.
 
     `gibbs`, of any states: x_{t-1} is noised to x_t ~ q(x_t | x_{t-1}), and the step is taken again. The
-    optimal chain keeps the conditional law q of x_t, so these are the two conditionals of one joint law, and
-    the moves leave its marginals as they are, as far as the reference reverses q.
+    optimal chain keeps the conditional distribution q of x_t, so these are the two conditionals of one joint
+    distribution, and the moves leave its marginals as they are, as far as the reference reverses q.
 
     `langevin`, of real states at t > 0: with the score s(x) = (a E[x_0 | x_t] - x) / sigma^2 of the process,
 
         x <- x + h (s(x) + slope(x)) + sqrt(2 h) z,   h = step sigma^2,
 
-    which leaves the law of the score s + slope as it is, up to an error in h.
+    which leaves the distribution of the score s + slope as it is, up to an error in h.
 
     Args:
         policy: The chain whose steps are taken, whose weights it uses.
@@ -38,7 +38,7 @@ class Corrected(Wrapped):
         corrector: The kind of move.
         corrections: How many after each step, at least 1.
         step: Size of a Langevin move, in units of sigma^2, above 0.
-        slope: grad v_t / alpha, if the law is to be tilted by it; for `langevin`.
+        slope: grad v_t / alpha, if the distribution is to be tilted by it; for `langevin`.
 
     Source:
         Song et al. (2021), Algorithm 5. https://arxiv.org/abs/2011.13456

@@ -1,4 +1,4 @@
-"""One token changes: the law of a step of which the position and the token are drawn together."""
+"""One token changes: the distribution of a step of which the position and the token are drawn together."""
 
 from dataclasses import dataclass
 from typing import Union
@@ -11,7 +11,7 @@ from difftilt.transition import Resampling, Transition, event_sum, one_hot, rela
 
 @dataclass(frozen=True)
 class Flip(Transition):
-    """Draws one position and its new token from a joint law; all other positions stay.
+    """Draws one position and its new token from a joint distribution; all other positions stay.
 
     It is what a tilt makes of a `Resampling` of one position: one that is promising is drawn more often.
 
@@ -53,7 +53,7 @@ class Flip(Transition):
 
 
 def as_flip(step: Transition) -> Flip:
-    """A step that changes one position, as the joint law of position and token."""
+    """A step that changes one position, as the joint distribution of position and token."""
     if isinstance(step, Flip):
         return step
     if not isinstance(step, Resampling) or not bool((step.count == 1).all()):

@@ -79,7 +79,7 @@ class FlipGuided(Wrapped):
         return Resampling(x, step.eligible, self._each(step.probs, x, t, never, cond), step.count)
 
     def _each(self, probs: Probs, x: State, t: Step, possible: Where, cond: Cond) -> Probs:
-        """Every position's law by itself."""
+        """Every position's distribution by itself."""
         options = probs > 0
         gain = self._gain(options & (options.sum(-1, keepdim=True) > 1), x, t, possible, cond)
         return _tilted(probs, gain)
@@ -133,7 +133,7 @@ class FlipGuided(Wrapped):
 
 
 def _tilted(p: Probs, gain: Tensor) -> Probs:
-    """The law p exp(gain) / Z of the last axis; p where no gain is known."""
+    """The distribution p exp(gain) / Z of the last axis; p where no gain is known."""
     p = p.double()
     known = (p > 0) & ~gain.isnan()
     if (known.any(-1) & (gain.where(known, -torch.inf) == -torch.inf).all(-1)).any():

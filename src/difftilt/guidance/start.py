@@ -1,7 +1,8 @@
-"""A law of x_T that is tuned with the rest of the chain.
+"""A distribution of x_T that is tuned with the rest of the chain.
 
-Where x_0 depends on x_T, the best policy that keeps the law of x_T falls short of alpha log Z by
-alpha log E exp(v_T / alpha) - E v_T. A tuned law of x_T closes this gap, and its KL counts like every step's.
+Where x_0 depends on x_T, the best policy that keeps the distribution of x_T falls short of alpha log Z by
+alpha log E exp(v_T / alpha) - E v_T. A tuned distribution of x_T closes this gap, and its KL counts like
+every step's.
 """
 
 from math import prod
@@ -18,14 +19,14 @@ from difftilt.transition import Gaussian, Transition, gaussian
 
 
 class TunedStart(Diffusion):
-    """Replaces N(mean, std^2), a chain's law of x_T, by N(mean + std shift, (std exp(log_scale))^2).
+    """Replaces N(mean, std^2), a chain's distribution of x_T, by N(mean + std shift, (std exp(log_scale))^2).
 
-    `shift` and `log_scale` start at zero, where the law is the chain's own.
+    `shift` and `log_scale` start at zero, where the distribution is the chain's own.
 
     Args:
         chain: Draws x_T from a Gaussian. Everything else is left to it.
-        cond: An example of conditions, if the law of x_T is to depend on them. Their tensors are seen, by
-            a small MLP; text is not.
+        cond: An example of conditions, if the distribution of x_T is to depend on them. Their tensors are
+            seen, by a small MLP; text is not.
         width: Hidden units of the MLP.
     """
 
@@ -102,7 +103,7 @@ def _features(cond: Cond) -> Tensor:
     seen = condition_features(cond)
     if not seen:
         raise ValueError(
-            f"a law of x_T that depends on conditions needs a tensor among them, but {sorted(cond)} are text;"
+            f"a start that depends on conditions needs a tensor among them, but {sorted(cond)} are text;"
             " give their embeddings, or leave `cond` out"
         )
     return torch.cat(seen, 1)

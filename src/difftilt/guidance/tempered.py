@@ -1,4 +1,4 @@
-"""A policy that explores: every law of another one, tempered."""
+"""A policy that explores: every distribution of another one, tempered."""
 
 from difftilt.policy import Policy, Wrapped
 from difftilt.shapes import Cond, State, Step
@@ -6,7 +6,8 @@ from difftilt.transition import Transition
 
 
 class Tempered(Wrapped):
-    """Draws from the laws p^(1 / temperature) of another policy: behaviour for off-policy objectives.
+    """Draws from the distributions p^(1 / temperature) of another policy: behaviour for off-policy
+    objectives.
 
     Args:
         policy: The policy whose weights it uses.

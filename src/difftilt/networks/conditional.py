@@ -18,8 +18,8 @@ OCTAVES = 12  # of the time, with periods of 2 pi, 4 pi, ...: networks are told 
 class Conditional(nn.Module):
     """network(x, time, cond) + branch(x, time, y), where y = cond[name] and the branch is zero at first.
 
-    So tuning starts from the pretrained law, whatever y is. A frozen network keeps what it knows and the
-    branch learns the rest.
+    So tuning starts from the pretrained distribution, whatever y is. A frozen network keeps what it knows and
+    the branch learns the rest.
 
     Args:
         network: Maps (x, time, cond) to its prediction.

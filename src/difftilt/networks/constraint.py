@@ -45,7 +45,7 @@ class Constrained(nn.Module):
     def forward(self, x: OneHot, t: Step, cond: Cond) -> Output:
         logits, x = self.network(x, t, cond), tokens(x)
         possible = self.possible(x)
-        hopeless = ~possible.any(2, keepdim=True)  # never reached, but exact laws ask about every state
+        hopeless = ~possible.any(2, keepdim=True)  # never reached, but exact sums ask about every state
         shown = (x != len(self.moves))[..., None]
         return logits.masked_fill(~(possible | hopeless | shown), -torch.inf)
 
@@ -85,7 +85,8 @@ def constrain(policy: MaskedPolicy, automaton: Automaton) -> MaskedPolicy:
     """A copy of a chain that draws sequences which obey, and no others.
 
     Constrain the pretrained chain before it is copied into policy and reference: masked alike, they have a
-    finite KL. The law of the constrained reference is the chain's own kernel, conditioned step by step,
+    finite KL. The distribution of the constrained reference is the chain's own kernel, conditioned step by
+    step,
 
         q(y | x_t) ~ p_pre(y | x_t) 1[some completion of x_t and y obeys],
 

@@ -24,16 +24,16 @@ class MaskedPolicy(Diffusion):
     """A chain that starts from masks. Its step at t draws tokens from the network's guess of x_0.
 
     `positions` unmasks a fixed number of masked positions, chosen at random: with T = length it is one at a
-    time, and any law of x_0 can be reached, for p* keeps the law of the order. `bernoulli` unmasks each
-    masked position with probability 1 / t, so that several tokens of one step are drawn without knowing of
-    each other.
+    time, and any distribution of x_0 can be reached, for p* keeps the distribution of the order. `bernoulli`
+    unmasks each masked position with probability 1 / t, so that several tokens of one step are drawn without
+    knowing of each other.
 
     Args:
         network: Maps (one-hot states of `categories` + 1, t, cond) to logits (batch, length, categories).
         categories: K, how many tokens there are, 0 to K - 1; token K is the mask.
         length: Tokens per sample.
         steps: T; by default one for each position that is masked at first.
-        unmasking: The law of the positions.
+        unmasking: The distribution of the positions.
         start: x_T, masks by default; a position that holds a token keeps it.
         decode: Maps x_0, tokens or one-hot vectors without the mask, to what rewards score.
     """

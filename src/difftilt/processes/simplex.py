@@ -2,8 +2,9 @@
 
 A point x of the simplex of K categories breaks a stick of length 1: v_i in (0, 1) is the share that category
 i takes of what is left by those before it. The noise moves the K - 1 numbers v_i by independent Jacobi
-diffusions (see `jacobi`) that keep Beta(1, b_i), b = K - 1, ..., 1, and so together the uniform law of x.
-Token k starts at v_i = 0 for i < k and v_k = 1; the v_i behind it start from Beta(1, b_i), and say nothing.
+diffusions (see `jacobi`) that keep Beta(1, b_i), b = K - 1, ..., 1, and so together the uniform distribution
+of x. Token k starts at v_i = 0 for i < k and v_k = 1; the v_i behind it start from Beta(1, b_i), and say
+nothing.
 
 Such diffusions run the same way in both directions. With R_i the density of v_i relative to Beta(1, b_i), the
 reverse of dv = drift dt + g dW, g^2 = s v (1 - v), is
@@ -57,9 +58,10 @@ class SimplexPolicy(Diffusion):
 
     Args:
         network: Maps (probabilities of `categories` + 1 tokens, t, cond) to logits (batch, length,
-            categories) of the law of each token given the other positions; what x_t says of the position's
-            own token is added exactly. It sees q(x_t | x_0 = k) of each position, divided by its sum over k,
-            which loses nothing of x_0. A mask, the last, is never seen: networks of masked chains fit.
+            categories) of the distribution of each token given the other positions; what x_t says of the
+            position's own token is added exactly. It sees q(x_t | x_0 = k) of each position, divided by its
+            sum over k, which loses nothing of x_0. A mask, the last, is never seen: networks of masked chains
+            fit.
         categories: K, how many tokens there are, 2 to 64.
         length: Tokens per sample.
         time: T + 1 times of the noise, rising, as of `schedule`.

@@ -1,10 +1,11 @@
 """Uniform-state diffusion of sequences: noise replaces a token by a uniformly random one.
 
-With b_t the chance that a token was redrawn by t, the noised law of a token drawn from w is
+With b_t the chance that a token was redrawn by t, the noised distribution of a token drawn from w is
 
     m_t(y) = (1 - b_t) w(y) + b_t / K,
 
-and by Bayes' rule, where w is the law of x_0 given the other positions, each position of the chain draws
+and by Bayes' rule, where w is the distribution of x_0 given the other positions, each position of the chain
+draws
 
     p(x_{t-1} | x_t) = q(x_t | x_{t-1}) m_{t-1}(x_{t-1}) / m_t(x_t).
 
@@ -40,7 +41,7 @@ class UniformPolicy(Diffusion):
         length: Tokens per sample.
         steps: T.
         schedule: b_t: `linear`, t / T; `cosine`, 1 - cos(pi t / 2T); or T + 1 numbers that rise from 0 to
-            at most 1. Below 1 the law of x_T is not quite that of the noise.
+            at most 1. Below 1 the distribution of x_T is not quite that of the noise.
         decode: Maps x_0, tokens or one-hot vectors, to what rewards score.
     """
 
@@ -80,7 +81,7 @@ class UniformPolicy(Diffusion):
         return Categorical(self._noised(guess, t - 1) * _redrawn(seen, self._share(t)))
 
     def guess(self, x: State, t: Step, cond: Cond) -> Probs:
-        """w: the network's law of each token of x_0, before it is told the one in its place in x_t."""
+        """w: what the network says of each token of x_0, before it is told the one in its place in x_t."""
         seen = self._one_hot(x)
         logits = self.network(seen, t, cond)
         return logits.to(torch.promote_types(logits.dtype, seen.dtype)).softmax(-1)
@@ -110,12 +111,12 @@ class UniformPolicy(Diffusion):
         return (self.noise[t] - self.noise[t - 1]) / (1 - self.noise[t - 1])
 
     def _noised(self, law: Probs, t: Step) -> Probs:
-        """m_t, if x_0 is drawn from a law."""
+        """m_t, if x_0 is drawn from a distribution."""
         return _redrawn(law, self.noise[t])
 
 
 def _redrawn(law: Probs, share: PerSample) -> Probs:
-    """The law of tokens of which a share is drawn again uniformly: a symmetric matrix, and so Bayes' too."""
+    """Tokens of which a share is drawn again uniformly: a symmetric matrix, and so Bayes' too."""
     return torch.lerp(law, law.mean(-1, keepdim=True).expand_as(law), share[:, None, None].to(law))
 
 

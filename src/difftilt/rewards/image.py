@@ -17,7 +17,8 @@ HALF_LEVEL = 0.5 / 255  # what is less than this beyond [0, 1] is rounding: in 8
 def class_log_prob(classifier: Callable[[Sample], Tensor], target: int | str) -> Reward:
     """The reward log p(y | x) of a classifier; differentiable.
 
-    With alpha = 1 its optimum is the class-conditional law p(x | y), as far as the classifier is right.
+    With alpha = 1 its optimum is the class-conditional distribution p(x | y), as far as the classifier is
+    right.
 
     Args:
         classifier: Maps samples, in the range that the chain decodes to, to logits. It should be in

@@ -1,1 +1,1 @@
-"""Ways to sample the tilted law without changing weights: one paper, one file."""
+"""Ways to sample the tilted distribution without changing weights: one paper, one file."""

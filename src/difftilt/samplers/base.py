@@ -1,4 +1,4 @@
-"""Drawing from the tilted law without training: what samplers share."""
+"""Drawing from the tilted distribution without training: what samplers share."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -58,14 +58,14 @@ class Steering:
 
     @torch.no_grad()
     def corrections(self, d: Decision, draws: Sequence[State], cond: Cond) -> list[PerSample]:
-        """log p_pre - log p of draws from a decision's law: 0 if the reference proposes."""
+        """log p_pre - log p of draws from a decision's distribution: 0 if the reference proposes."""
         if self.policy is self.objective.reference:
             return [torch.zeros(len(x), dtype=torch.float64, device=x.device) for x in draws]
         base = self._law(self.objective.reference, d.x, d.t, cond)
         return [base.log_prob(x) - d.step.log_prob(x) for x in draws]
 
     def _law(self, policy: Policy, x: State, t: Step, cond: Cond) -> Transition:
-        """The law of the next states, found for some rows at a time."""
+        """The distribution of the next states, found for some rows at a time."""
         parts = torch.arange(len(x), device=x.device).split(self.rows)
         if len(parts) == 1:
             return law(policy, x, t, cond)
@@ -158,7 +158,7 @@ class Lineage:
         self.keep, self._states, self._log_prob, self._parents = keep, [], [], []
 
     def append(self, d: Decision, x_next: State, parent: Index | None = None) -> None:
-        """Adds the next states, drawn by a decision's law.
+        """Adds the next states, drawn by a decision's distribution.
 
         Args:
             parent: Which of the earlier states each comes from; each from its own by default.

@@ -1,4 +1,4 @@
-"""The law of the best of n independent samples, and what it costs."""
+"""The distribution of the best of n independent samples, and what it costs."""
 
 import math
 
@@ -6,7 +6,8 @@ from difftilt.shapes import Points
 
 
 def best_of(law: Points, scores: Points, n: int) -> Points:
-    """The law of the sample with the highest score among n, drawn from a law on finitely many samples.
+    """The distribution of the sample with the highest score among n, drawn from a distribution on finitely
+    many samples.
 
     Samples with equal scores keep their proportions, so a score s is the best with probability
     F(s)^n - F(s-)^n, where F is the score's distribution.
@@ -19,7 +20,7 @@ def best_of(law: Points, scores: Points, n: int) -> Points:
 
 
 def kl_of_best(n: int) -> float:
-    """log n - (n - 1) / n: KL in nats of the best of n from the law of each; with ties it is less.
+    """log n - (n - 1) / n: KL in nats of the best of n from the distribution of each; with ties it is less.
 
     Source:
         Beirami et al. (2024), Theorem 3.1. https://arxiv.org/abs/2401.01879

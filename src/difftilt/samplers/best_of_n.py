@@ -17,8 +17,8 @@ from difftilt.shapes import Cond
 class BestOfN(Sampler):
     """Keeps the sample with the highest reward among n of one condition; it asks no value and no gradient.
 
-    Its law is not p_r: it does not know alpha. Its KL is log n - (n - 1) / n if rewards have no ties, and at
-    most that otherwise; a proposal adds log p / p_pre of the chain that is kept. The weights
+    Its distribution is not p_r: it does not know alpha. Its KL is log n - (n - 1) / n if rewards have no
+    ties, and at most that otherwise; a proposal adds log p / p_pre of the chain that is kept. The weights
     exp(r / alpha) p_pre / p of all n estimate Z.
 
     Args:

@@ -7,7 +7,7 @@ With r = log p(y | x_0) and alpha = 1 the optimum is p(x_0 | y), by Bayes' rule,
 what a classifier learns that is shown noised samples. A scale w guides by w grad log p(y | x_t): this is
 value guidance with alpha = 1 / w.
 
-Only w = 1 aims at a tilted law. The value of w log p(y | x_0) is log E[p(y | x_0)^w | x_t], which
+Only w = 1 aims at a tilted distribution. The value of w log p(y | x_0) is log E[p(y | x_0)^w | x_t], which
 w log p(y | x_t) falls short of where w > 1, so that no number of steps makes the chain draw
 p(x_0) p(y | x_0)^w. Fine-tuning with alpha = 1 / w does, and so does SMC, whatever the value.
 """

@@ -14,7 +14,7 @@ from difftilt.shapes import Cond
 class DiscreteGuidance(Sampler):
     """Samples a chain of tokens guided by the value of single changes: the KL is exact.
 
-    The law is p_r where one position is drawn per step and the value is right.
+    The distribution is p_r where one position is drawn per step and the value is right.
 
     Args:
         how: `exact` asks the value of every change; `taylor` its gradient in one-hot vectors, one pass.

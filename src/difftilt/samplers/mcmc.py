@@ -23,7 +23,7 @@ class MCMC(Sampler):
 
     Args:
         corrector: `gibbs` noises x_{t-1} to x_t and takes the guided step again; `langevin`, for real
-            states, follows the score of the tilted law with noise. See `Corrected`.
+            states, follows the score of the tilted distribution with noise. See `Corrected`.
         corrections: Moves after each step, at least 1.
         step: Size of a Langevin move, in units of sigma_t^2, above 0.
         at: Where the gradient of the value is taken, as in value guidance of real states.

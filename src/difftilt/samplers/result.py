@@ -1,12 +1,13 @@
-"""What a sampler of the tilted law answers.
+"""What a sampler of the tilted distribution answers.
 
 A population of particles that ends with the weight exp(log_z), of mean Z, spends at most
 
-    KL(law of one of its particles || p_pre) <= E[r / alpha - log_z],
+    KL(distribution of one of its particles || p_pre) <= E[r / alpha - log_z],
 
-because the factor exp(log_z - r / alpha) turns the law of all that it draws into one under which that
-particle has the law p_pre (Andrieu et al., 2010, https://doi.org/10.1111/j.1467-9868.2009.00736.x). Hence
-alpha E[log_z] <= J <= alpha log Z: the sampler's J is known from below, however it works.
+because the factor exp(log_z - r / alpha) turns the distribution of all that it draws into one under which
+that particle has the distribution p_pre (Andrieu et al., 2010,
+https://doi.org/10.1111/j.1467-9868.2009.00736.x). Hence alpha E[log_z] <= J <= alpha log Z: the sampler's J
+is known from below, however it works.
 """
 
 import math

@@ -23,7 +23,7 @@ class SMC(Sampler):
     that the estimate of Z is unbiased whatever the value; with a perfect value there is nothing to correct.
 
     Args:
-        particles: Per population, at least 1. The law of a particle tends to p_r as they grow.
+        particles: Per population, at least 1. The distribution of a particle tends to p_r as they grow.
         threshold: Resample where fewer than this share of the particles carry the weight, in [0, 1]: 1
             resamples at every step, 0 never, which is importance sampling.
         potential: What log G is before the end, of v_t / alpha: its `difference` from the step before, the

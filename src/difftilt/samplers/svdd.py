@@ -88,7 +88,7 @@ class SVDD(Sampler):
         return steering.answer(x[chosen], take(cond, chosen), reward, population, log_z, least, line, kl)
 
     def _keep(self, steering: Steering, d: Decision, t: int, cond: Cond, before: PerSample) -> "_Kept":
-        """One of M draws of a decision's law for each row, where the states before had the value `before`."""
+        """One of M draws of a decision for each row, where the states before had the value `before`."""
         count = self.candidates
         draws = [d.x_next, *(d.step.sample() for _ in range(count - 1))]
         x = torch.stack(draws, 1).flatten(0, 1)

@@ -18,7 +18,8 @@ from difftilt.shapes import Cond
 
 @dataclass(frozen=True)
 class ValueGuidance(Sampler):
-    """Samples a chain guided by the gradient of a value: the KL is exact, the law only to first order.
+    """Samples a chain guided by the gradient of a value: the KL is exact, the distribution only to first
+    order.
 
     Args:
         at: Where the gradient is taken: v_{t-1} at the `mean` of the step, or v_t at the `state` x_t (DPS).

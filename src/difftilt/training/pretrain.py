@@ -38,7 +38,7 @@ def denoise(
         cond: The condition of each.
         null: Entries of `cond`, each for one sample, that ask for nothing.
         drop: Share of the samples whose condition is replaced by `null`, in [0, 1], so that the same
-            network learns the unconditional law.
+            network learns the unconditional distribution.
         seed: Step k draws from generators seeded by (seed, k).
     """
     for number, rows in _minibatches(len(data), batch, steps, seed):

@@ -130,7 +130,7 @@ def test_pretraining_learns_the_lower_half(tmp_path, monkeypatch):
     policy = landscape_policy(table, folder=tmp_path / "model")
     law = exact.evaluate(Objective(table.lookup, policy, 1.0), policy, table.score).law
     stated = json.loads((tmp_path / "model" / "quality.json").read_text())
-    assert law[table.score > best_seen(table)].sum() < 0.25  # the untrained law has a half there
+    assert law[table.score > best_seen(table)].sum() < 0.25  # the untrained distribution has a half there
     assert stated["above"] == pytest.approx(law[table.score > best_seen(table)].sum().item(), rel=1e-6)
     assert "difftilt pretrain dna --landscape tiny --steps 150" in (tmp_path / "model/README.md").read_text()
 

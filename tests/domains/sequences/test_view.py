@@ -20,7 +20,7 @@ from difftilt.evaluation.evaluate import ScoredSamples, write_table
 
 
 def drawn(n: int, length: int = 6, categories: int = 4, seed: int = 0, law: int = 99) -> torch.Tensor:
-    """Tokens from a different law at each position."""
+    """Tokens from a different distribution at each position."""
     generator = torch.Generator().manual_seed(seed)
     weights = torch.rand(length, categories, generator=torch.Generator().manual_seed(law)) ** 3
     return torch.multinomial(weights, n, replacement=True, generator=generator).T
@@ -86,7 +86,7 @@ def test_the_error_of_the_diversity_is_the_jackknifes():
         (lambda x, y: kmer_correlation(x, y, 4), 5, 1),
         (lambda x, y: kmer_correlation(x, y, 4), 99, 2**0.5),
     ],
-    ids=["diversity", "kmers", "kmers of equal laws"],
+    ids=["diversity", "kmers", "kmers of equal distributions"],
 )
 def test_errors_are_the_scatter_over_repetitions(metric, law, ratio):
     pairs = [(drawn(150, seed=seed), drawn(250, seed=1000 + seed, law=law)) for seed in range(200)]

@@ -33,7 +33,7 @@ from difftilt.training.pretrain import classify, denoise, noisy, shifted, warm_c
 
 NETWORK = {"patch": 4, "width": 128, "depth": 2, "heads": 4, "expand": 4}
 CLASSIFIER = {"width": 24, "features": 32}
-DROP = 0.5  # share of label-free training: fine-tuning starts from the unconditional law
+DROP = 0.5  # share of label-free training: fine-tuning starts from the unconditional distribution
 CLASSIFIER_RATE = 2e-3
 
 

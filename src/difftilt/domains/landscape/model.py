@@ -31,7 +31,7 @@ def landscape_network(landscape: Landscape, width: int = WIDTH, rows: int = ROWS
     letters, length = len(landscape.alphabet), landscape.length
     window = max(w for w in range(length + 1) if (letters + 1) ** w <= rows)
     network = MLP(letters, length, width, depth=1, window=window)
-    nn.init.zeros_(network.logits.weight)  # the first law is uniform
+    nn.init.zeros_(network.logits.weight)  # the first distribution is uniform
     nn.init.zeros_(network.logits.bias)
     return BothStrands(network) if landscape.alphabet == DNA else network
 

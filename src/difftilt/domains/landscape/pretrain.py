@@ -115,7 +115,7 @@ def train(
 
 
 def quality(table: Landscape, folder: Path) -> Numbers:
-    """What the model card states, from the exact law of all sequences."""
+    """What the model card states, from the exact distribution of all sequences."""
     policy = landscape_policy(table, folder=folder)
     law = exact.evaluate(Objective(table.lookup, policy, 1.0), policy, table.score).law
     data = torch.zeros_like(law)

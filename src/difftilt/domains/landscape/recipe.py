@@ -1,6 +1,7 @@
 """Landscapes: tune a model of short sequences towards what was measured of every one of them.
 
-All scores are known, so the tilted law, the optimum J* and any policy's own law are computed, not estimated.
+All scores are known, so the tilted distribution, the optimum J* and any policy's own distribution are
+computed, not estimated.
 """
 
 import dataclasses

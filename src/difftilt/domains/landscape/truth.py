@@ -11,9 +11,9 @@ from difftilt.policy import Policy
 from difftilt.shapes import Points, Scalar
 
 NOTE = (
-    "Computed from the law of all {count} sequences, without sampling. p_r is the law that is asked for, the"
-    " pretrained law tilted by exp(reward / alpha); the highest score among the {seen} sequences seen in"
-    " pretraining is {best:.4f}. {about}"
+    "Computed from the distribution of all {count} sequences, without sampling. p_r is what is asked for, the"
+    " pretrained distribution tilted by exp(reward / alpha); the highest score among the {seen} sequences seen"
+    " in pretraining is {best:.4f}. {about}"
 )
 
 

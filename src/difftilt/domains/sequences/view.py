@@ -104,8 +104,8 @@ def kmer_correlation(a: Sequences, b: Sequences, categories: int, k: int = 3) ->
     """Pearson's correlation of how often each of the K^k words of k letters occurs in two sets.
 
     All windows count. The standard error is the jackknife's over at most 100 parts of each set; for two sets
-    from one law it is too wide, by a factor of sqrt 2 in the limit. The correlation is NaN if one of the sets
-    holds all words equally often.
+    from one distribution it is too wide, by a factor of sqrt 2 in the limit. The correlation is NaN if one of
+    the sets holds all words equally often.
 
     Args:
         a: Sequences of tokens 0 to K - 1, of k letters or more, 3 or more of them.
