@@ -12,8 +12,8 @@ from difftilt.shapes import Points, Scalar
 
 NOTE = (
     "Computed from the distribution of all {count} sequences, without sampling. p_r is what is asked for, the"
-    " pretrained distribution tilted by exp(reward / alpha); the highest score among the {seen} sequences seen"
-    " in pretraining is {best:.4f}. {about}"
+    " pretrained distribution tilted by exp(reward / alpha); the highest score among the {seen} sequences"
+    " seen in pretraining is {best:.4f}. {about}"
 )
 
 
