@@ -8,8 +8,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn as nn
-from torch import Tensor
 
+from difftilt.answers import Failure, is_missing, kind_of, numbers_of
 from difftilt.conditions import copied, sample_keys, take
 from difftilt.shapes import Cond, PerSample, Sample, Stateful
 
@@ -183,15 +183,13 @@ class Guard:
         count, device = len(asked.sample), asked.sample.device
         self.calls += count
         answer = self.reward(asked.sample.clone(), copied(asked.cond))
-        numbers = _numbers(answer, device)
+        numbers = numbers_of(answer, device)
         expected = f"one number for each of {count} samples"
         if numbers is None:
             todo = "return the numbers alone" if isinstance(answer, tuple) else "mend the reward"
-            raise self._error(f"returned {_kind(answer)} instead of {expected}", todo=todo)
-        if self.on_error == "stop" and isinstance(answer, list | tuple):
-            for row, item in zip(asked.rows, answer, strict=False):
-                if _is_missing(item):
-                    raise self._error(f"returned {item}", row, asked.total)
+            raise self._error(f"returned {kind_of(answer)} instead of {expected}", todo=todo)
+        if isinstance(answer, list | tuple):
+            self._note(answer, asked)
         if numbers.shape != (count,):
             raise self._error(f"returned shape {tuple(numbers.shape)} instead of {expected}")
         dtype = torch.float64 if numbers.dtype == torch.float64 else torch.float32
@@ -200,6 +198,15 @@ class Guard:
             pairs = zip(asked.keys, numbers.tolist(), strict=True)
             self._cache |= {key: number for key, number in pairs if np.isfinite(number)}
         return numbers
+
+    def _note(self, answer: Sequence[Any], asked: _Asked) -> None:
+        """Stops at the first sample of a list that has no number, or remembers why it has none."""
+        for row, item in zip(asked.rows, answer, strict=False):
+            if is_missing(item):
+                what = item.reason if isinstance(item, Failure) else f"returned {item}"
+                if self.on_error == "stop":
+                    raise self._error(what, row, asked.total)
+                self._raised[row] = what
 
     def _error(
         self, what: str, row: int | None = None, total: int = 0, todo: str = "mend the reward"
@@ -233,67 +240,6 @@ def _check_arguments(reward: Reward, name: str) -> None:
             f" ({', '.join(needed)}); make it a function of (samples, conditions), and put what else is known"
             " of each sample into the conditions"
         ) from error
-
-
-def _numbers(answer: Any, device: torch.device) -> Tensor | None:
-    """An answer in any container as a tensor, whose gradient stays; None if it holds no real numbers."""
-    if isinstance(answer, list | tuple):
-        return _listed(answer, device)
-    if isinstance(answer, Tensor):
-        return None if answer.is_complex() or answer.layout != torch.strided else answer
-    if isinstance(answer, np.ma.MaskedArray):
-        return None
-    if not isinstance(answer, np.generic) and getattr(answer, "__array__", None) is not None:
-        array = np.asarray(answer)
-        return _listed(array.tolist(), device) if array.dtype == object and array.ndim else _real(array)
-    return None
-
-
-def _listed(items: Sequence[Any], device: torch.device) -> Tensor | None:
-    """A list of numbers as one tensor; float32 unless it holds tensors, whose gradients stay."""
-    items = [np.nan if _is_missing(item) else item for item in items]
-    if any(isinstance(item, Tensor) for item in items):
-        if not all(isinstance(item, Tensor | int | float | np.number) for item in items):
-            return None
-        shapes = {item.shape for item in items if isinstance(item, Tensor)}
-        if len(shapes) != 1 or any(item.is_complex() for item in items if isinstance(item, Tensor)):
-            return None
-        return torch.stack([torch.as_tensor(item, device=device) for item in items])
-    try:
-        array = np.asarray(items)
-    except ValueError:  # ragged
-        return None
-    return _real(array.astype(np.float32)) if array.dtype.kind in "fiub" else None
-
-
-def _real(array: Any) -> Tensor | None:
-    if array.dtype.kind not in "fiub":
-        return None
-    wide = array.dtype.kind == "f" and array.dtype.itemsize >= 8
-    return torch.as_tensor(array.astype(np.float64 if wide else np.float32))
-
-
-def _is_missing(item: Any) -> bool:
-    """Whether an item stands for no number: None, a masked cell, or what tables put into empty cells."""
-    return item is None or item is np.ma.masked or type(item).__name__ == "NAType"
-
-
-def _kind(answer: Any) -> str:
-    """What came instead of numbers, in a word or two."""
-    if answer is None:
-        return "None"
-    kind = type(answer).__name__
-    if isinstance(answer, np.ma.MaskedArray):
-        return f"a {kind}, in which numbers may be missing,"
-    if isinstance(answer, Tensor) and answer.layout != torch.strided:
-        return f"a tensor of layout {answer.layout}"
-    if isinstance(answer, Tensor | np.ndarray):
-        return f"numbers of type {answer.dtype}"
-    if isinstance(answer, list | tuple) and answer:
-        types = [type(item).__name__ for item in answer]
-        inside = types[0] if len(set(types)) == 1 or len(types) > 4 else f"({', '.join(types)})"
-        return f"a {kind} of {inside}"
-    return f"a {kind}"
 
 
 def _describe(error: BaseException) -> str:
