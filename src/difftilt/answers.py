@@ -1,12 +1,18 @@
-"""What rewards answer: numbers in any container, or why there is none."""
+"""What a reward takes, and what it answers: numbers in any container, or why there is none."""
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn as nn
 from torch import Tensor
+
+
+class RewardError(ValueError):
+    """A reward broke its contract. The message names the reward, the sample and the round."""
 
 
 @dataclass(frozen=True)
@@ -77,3 +83,27 @@ def kind_of(answer: Any) -> str:
         inside = types[0] if len(set(types)) == 1 or len(types) > 4 else f"({', '.join(types)})"
         return f"a {kind} of {inside}"
     return f"a {kind}"
+
+
+def check_arguments(reward: Callable[..., Any], name: str) -> None:
+    """Raises RewardError unless a reward can be called with samples and conditions."""
+    try:
+        signature = inspect.signature(reward.forward if isinstance(reward, nn.Module) else reward)
+    except ValueError:  # some functions written in C do not say
+        return
+    except TypeError as error:
+        raise RewardError(
+            f"got a {type(reward).__name__} as a reward; give a function of (samples, conditions)"
+        ) from error
+    try:
+        signature.bind(None, None)
+    except TypeError as error:
+        kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        needed = [
+            p.name for p in signature.parameters.values() if p.kind not in kinds and p.default is p.empty
+        ]
+        raise RewardError(
+            f"reward '{name}' got 2 arguments, samples and conditions, but takes {len(needed)}"
+            f" ({', '.join(needed)}); make it a function of (samples, conditions), and put what else is known"
+            " of each sample into the conditions"
+        ) from error
