@@ -139,7 +139,7 @@ class Guard:
         if len(bad) > self.max_failures * len(value):
             raise RewardError(
                 f"reward '{self.name}' failed for {len(bad)} of {len(value)} samples in round {self.round},"
-                f" but at most a share of {self.max_failures:g} may fail: it {self.failure}; mend the reward, or"
+                f" but at most a share of {self.max_failures:g} may fail: it {self.failure}; mend it, or"
                 " allow more with max_failures"
             )
         self.dropped += len(bad)
