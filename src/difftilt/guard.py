@@ -150,6 +150,11 @@ class Guard:
             )
         self.dropped += len(bad)
 
+    @property
+    def failures(self) -> dict[str, int]:
+        """How many samples had no valid reward, by what became of them."""
+        return {"dropped" if self.penalty is None else "penalised": self.dropped}
+
     def state_dict(self) -> dict[str, Any]:
         """The counters, the remembered answers, and the reward's own state, for a checkpoint.
 

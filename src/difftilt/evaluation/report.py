@@ -57,6 +57,7 @@ def outcome(run: Run) -> Outcome:
         target_kl=run.target_kl,
         samples=len(run.samples["after"].get("reward", ())) or None,
         dropped=run.summary.get("dropped", 0),
+        penalised=run.summary.get("penalised", 0),
         ess=[as_float(row["ess"]) for row in run.rounds if row.get("ess") is not None],
         warnings=run.summary.get("warnings", ()),
         finished=finished,

@@ -31,7 +31,8 @@ class Outcome:
         rounds: J of every round, in order.
         optimum: J*, which no policy exceeds.
         samples: How many samples of the tuned model were scored.
-        dropped: Samples whose reward failed.
+        dropped: Samples whose reward failed, and that were left out.
+        penalised: Samples whose reward failed, and that got the stated penalty.
         ess: Effective share of the samples behind each round's weights, in (0, 1].
         warnings: What the run itself has to say, in sentences.
     """
@@ -47,6 +48,7 @@ class Outcome:
     target_kl: float | None = None
     samples: int | None = None
     dropped: int = 0
+    penalised: int = 0
     ess: Sequence[float] = ()
     warnings: Sequence[str] = ()
     finished: bool = True
@@ -259,6 +261,12 @@ def _samples(run: Outcome) -> Iterator[Finding]:
         yield _watch(
             f"{run.dropped:,} {were} dropped because the reward failed: all numbers are those of the samples"
             " that it can score."
+        )
+    if run.penalised > 0:
+        had = "sample" if run.penalised == 1 else "samples"
+        yield _watch(
+            f"The reward failed for {run.penalised:,} {had}, which got the stated penalty: the mean reward holds"
+            " it, too."
         )
 
 

@@ -274,5 +274,5 @@ def _costs(job: Job, totals: Totals) -> dict[str, Any]:
         "rounds": totals.rounds,
         "gradient_steps": totals.steps,
         "seconds": totals.seconds,
-        "dropped": job.objective.reward.dropped,
+        **job.objective.reward.failures,
     }

@@ -62,7 +62,7 @@ def fit_value(
         "rounds": totals.rounds,
         "gradient_steps": totals.steps,
         "seconds": totals.seconds,
-        "dropped": objective.reward.dropped,
+        **objective.reward.failures,
     }
     write_json(folder / "summary.json", summary)
     return summary
