@@ -256,18 +256,14 @@ def _samples(run: Outcome) -> Iterator[Finding]:
             f"Only {run.samples} samples were scored: what happens in fewer than one of"
             f" {max(run.samples // 3, 1)} may not show at all."
         )
-    if run.dropped > 0:
-        were = "sample was" if run.dropped == 1 else "samples were"
-        yield _watch(
-            f"{run.dropped:,} {were} dropped because the reward failed: all numbers are those of the samples"
-            " that it can score."
-        )
-    if run.penalised > 0:
-        had = "sample" if run.penalised == 1 else "samples"
-        yield _watch(
-            f"The reward failed for {run.penalised:,} {had}, which got the stated penalty: the mean reward holds"
-            " it, too."
-        )
+    fates = {
+        "dropped": (run.dropped, "all numbers are those of the samples that it can score"),
+        "given the stated penalty": (run.penalised, "the mean reward holds it, too"),
+    }
+    for fate, (count, so) in fates.items():
+        if count > 0:
+            were = "sample was" if count == 1 else "samples were"
+            yield _watch(f"{count:,} {were} {fate} because the reward failed: {so}.")
 
 
 def _weights(run: Outcome) -> Iterator[Finding]:
