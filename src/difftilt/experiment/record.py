@@ -14,7 +14,7 @@ from typing import Any
 from difftilt.data.atomic import atomic_file
 from difftilt.experiment import code
 from difftilt.settings import settable
-from difftilt.training.checkpoint import versions
+from difftilt.training.manifest import versions
 
 VALUE = "value"  # the task of a run that learns a soft value
 
