@@ -34,33 +34,45 @@ def locked(folder: Path) -> Iterator[None]:
     if place in _held or fcntl is None:
         yield
         return
-    handle = _open(place / LOCK)
-    _held[place] = handle
+    _held[place] = handle = _take(place / LOCK, folder)
     try:
-        _take(handle, folder)
         yield
     finally:
-        if _held.pop(place, None) is not None:  # a forked child has closed it already
+        if _held.pop(place, None) is not None:  # a forked child has let go already
+            (place / LOCK).unlink(missing_ok=True)
             os.close(handle)
 
 
-def _open(path: Path) -> int:
-    try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
-    except OSError as error:
-        raise UnreadableError(f"{path} cannot be opened ({error.strerror}); remove it") from None
+def _take(path: Path, folder: Path) -> int:
+    """A handle of the lock file that no other process has locked."""
+    while True:
+        try:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+        except OSError as error:
+            raise UnreadableError(f"{path} cannot be opened ({error.strerror}); remove it") from None
+        try:
+            _flock(handle)
+        except BlockingIOError:
+            os.close(handle)
+            raise BusyError(
+                f"{folder} is in use by another process of difftilt, so nothing was done; wait until it has"
+                " ended, or name another folder"
+            ) from None
+        try:
+            if os.path.samestat(os.fstat(handle), path.stat()):
+                return handle
+        except FileNotFoundError:
+            pass  # who had it has just removed it
+        os.close(handle)
 
 
-def _take(handle: int, folder: Path) -> None:
+def _flock(handle: int) -> None:
     if fcntl is None:
         return
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise BusyError(
-            f"{folder} is in use by another process of difftilt, so nothing was done; wait until it has"
-            " ended, or name another folder"
-        ) from None
+        raise
     except OSError:  # a file system without locks
         return
 

@@ -98,9 +98,9 @@ def parse_json(text: str | bytes, what: Path | str) -> Any:
     try:
         content = json.loads(text, parse_int=_whole)
     except RecursionError:
-        raise UnreadableError(f"{what} is nested more than {DEEPEST} levels deep; bring it back") from None
+        raise UnreadableError(f"'{what}' is nested more than {DEEPEST} levels deep; restore it") from None
     except ValueError as error:
-        raise UnreadableError(f"{what} is not valid JSON ({error}); bring it back from a copy") from None
+        raise UnreadableError(f"'{what}' is not valid JSON ({error}); bring it back from a copy") from None
     level = [content]
     for _ in range(DEEPEST):
         level = [
@@ -111,7 +111,7 @@ def parse_json(text: str | bytes, what: Path | str) -> Any:
         ]
         if not level:
             return content
-    raise UnreadableError(f"{what} is nested more than {DEEPEST} levels deep; bring it back from a copy")
+    raise UnreadableError(f"'{what}' is nested more than {DEEPEST} levels deep; restore it")
 
 
 def read_json(path: Path, hint: Any = dict[str, Any], most: int = LONGEST) -> Any:
@@ -125,7 +125,8 @@ def read_json(path: Path, hint: Any = dict[str, Any], most: int = LONGEST) -> An
     """
     content = parse_json(read_text(path, most), path)
     if not isinstance(content, dict):
-        raise UnreadableError(f"{path} holds a {type(content).__name__} instead of a JSON object; restore it")
+        kind = type(content).__name__
+        raise UnreadableError(f"'{path}' holds a {kind}, not a JSON object; bring it back from a copy")
     if wrong := misfit(content, hint):
         raise UnreadableError(f"{path}: {wrong}; bring the file back from a copy, or make it anew")
     return content

@@ -33,6 +33,7 @@ def set_aside(folder: Path) -> None:
     for name in names:
         (aside / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).rename(aside / name)
+    delete(folder, names)  # the folders in which nothing is left
 
 
 def waits(folder: Path) -> bool:

@@ -23,10 +23,20 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 
-from difftilt.data.owned import CHECKPOINT, check_inside, discard, sweep
+from difftilt.data.owned import CHECKPOINT, PART, check_inside, discard, sweep
 from difftilt.data.read import UnreadableError, parse_json, read_bytes, read_tensors
 from difftilt.data.typed import misfit
-from difftilt.training.manifest import MANIFEST, CheckpointError, describe, encode, name_of, rounds_of, verify
+from difftilt.training.manifest import (
+    MANIFEST,
+    CheckpointError,
+    Manifest,
+    describe,
+    encode,
+    name_of,
+    read_manifest,
+    rounds_of,
+    verify,
+)
 from difftilt.training.tree import Packed, Tree, unpack
 
 WEIGHTS = ("policy", "ema")
@@ -147,6 +157,22 @@ def read(checkpoint: Path, name: str, hint: Any = Any) -> Tree:
         raise CheckpointError(f"{plain_file} and {tensors_file} do not belong together") from None
 
 
+def run_of_newest(folder: Path) -> tuple[int, dict[str, Any]] | None:
+    """The rounds of the newest checkpoint that says whose it is, and what it says, with the versions of then.
+
+    Its other files are not looked at.
+    """
+    check_inside(folder.parent)
+    for path in sorted(_checkpoints(folder), key=rounds_of, reverse=True):
+        try:
+            about = read_manifest(path / MANIFEST)
+        except CheckpointError:
+            continue
+        if misfit(about, Manifest) is None:
+            return about["rounds"], {**about["run"], "versions": about["versions"]}
+    return None
+
+
 def _choose(folder: Path) -> Path | None:
     check_inside(folder.parent)
     found = sorted(_checkpoints(folder), key=rounds_of, reverse=True)
@@ -176,7 +202,8 @@ def _prune(folder: Path, rounds: int, keep: int) -> None:
 
 def _checkpoints(folder: Path) -> list[Path]:
     """All that stand there, whole or not."""
-    return [path for path in folder.glob("round-*") if CHECKPOINT.fullmatch(path.name) and path.is_dir()]
+    named = [path for path in folder.glob("round-*") if CHECKPOINT.fullmatch(path.name) and path.is_dir()]
+    return [path for path in named if any(PART.fullmatch(file.name) for file in path.iterdir())]
 
 
 def _write_packed(folder: Path, name: str, packed: Packed) -> None:

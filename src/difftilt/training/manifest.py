@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from difftilt.data.owned import PART
-from difftilt.data.read import UnreadableError, check_regular, parse_json, read_bytes, read_json
+from difftilt.data.read import UnreadableError, check_regular, parse_json, read_bytes
 from difftilt.data.typed import misfit
 
 FORMAT = 3
@@ -23,7 +23,9 @@ class _File(TypedDict):
     sha256: str
 
 
-class _Manifest(TypedDict):
+class Manifest(TypedDict):
+    """`MANIFEST.json`, without its own hash."""
+
     format: int
     rounds: int
     versions: dict[str, str]
@@ -61,21 +63,15 @@ def describe(folder: Path, rounds: int, run: Mapping[str, Any]) -> bytes:
     return _seal(about)
 
 
-def run_of(checkpoint: Path) -> dict[str, Any]:
-    """What tells the run that a whole checkpoint belongs to from others, and the versions that wrote it."""
-    manifest = read_json(checkpoint / MANIFEST, _Manifest)
-    return {**manifest["run"], "versions": manifest["versions"]}
-
-
 def verify(checkpoint: Path) -> None:
     """Raises CheckpointError, naming the file, unless every byte is as it was written."""
     manifest = checkpoint / MANIFEST
     if not manifest.exists():
         raise CheckpointError(f"{manifest} is missing")
-    content = _manifest(manifest)
+    content = read_manifest(manifest)
     if content["format"] != FORMAT:
         raise CheckpointError(f"{manifest} has format {content['format']}, but this version reads {FORMAT}")
-    if wrong := misfit(content, _Manifest):
+    if wrong := misfit(content, Manifest):
         raise CheckpointError(f"{manifest}: {wrong}")
     if name_of(content["rounds"]) != checkpoint.name:
         raise CheckpointError(f"{manifest} belongs to {name_of(content['rounds'])}")
@@ -88,7 +84,7 @@ def verify(checkpoint: Path) -> None:
         _verify_file(checkpoint / name, expected)
 
 
-def _manifest(manifest: Path) -> dict[str, Any]:
+def read_manifest(manifest: Path) -> dict[str, Any]:
     """What a manifest says, if it is as it was written."""
     try:
         data = read_bytes(manifest)
