@@ -1,5 +1,6 @@
 """Where data sets lie on this machine, and how their files are read."""
 
+import codecs
 import csv
 import gzip
 import io
@@ -53,8 +54,24 @@ def contents(path: Path) -> bytes:
         raise ValueError(f"the file is damaged ({error}): get it anew") from None
 
 
-def read_table(path: Path, wanted: Sequence[str], delimiter: str = ",") -> list[list[str]]:
+def text(path: Path) -> str:
+    """A file's text, without blank lines at its end: UTF-8, or what a byte-order mark says.
+
+    Raises:
+        ValueError: If the bytes are none.
+    """
+    found = contents(path)
+    marked = found[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    try:
+        return found.decode("utf-16" if marked else "utf-8-sig").rstrip("\r\n")
+    except UnicodeDecodeError:
+        raise ValueError("the file holds no text, but a table is expected") from None
+
+
+def read_table(path: Path, wanted: Sequence[str]) -> list[list[str]]:
     """The wanted columns of a table with a header, one list of cells each.
+
+    Cells are separated by what the header has most of: commas, semicolons or tabs.
 
     Args:
         wanted: Names of columns; one that stands twice is found twice.
@@ -62,16 +79,21 @@ def read_table(path: Path, wanted: Sequence[str], delimiter: str = ",") -> list[
     Raises:
         ValueError: If a column or all rows are missing, or for the first row with too few or many cells.
     """
+    found = text(path)
+    delimiter = max(",;\t", key=found.partition("\n")[0].count)
     try:
-        lines = list(csv.reader(io.StringIO(contents(path).decode(), newline=""), delimiter=delimiter))
-    except (UnicodeDecodeError, csv.Error):
+        lines = list(csv.reader(io.StringIO(found, newline=""), delimiter=delimiter))
+    except csv.Error:
         raise ValueError("the file holds no text, but a table is expected") from None
     header = lines[0] if lines else []
     places: list[int] = []
     for name in wanted:
         start = 1 + max((place for place in places if header[place] == name), default=-1)
         if name not in header[start:]:
-            raise ValueError(f"there is no column {name}: the header is {delimiter.join(header)[:80]!r}")
+            raise ValueError(
+                f"there is no column {name}: the header is {delimiter.join(header)[:80]!r}, but a table with"
+                f" the columns {', '.join(dict.fromkeys(wanted))} is expected"
+            )
         places.append(header.index(name, start))
     columns: list[list[str]] = [[] for _ in wanted]
     for row, cells in enumerate(lines[1:], 2):
