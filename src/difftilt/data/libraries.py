@@ -82,9 +82,7 @@ def read_smiles(path: Path) -> list[str]:
     with naming(path):
         header, *smiles = text(path).splitlines() or [""]
         if header != "SMILES" or not smiles:
-            raise ValueError(
-                f"a header SMILES with one molecule per row is expected, but got {header[:80]!r}"
-            )
+            raise ValueError(f"a header SMILES with a molecule per row is expected, but got {header[:80]!r}")
         for row, line in enumerate(smiles, 2):
             if not line or line.strip() != line:
                 raise ValueError(f"row {row} holds {line[:60]!r}, but a SMILES is expected")
