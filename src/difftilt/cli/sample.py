@@ -90,9 +90,10 @@ def sample_run(words: list[str]) -> None:
     settings = parse(sample_options, words, "difftilt sample", SampleOptions, CodeOptions)
     options, folder = taken(SampleOptions, settings), Path(settings["subject"])
     if not (folder / "run.json").exists():
+        seeds = [path.parent for path in sorted(folder.glob("seed-*/run.json"))]
         raise UsageError(
             f"{folder / 'run.json'} does not exist, and no recipe is called {folder}: name a run's folder,"
-            f" such as runs/demo, or one of {', '.join(RECIPES)}, or FILE.py:NAME"
+            f" such as {[*seeds, 'runs/demo'][0]}, or one of {', '.join(RECIPES)}, or FILE.py:NAME"
         )
     job, record = trained(load(folder, taken(CodeOptions, settings)), folder), read_run(folder)
     written = {"run": str(folder), "recipe": record["recipe"], "settings": record["settings"]}

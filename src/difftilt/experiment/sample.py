@@ -108,6 +108,7 @@ def look(job: Job, place: Path, count: int, seed: int) -> ScoredSamples:
 
 def keep(job: Job, seen: ScoredSamples, place: Path) -> None:
     """Writes pictures and numbers of samples into files whose paths begin with `place`."""
+    place.parent.mkdir(parents=True, exist_ok=True)
     if job.view.draw is not None:
         job.view.draw(seen, place)
     spelt = job.view.spell(seen.sample) if job.view.spell is not None else None
