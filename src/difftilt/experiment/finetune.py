@@ -63,7 +63,7 @@ def finetune(job: Job, folder: Path | str, accelerator: Accelerator | None = Non
     if not accelerator.is_main_process:
         return {}
     load_policy(folder, job.policy)
-    summary = judge(job, folder, "after")[1] | _costs(job, load_totals(folder)) | {"before": before}
+    summary = judge(job, folder, "after")[1] | costs(job, load_totals(folder)) | {"before": before}
     summary["warnings"] = before["warnings"]
     if job.target_kl is not None:
         summary["target_kl"] = job.target_kl
@@ -233,7 +233,7 @@ def place(job: Job, accelerator: Accelerator) -> None:
         module.to(accelerator.device)
 
 
-def _costs(job: Job, totals: Totals) -> dict[str, Any]:
+def costs(job: Job, totals: Totals) -> dict[str, Any]:
     """What the run has spent; the reward calls include those of both evaluations."""
     return {
         "reward_calls": totals.reward_calls + job.training.evaluate,

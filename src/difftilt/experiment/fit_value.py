@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from difftilt.conditions import batch_size, on_device_of, take
-from difftilt.experiment.finetune import make_optimizer, per_process, place
+from difftilt.experiment.finetune import costs, make_optimizer, per_process, place
 from difftilt.experiment.job import Job
 from difftilt.experiment.record import VALUE, from_json, read_json, write_json
 from difftilt.guidance.value_guided import ValueGuided
@@ -56,14 +56,7 @@ def fit_value(
     totals = load_totals(folder)
     load_algorithm(folder, regression)
     summary = check(regression.value(objective), objective, job.cond(training.evaluate), training.seed)
-    summary |= {
-        "reward_calls": totals.reward_calls + training.evaluate,
-        "network_calls": {"forward": totals.network_calls, "backward": totals.network_calls_backward},
-        "rounds": totals.rounds,
-        "gradient_steps": totals.steps,
-        "seconds": totals.seconds,
-        "dropped": objective.reward.dropped,
-    }
+    summary |= costs(job, totals)
     write_json(folder / "summary.json", summary)
     return summary
 
