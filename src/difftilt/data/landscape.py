@@ -97,7 +97,9 @@ def make_landscape(
             equal; for a sequence that is missing.
     """
     if len(sequences) != len(scores):
-        raise ValueError(f"{len(sequences)} sequences came with {len(scores)} scores: one each is needed")
+        raise ValueError(
+            f"one score per sequence is needed, but got {len(sequences)} sequences and {len(scores)} scores"
+        )
     tokens = encode(sequences, alphabet, length, unique=True, first=first)
     for row, score in enumerate(scores, first):
         if score is None or not math.isfinite(score):
