@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from difftilt.answers import Failure
 from difftilt.conditions import unconditional
 from difftilt.guard import Guard, RewardError
 from difftilt.objective import Objective
@@ -102,6 +103,7 @@ def test_numbers_in_any_container_are_accepted(answer):
         (pd.Series([1.0, None, 2.0, 3.0]), "returned nan for sample 1 of 4"),
         (pd.Series([1.0, None, 2.0, 3.0], dtype="Float64"), "returned nan for sample 1 of 4"),
         ([1.0, pd.NA, 2.0, 3.0], "returned <NA> for sample 1 of 4"),
+        ([1.0, Failure("took longer than 30 s"), 2.0, 3.0], "took longer than 30 s for sample 1 of 4"),
         ([1.0, torch.tensor(1.0), "2", 3.0], "returned a list of (float, Tensor, str, float) instead of"),
         (pd.DataFrame({"score": GOOD}), "returned shape (4, 1) instead of"),
     ],
@@ -159,6 +161,12 @@ def test_bad_samples_are_dropped_and_counted_if_asked(error, cache):
 def test_dropped_numbers_become_nan_and_never_a_substitute(answer):
     value = guarded(answer, on_error="drop")(SAMPLES, unconditional(4))
     assert value.isnan().tolist() == [False, True, True, False]
+
+
+def test_a_failure_is_dropped_with_its_reason():
+    guard = guarded([1.0, 2.0, Failure("took longer than 30 s"), 3.0], on_error="drop")
+    assert guard(SAMPLES, unconditional(4)).isnan().tolist() == [False, False, True, False]
+    assert guard.failure == "took longer than 30 s for sample 2 of 4" and guard.dropped == 1
 
 
 def test_an_answer_of_the_wrong_shape_stops_even_when_dropping():

@@ -1,24 +1,36 @@
 """Any callable is a reward. The guard makes sure that what it returns is one."""
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 import torch.nn as nn
-from torch import Tensor
 
+from difftilt.answers import Failure, RewardError, check_arguments, is_missing, kind_of, numbers_of
 from difftilt.conditions import copied, sample_keys, take
 from difftilt.shapes import Cond, PerSample, Sample, Stateful
 
 Reward = Callable[[Sample, Cond], PerSample]
-OnError = Literal["stop", "drop"]
+OnError = Literal["stop", "drop", "penalty"]
 
 
-class RewardError(ValueError):
-    """A reward broke its contract. The message names the reward, the sample and the round."""
+class BudgetSpent(RuntimeError):  # noqa: N818  (not an error: what was paid for has been used)
+    """The next samples would cost more calls than a reward may be given."""
+
+
+@runtime_checkable
+class Composite(Protocol):
+    """A reward that is made of others, each behind a guard of its own."""
+
+    @property
+    def guards(self) -> "Mapping[str, Guard]": ...
+
+    @property
+    def answers(self) -> Mapping[str, PerSample]:
+        """What each of them said of the last samples; NaN where it was not asked, or had no answer."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -54,39 +66,94 @@ class Guard:
             If it has `state_dict` and `load_state_dict`, what it learns is saved with the run.
         name: What messages call it; the function's own name by default.
         on_error: `stop` raises at the first bad value. `drop` marks bad samples with NaN, which
-            `Objective.score` leaves out, and counts them in `dropped`.
+            `Objective.score` leaves out, and counts them in `dropped`. `penalty` gives them a stated number.
+        penalty: That number; only with `penalty`.
+        max_failures: Share of a batch, in (0, 1], above which bad samples stop the run after all.
+        budget: Most calls, if given; before the first that would not fit, `BudgetSpent` is raised.
         cache: Answer repeated samples from memory. Right only for a deterministic reward without
             gradients whose answer for one sample does not depend on the rest of the batch.
 
     Attributes:
         calls: Samples scored so far.
-        dropped: Samples dropped so far.
+        dropped: Samples so far that had no valid reward, and were left out or given the penalty.
+        parts: Of a reward that is made of others: what each said of the last batch's valid samples, by name.
         failure: What was wrong with the first bad sample of the last batch; empty if none was.
-        round: What messages call the present round; set by the training loop.
+        reasons: The same of each bad sample of the last batch, by its row.
     """
 
-    def __init__(self, reward: Reward, name: str = "", on_error: OnError = "stop", cache: bool = False):
-        self.reward, self.on_error = reward, on_error
+    def __init__(
+        self,
+        reward: Callable[[Sample, Cond], Any],
+        name: str = "",
+        on_error: OnError = "stop",
+        cache: bool = False,
+        *,
+        penalty: float | None = None,
+        max_failures: float = 1.0,
+        budget: int | None = None,
+    ):
+        if (on_error == "penalty") != (penalty is not None):
+            raise ValueError(
+                f"on_error {on_error!r} got penalty {penalty}; state the number that failed samples are given"
+                " with on_error 'penalty', and none otherwise"
+            )
+        self.reward, self.on_error, self.penalty = reward, on_error, penalty
+        self.max_failures, self.budget = max_failures, budget
         self.name = name or getattr(reward, "__name__", type(reward).__name__)
-        self.calls, self.dropped, self.round = 0, 0, 0
+        self.calls, self.dropped, self._round = 0, 0, 0
         self.failure = ""
+        self.reasons: Mapping[int, str] = {}
+        self.parts: Mapping[str, PerSample] = {}
         self._raised: dict[int, str] = {}
         self._cache: dict[str, float] | None = {} if cache else None
-        _check_arguments(reward, self.name)
+        check_arguments(reward, self.name)
 
     def __call__(self, sample: Sample, cond: Cond) -> PerSample:
-        self.failure = ""
+        self.failure, self.reasons = "", {}
         self._raised.clear()
         value = self._fresh(sample, cond) if self._cache is None else self._remembered(sample, cond)
-        bad = (~value.isfinite()).nonzero()[:, 0].tolist()
-        if not bad:
-            return value
-        returned = f"returned {value[bad[0]].item()}"
+        valid = value.isfinite()
+        if not valid.all():
+            self._count((~valid).nonzero()[:, 0].tolist(), value)
+            value = value.where(valid, torch.nan if self.penalty is None else self.penalty)
+        if isinstance(self.reward, Composite):
+            answers, kept = (
+                self.reward.answers,
+                value.isfinite(),
+            )  # fewer, where the last batch was taken apart
+            self.parts = {name: x[kept] for name, x in answers.items() if len(x) == len(kept)}
+        return value
+
+    @property
+    def round(self) -> int:
+        """What messages call the present round; set by the training loop."""
+        return self._round
+
+    @round.setter
+    def round(self, number: int) -> None:
+        self._round = number
+        for part in self.reward.guards.values() if isinstance(self.reward, Composite) else ():
+            part.round = number
+
+    def _count(self, bad: Sequence[int], value: PerSample) -> None:
+        """Takes note of bad samples; raises if there are more than there may be."""
+        self.reasons = {row: self._raised.get(row, f"returned {value[row].item()}") for row in bad}
+        what = self.reasons[bad[0]]
         if self.on_error == "stop":
-            raise self._error(returned, bad[0], len(value))
-        self.failure = f"{self._raised.get(bad[0], returned)} for sample {bad[0]} of {len(value)}"
+            raise self._error(what, bad[0], len(value))
+        self.failure = f"{what} for sample {bad[0]} of {len(value)}"
+        if len(bad) > self.max_failures * len(value):
+            raise RewardError(
+                f"reward '{self.name}' failed for {len(bad)} of {len(value)} samples in round {self.round},"
+                f" but at most a share of {self.max_failures:g} may fail: it {self.failure}; mend it, or"
+                " allow more with max_failures"
+            )
         self.dropped += len(bad)
-        return value.where(value.isfinite(), torch.nan)
+
+    @property
+    def failures(self) -> dict[str, int]:
+        """How many samples had no valid reward, by what became of them."""
+        return {"dropped" if self.penalty is None else "penalised": self.dropped}
 
     def state_dict(self) -> dict[str, Any]:
         """The counters, the remembered answers, and the reward's own state, for a checkpoint.
@@ -173,7 +240,7 @@ class Guard:
         """The reward's answer, or what it raised: also an attempt to exit, but not Ctrl-C."""
         try:
             return self._call(asked)
-        except (RewardError, KeyboardInterrupt, GeneratorExit):
+        except (RewardError, BudgetSpent, KeyboardInterrupt, GeneratorExit):
             raise
         except BaseException as error:  # a library that exits must not end the run
             return error
@@ -181,17 +248,20 @@ class Guard:
     def _call(self, asked: _Asked) -> PerSample:
         """The answer as one float32 number per sample, or as float64 if it is, with its gradient."""
         count, device = len(asked.sample), asked.sample.device
+        if self.budget is not None and self.calls + count > self.budget:
+            raise BudgetSpent(
+                f"{self.calls} of at most {self.budget} calls of reward '{self.name}' are spent, and the next"
+                f" {count} samples do not fit"
+            )
         self.calls += count
         answer = self.reward(asked.sample.clone(), copied(asked.cond))
-        numbers = _numbers(answer, device)
+        numbers = numbers_of(answer, device)
         expected = f"one number for each of {count} samples"
         if numbers is None:
             todo = "return the numbers alone" if isinstance(answer, tuple) else "mend the reward"
-            raise self._error(f"returned {_kind(answer)} instead of {expected}", todo=todo)
-        if self.on_error == "stop" and isinstance(answer, list | tuple):
-            for row, item in zip(asked.rows, answer, strict=False):
-                if _is_missing(item):
-                    raise self._error(f"returned {item}", row, asked.total)
+            raise self._error(f"returned {kind_of(answer)} instead of {expected}", todo=todo)
+        if isinstance(answer, list | tuple):
+            self._note(answer, asked)
         if numbers.shape != (count,):
             raise self._error(f"returned shape {tuple(numbers.shape)} instead of {expected}")
         dtype = torch.float64 if numbers.dtype == torch.float64 else torch.float32
@@ -201,6 +271,15 @@ class Guard:
             self._cache |= {key: number for key, number in pairs if np.isfinite(number)}
         return numbers
 
+    def _note(self, answer: Sequence[Any], asked: _Asked) -> None:
+        """Stops at the first sample of a list that has no number, or remembers why it has none."""
+        for row, item in zip(asked.rows, answer, strict=False):
+            if is_missing(item):
+                what = item.reason if isinstance(item, Failure) else f"returned {item}"
+                if self.on_error == "stop":
+                    raise self._error(what, row, asked.total)
+                self._raised[row] = what
+
     def _error(
         self, what: str, row: int | None = None, total: int = 0, todo: str = "mend the reward"
     ) -> RewardError:
@@ -209,91 +288,6 @@ class Guard:
             f"reward '{self.name}' {what}{where} in round {self.round}; {todo}"
             + (", or drop such samples with on_error='drop'" if row is not None else "")
         )
-
-
-def _check_arguments(reward: Reward, name: str) -> None:
-    """Raises RewardError unless a reward can be called with samples and conditions."""
-    try:
-        signature = inspect.signature(reward.forward if isinstance(reward, nn.Module) else reward)
-    except ValueError:  # some functions written in C do not say
-        return
-    except TypeError as error:
-        raise RewardError(
-            f"got a {type(reward).__name__} as a reward; give a function of (samples, conditions)"
-        ) from error
-    try:
-        signature.bind(None, None)
-    except TypeError as error:
-        kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-        needed = [
-            p.name for p in signature.parameters.values() if p.kind not in kinds and p.default is p.empty
-        ]
-        raise RewardError(
-            f"reward '{name}' got 2 arguments, samples and conditions, but takes {len(needed)}"
-            f" ({', '.join(needed)}); make it a function of (samples, conditions), and put what else is known"
-            " of each sample into the conditions"
-        ) from error
-
-
-def _numbers(answer: Any, device: torch.device) -> Tensor | None:
-    """An answer in any container as a tensor, whose gradient stays; None if it holds no real numbers."""
-    if isinstance(answer, list | tuple):
-        return _listed(answer, device)
-    if isinstance(answer, Tensor):
-        return None if answer.is_complex() or answer.layout != torch.strided else answer
-    if isinstance(answer, np.ma.MaskedArray):
-        return None
-    if not isinstance(answer, np.generic) and getattr(answer, "__array__", None) is not None:
-        array = np.asarray(answer)
-        return _listed(array.tolist(), device) if array.dtype == object and array.ndim else _real(array)
-    return None
-
-
-def _listed(items: Sequence[Any], device: torch.device) -> Tensor | None:
-    """A list of numbers as one tensor; float32 unless it holds tensors, whose gradients stay."""
-    items = [np.nan if _is_missing(item) else item for item in items]
-    if any(isinstance(item, Tensor) for item in items):
-        if not all(isinstance(item, Tensor | int | float | np.number) for item in items):
-            return None
-        shapes = {item.shape for item in items if isinstance(item, Tensor)}
-        if len(shapes) != 1 or any(item.is_complex() for item in items if isinstance(item, Tensor)):
-            return None
-        return torch.stack([torch.as_tensor(item, device=device) for item in items])
-    try:
-        array = np.asarray(items)
-    except ValueError:  # ragged
-        return None
-    return _real(array.astype(np.float32)) if array.dtype.kind in "fiub" else None
-
-
-def _real(array: Any) -> Tensor | None:
-    if array.dtype.kind not in "fiub":
-        return None
-    wide = array.dtype.kind == "f" and array.dtype.itemsize >= 8
-    return torch.as_tensor(array.astype(np.float64 if wide else np.float32))
-
-
-def _is_missing(item: Any) -> bool:
-    """Whether an item stands for no number: None, a masked cell, or what tables put into empty cells."""
-    return item is None or item is np.ma.masked or type(item).__name__ == "NAType"
-
-
-def _kind(answer: Any) -> str:
-    """What came instead of numbers, in a word or two."""
-    if answer is None:
-        return "None"
-    kind = type(answer).__name__
-    if isinstance(answer, np.ma.MaskedArray):
-        return f"a {kind}, in which numbers may be missing,"
-    if isinstance(answer, Tensor) and answer.layout != torch.strided:
-        return f"a tensor of layout {answer.layout}"
-    if isinstance(answer, Tensor | np.ndarray):
-        return f"numbers of type {answer.dtype}"
-    if isinstance(answer, list | tuple) and answer:
-        types = [type(item).__name__ for item in answer]
-        inside = types[0] if len(set(types)) == 1 or len(types) > 4 else f"({', '.join(types)})"
-        return f"a {kind} of {inside}"
-    return f"a {kind}"
 
 
 def _describe(error: BaseException) -> str:

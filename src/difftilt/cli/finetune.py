@@ -159,6 +159,9 @@ def conclude(summary: Mapping[str, Any], folder: Path) -> None:
         f" {summary['seconds']:.0f} s",
         soft_wrap=True,
     )
+    for what in ("dropped", "penalised"):
+        if summary.get(what):
+            console.print(f"{summary[what]} samples had no valid reward and were {what}", soft_wrap=True)
     for sentence in summary["warnings"]:
         console.print(f"warning: {sentence}", markup=False, soft_wrap=True)
     console.print(f"report: {folder / 'report.html'}", soft_wrap=True)

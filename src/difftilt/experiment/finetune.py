@@ -4,21 +4,25 @@ import copy
 import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
 
+from difftilt.data.atomic import atomic_file
 from difftilt.evaluation.diagnostics import frozen_start_warning
 from difftilt.evaluation.report import write_report
 from difftilt.experiment.job import Job, Maker
 from difftilt.experiment.record import describe, read_json, to_json, write_json
 from difftilt.experiment.sample import judge
-from difftilt.guard import Guard
+from difftilt.guard import BudgetSpent, Guard
 from difftilt.networks.network_calls import NetworkCalls
 from difftilt.objective import Objective
+from difftilt.rewards.scoring import begin
 from difftilt.shapes import PerSample
 from difftilt.training.alpha import meaning_of_alpha, starting_alpha
 from difftilt.training.distributed import make_accelerator
@@ -26,7 +30,9 @@ from difftilt.training.fit import denoisers
 from difftilt.training.seeds import SETUP, seed_round
 from difftilt.training.settings import Training
 from difftilt.training.train import Totals, load_policy, load_totals, train
+from difftilt.training.tree import Packed, pack, unpack
 
+ASKED = "before.safetensors"  # what the reward learned from the evaluation before training, if it learns
 PLAYED = 64  # samples in the round that a plan plays
 
 
@@ -52,19 +58,22 @@ def finetune(job: Job, folder: Path | str, accelerator: Accelerator | None = Non
     training = job.training
     share = per_process(training, accelerator)
     torch.set_num_threads(training.threads)
+    run = read_json(folder / "run.json").get("id", str(folder))
+    begin(job.objective.reward, f"{run}/{accelerator.process_index}")
     place(job, accelerator)
     before = _before(job, folder, accelerator)
     optimizer, scheduler = make_optimizer(job)
-    for _ in train(
-        folder, job.policy, job.objective, job.algorithm, lambda _: job.cond(share), optimizer, training,
-        accelerator, scheduler=scheduler, target_kl=job.target_kl,
-    ):  # fmt: skip
-        pass
+    with _within_budget(job, accelerator) as ended:
+        for _ in train(
+            folder, job.policy, job.objective, job.algorithm, lambda _: job.cond(share), optimizer, training,
+            accelerator, scheduler=scheduler, target_kl=job.target_kl,
+        ):  # fmt: skip
+            pass
     if not accelerator.is_main_process:
         return {}
     load_policy(folder, job.policy)
     summary = judge(job, folder, "after")[1] | costs(job, load_totals(folder)) | {"before": before}
-    summary["warnings"] = before["warnings"]
+    summary |= {"warnings": [*before["warnings"], *ended], "ended": " ".join(ended)}
     if job.target_kl is not None:
         summary["target_kl"] = job.target_kl
         write_json(folder / "run.json", read_json(folder / "run.json") | {"final_alpha": summary["alpha"]})
@@ -116,6 +125,8 @@ def make_run(
         known = {"algorithm": job.algorithm, "alpha": job.objective.alpha, "training": own}
         record = describe(maker.recipe, known, *where)
     record |= {"threads": own.threads, "reward": job.objective.reward.name} | dict(also or {})
+    if (folder / "run.json").exists():
+        record["id"] = read_json(folder / "run.json").get("id") or record["id"]
     if why_not:
         record["cannot_be_made_again"] = why_not
     folder.mkdir(parents=True, exist_ok=True)
@@ -191,12 +202,17 @@ def _before(job: Job, folder: Path, accelerator: Accelerator) -> dict[str, Any]:
     if accelerator.is_main_process and not path.exists():
         seen, row = judge(job, folder, "before")
         row |= {"warnings": _warnings(job), "start_alpha": _start_alpha(job, seen.reward)}
-        write_json(path, row | {"reward_calls": job.objective.reward.calls})
+        kept = pack(job.objective.reward.state_dict())
+        if kept.tensors:
+            with atomic_file(folder / ASKED) as file:
+                save_file(kept.tensors, file)
+        write_json(path, row | {"reward_calls": job.objective.reward.calls, "asked": kept.plain})
     accelerator.wait_for_everyone()
     before = read_json(path)
     job.objective.alpha = before["start_alpha"]
     if accelerator.is_main_process:
-        job.objective.reward.calls = before["reward_calls"]
+        tensors = load_file(folder / ASKED) if (folder / ASKED).exists() else {}
+        job.objective.reward.load_state_dict(unpack(Packed(before.pop("asked"), tensors)))
     return before
 
 
@@ -214,6 +230,23 @@ def _start_alpha(job: Job, rewards: PerSample) -> float:
         flush=True,
     )
     return start.alpha
+
+
+@contextmanager
+def _within_budget(job: Job, accelerator: Accelerator) -> Iterator[list[str]]:
+    """Ends a block when the budget of the reward is spent, but for what the last evaluation needs.
+
+    Yields:
+        Why it was ended, in a sentence, if it was.
+    """
+    guard, budget, ended = job.objective.reward, job.training.reward_budget, []
+    if budget is not None:
+        guard.budget = (budget - job.training.evaluate) // accelerator.num_processes
+    try:
+        yield ended
+    except BudgetSpent as spent:
+        ended.append(f"training ended early: {spent}, with {job.training.evaluate} kept for the evaluation")
+    guard.budget = budget
 
 
 def _warnings(job: Job) -> list[str]:
@@ -241,5 +274,5 @@ def costs(job: Job, totals: Totals) -> dict[str, Any]:
         "rounds": totals.rounds,
         "gradient_steps": totals.steps,
         "seconds": totals.seconds,
-        "dropped": job.objective.reward.dropped,
+        **job.objective.reward.failures,
     }

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import types
 import typing
+import uuid
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -99,6 +100,7 @@ def describe(
     outside = code.record(_texts(made_of))
     content: dict[str, Any] = {
         **made_of,
+        "id": uuid.uuid4().hex,
         "seed": seed,
         "versions": versions(),
         "device": device,

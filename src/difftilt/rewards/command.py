@@ -30,27 +30,27 @@ class CommandReward:
         if not words:
             raise ValueError("the reward 'command:' names no command; give one, such as command:./score.sh")
         self.__name__ = f"command:{command}"
-        self._words, self._spell, self._timeout = words, spell, timeout
+        self.words, self._spell, self._timeout = words, spell, timeout
 
     def __call__(self, sample: Sample, cond: Cond) -> PerSample:
         lines = self._spell(sample)
         try:
             done = subprocess.run(
-                self._words, input="\n".join(lines) + "\n", capture_output=True, text=True,
+                self.words, input="\n".join(lines) + "\n", capture_output=True, text=True,
                 timeout=self._timeout, check=False,
             )  # fmt: skip
         except subprocess.TimeoutExpired:
             raise ValueError(
-                f"{self._words[0]} took longer than {self._timeout:g} seconds for {len(lines)} samples; raise"
+                f"{self.words[0]} took longer than {self._timeout:g} seconds for {len(lines)} samples; raise"
                 " --reward-timeout, or score fewer at a time with --batch"
             ) from None
         except OSError as error:
-            raise ValueError(f"{self._words[0]} cannot be run: {error.strerror or error}") from None
+            raise ValueError(f"{self.words[0]} cannot be run: {error.strerror or error}") from None
         if done.returncode:
             said = (done.stderr.strip().splitlines() or ["it said nothing on its error output"])[-1]
-            raise ValueError(f"{self._words[0]} ended with code {done.returncode}: {said[:200]}")
+            raise ValueError(f"{self.words[0]} ended with code {done.returncode}: {said[:200]}")
         return torch.tensor(
-            _numbers(done.stdout.splitlines(), len(lines), self._words[0]), dtype=torch.float64
+            _numbers(done.stdout.splitlines(), len(lines), self.words[0]), dtype=torch.float64
         )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from difftilt.objective import Algorithm, Objective
+from difftilt.objective import Algorithm, Objective, standard_error
 from difftilt.policy import Policy
 from difftilt.settings import Count, check_value
 from difftilt.shapes import Cond, Stateful
@@ -210,7 +210,14 @@ class _Keeper:
     def step(self, row: Row) -> Row:
         """Books one gradient step; returns its row with the reward calls so far."""
         self.state.stepped()
-        row = {**row, "reward_calls": total(self.state.objective.reward.calls, self._accelerator)}
+        reward = self.state.objective.reward
+        parts: dict[str, float] = {}
+        for name, answers in reward.parts.items():
+            asked = answers[answers.isfinite()]
+            if len(asked):
+                parts[f"part {name}"] = asked.mean().item()
+                parts[f"part {name}_se"] = standard_error(asked).item()
+        row = {**row, **parts, "reward_calls": total(reward.calls, self._accelerator)}
         self._rows.append(row)
         if self._log:
             self._log.write({"step": self.state.steps, **row})

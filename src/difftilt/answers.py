@@ -1,0 +1,109 @@
+"""What a reward takes, and what it answers: numbers in any container, or why there is none."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+
+class RewardError(ValueError):
+    """A reward broke its contract. The message names the reward, the sample and the round."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Stands in a list of rewards where a sample has none, and says why, as in `raised OSError (busy)`."""
+
+    reason: str
+
+
+def numbers_of(answer: Any, device: torch.device) -> Tensor | None:
+    """An answer in any container as a tensor, whose gradient stays; None if it holds no real numbers."""
+    if isinstance(answer, list | tuple):
+        return _listed(answer, device)
+    if isinstance(answer, Tensor):
+        return None if answer.is_complex() or answer.layout != torch.strided else answer
+    if isinstance(answer, np.ma.MaskedArray):
+        return None
+    if not isinstance(answer, np.generic) and getattr(answer, "__array__", None) is not None:
+        array = np.asarray(answer)
+        return _listed(array.tolist(), device) if array.dtype == object and array.ndim else _real(array)
+    return None
+
+
+def _listed(items: Sequence[Any], device: torch.device) -> Tensor | None:
+    """A list of numbers as one tensor; float32 unless it holds tensors, whose gradients stay."""
+    items = [np.nan if is_missing(item) else item for item in items]
+    if any(isinstance(item, Tensor) for item in items):
+        if not all(isinstance(item, Tensor | int | float | np.number) for item in items):
+            return None
+        shapes = {item.shape for item in items if isinstance(item, Tensor)}
+        if len(shapes) != 1 or any(item.is_complex() for item in items if isinstance(item, Tensor)):
+            return None
+        return torch.stack([torch.as_tensor(item, device=device) for item in items])
+    try:
+        array = np.asarray(items)
+    except ValueError:  # ragged
+        return None
+    return _real(array.astype(np.float32)) if array.dtype.kind in "fiub" else None
+
+
+def _real(array: Any) -> Tensor | None:
+    if array.dtype.kind not in "fiub":
+        return None
+    wide = array.dtype.kind == "f" and array.dtype.itemsize >= 8
+    return torch.as_tensor(array.astype(np.float64 if wide else np.float32))
+
+
+def is_missing(item: Any) -> bool:
+    """Whether an item stands for no number: None, a failure, a masked cell, an empty cell of a table."""
+    return (
+        item is None or item is np.ma.masked or isinstance(item, Failure) or type(item).__name__ == "NAType"
+    )
+
+
+def kind_of(answer: Any) -> str:
+    """What came instead of numbers, in a word or two."""
+    if answer is None:
+        return "None"
+    kind = type(answer).__name__
+    if isinstance(answer, np.ma.MaskedArray):
+        return f"a {kind}, in which numbers may be missing,"
+    if isinstance(answer, Tensor) and answer.layout != torch.strided:
+        return f"a tensor of layout {answer.layout}"
+    if isinstance(answer, Tensor | np.ndarray):
+        return f"numbers of type {answer.dtype}"
+    if isinstance(answer, list | tuple) and answer:
+        types = [type(item).__name__ for item in answer]
+        inside = types[0] if len(set(types)) == 1 or len(types) > 4 else f"({', '.join(types)})"
+        return f"a {kind} of {inside}"
+    return f"a {kind}"
+
+
+def check_arguments(reward: Callable[..., Any], name: str) -> None:
+    """Raises RewardError unless a reward can be called with samples and conditions."""
+    try:
+        signature = inspect.signature(reward.forward if isinstance(reward, nn.Module) else reward)
+    except ValueError:  # some functions written in C do not say
+        return
+    except TypeError as error:
+        raise RewardError(
+            f"got a {type(reward).__name__} as a reward; give a function of (samples, conditions)"
+        ) from error
+    try:
+        signature.bind(None, None)
+    except TypeError as error:
+        kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        needed = [
+            p.name for p in signature.parameters.values() if p.kind not in kinds and p.default is p.empty
+        ]
+        raise RewardError(
+            f"reward '{name}' got 2 arguments, samples and conditions, but takes {len(needed)}"
+            f" ({', '.join(needed)}); make it a function of (samples, conditions), and put what else is known"
+            " of each sample into the conditions"
+        ) from error
