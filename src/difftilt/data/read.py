@@ -1,5 +1,6 @@
 """Files from disk, whoever wrote them: what cannot be used is refused in one sentence that names the file."""
 
+import codecs
 import csv
 import gzip
 import io
@@ -147,12 +148,23 @@ def read_rows(path: Path, hint: Any = dict[str, Any]) -> tuple[list[dict[str, An
     return rows, torn
 
 
-def read_cells(path: Path, delimiter: str = ",") -> list[list[str]]:
-    """The rows of a table, packed or not, the header included."""
+def read_table_text(path: Path) -> str:
+    """A table's text, packed or not, without blank lines at its end: UTF-8, or as its byte-order mark says."""
+    found = contents(path)
+    marked = found[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
     try:
-        text = contents(path).decode("utf-8-sig")
+        return found.decode("utf-16" if marked else "utf-8-sig").rstrip("\r\n")
+    except UnicodeDecodeError:
+        raise UnreadableError(f"{path}: the file holds no text, but a table is expected") from None
+
+
+def read_cells(path: Path) -> list[list[str]]:
+    """The rows of a table, the header included; cells are separated by what that has most of: , ; or tabs."""
+    text = read_table_text(path)
+    delimiter = max(",;\t", key=text.partition("\n")[0].count)
+    try:
         return list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))
-    except (UnicodeDecodeError, csv.Error):
+    except csv.Error:
         raise UnreadableError(f"{path}: the file holds no text, but a table is expected") from None
 
 

@@ -88,7 +88,7 @@ def _finetune(
     if not accelerator.is_main_process:
         return {}
     load_policy(folder, job.policy)
-    summary = judge(job, folder, "after")[1] | _costs(job, load_totals(folder)) | {"before": before}
+    summary = judge(job, folder, "after")[1] | costs(job, load_totals(folder)) | {"before": before}
     summary |= {"warnings": [*before["warnings"], *ended], "ended": " ".join(ended)}
     if job.target_kl is not None:
         summary["target_kl"] = job.target_kl
@@ -259,7 +259,7 @@ def place(job: Job, accelerator: Accelerator) -> None:
         module.to(accelerator.device)
 
 
-def _costs(job: Job, totals: Totals) -> dict[str, Any]:
+def costs(job: Job, totals: Totals) -> dict[str, Any]:
     """What the run has spent; the reward calls include those of both evaluations."""
     return {
         "reward_calls": totals.reward_calls + job.training.evaluate,

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 
 from difftilt.conditions import batch_size, on_device_of, take
 from difftilt.data.lock import locked
-from difftilt.experiment.finetune import make_optimizer, per_process, place
+from difftilt.experiment.finetune import costs, make_optimizer, per_process, place
 from difftilt.experiment.identity import check_changes, identity
 from difftilt.experiment.job import Job
 from difftilt.experiment.record import VALUE, read_run, restored, write_json
@@ -82,14 +82,7 @@ def _fit(
     totals = load_totals(folder)
     load_algorithm(folder, regression)
     summary = check(regression.value(objective), objective, job.cond(training.evaluate), training.seed)
-    summary |= {
-        "reward_calls": totals.reward_calls + training.evaluate,
-        "network_calls": {"forward": totals.network_calls, "backward": totals.network_calls_backward},
-        "rounds": totals.rounds,
-        "gradient_steps": totals.steps,
-        "seconds": totals.seconds,
-        **objective.reward.failures,
-    }
+    summary |= costs(job, totals)
     write_json(folder / "summary.json", summary)
     return summary
 
