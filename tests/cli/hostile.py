@@ -350,7 +350,10 @@ def one_folder(
 
 
 def _theirs(run: Path) -> list[Path]:
-    return [path for path in run.rglob("*") if path.is_file() and path.name in {Path(n).name for n in USERS}]
+    names = {Path(name).name for name in USERS}
+    return [
+        path for path in run.rglob("*") if path.name in names and path.is_file() and not path.is_symlink()
+    ]
 
 
 def state(folder: Path) -> dict[str, str]:
