@@ -78,11 +78,12 @@ class Guard:
         dropped: Samples so far that had no valid reward, and were left out or given the penalty.
         parts: Of a reward that is made of others: what each said of the last batch's valid samples, by name.
         failure: What was wrong with the first bad sample of the last batch; empty if none was.
+        reasons: The same of each bad sample of the last batch, by its row.
     """
 
     def __init__(
         self,
-        reward: Reward,
+        reward: Callable[[Sample, Cond], Any],
         name: str = "",
         on_error: OnError = "stop",
         cache: bool = False,
@@ -101,13 +102,14 @@ class Guard:
         self.name = name or getattr(reward, "__name__", type(reward).__name__)
         self.calls, self.dropped, self._round = 0, 0, 0
         self.failure = ""
+        self.reasons: Mapping[int, str] = {}
         self.parts: Mapping[str, PerSample] = {}
         self._raised: dict[int, str] = {}
         self._cache: dict[str, float] | None = {} if cache else None
         check_arguments(reward, self.name)
 
     def __call__(self, sample: Sample, cond: Cond) -> PerSample:
-        self.failure = ""
+        self.failure, self.reasons = "", {}
         self._raised.clear()
         value = self._fresh(sample, cond) if self._cache is None else self._remembered(sample, cond)
         valid = value.isfinite()
@@ -115,8 +117,11 @@ class Guard:
             self._count((~valid).nonzero()[:, 0].tolist(), value)
             value = value.where(valid, torch.nan if self.penalty is None else self.penalty)
         if isinstance(self.reward, Composite):
-            kept = value.isfinite()
-            self.parts = {name: answer[kept] for name, answer in self.reward.answers.items()}
+            answers, kept = (
+                self.reward.answers,
+                value.isfinite(),
+            )  # fewer, where the last batch was taken apart
+            self.parts = {name: x[kept] for name, x in answers.items() if len(x) == len(kept)}
         return value
 
     @property
@@ -132,7 +137,8 @@ class Guard:
 
     def _count(self, bad: Sequence[int], value: PerSample) -> None:
         """Takes note of bad samples; raises if there are more than there may be."""
-        what = self._raised.get(bad[0], f"returned {value[bad[0]].item()}")
+        self.reasons = {row: self._raised.get(row, f"returned {value[row].item()}") for row in bad}
+        what = self.reasons[bad[0]]
         if self.on_error == "stop":
             raise self._error(what, bad[0], len(value))
         self.failure = f"{what} for sample {bad[0]} of {len(value)}"
@@ -143,6 +149,11 @@ class Guard:
                 " allow more with max_failures"
             )
         self.dropped += len(bad)
+
+    @property
+    def failures(self) -> dict[str, int]:
+        """How many samples had no valid reward, by what became of them."""
+        return {"dropped" if self.penalty is None else "penalised": self.dropped}
 
     def state_dict(self) -> dict[str, Any]:
         """The counters, the remembered answers, and the reward's own state, for a checkpoint.

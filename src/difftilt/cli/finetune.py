@@ -29,8 +29,9 @@ from difftilt.cli.value import resume_value
 from difftilt.data.owned import RUN
 from difftilt.data.read import read_json
 from difftilt.evaluation.schema import Summary
-from difftilt.experiment.finetune import finetune, make_run, plan
+from difftilt.experiment.finetune import finetune, make_run
 from difftilt.experiment.job import Job
+from difftilt.experiment.plan import plan
 from difftilt.experiment.record import VALUE, read_run, to_json, write_json
 from difftilt.settings import Count, UsageError
 from difftilt.training.distributed import finish, make_accelerator
@@ -187,6 +188,9 @@ def conclude(summary: Mapping[str, Any], folder: Path) -> None:
         f" {summary['seconds']:.0f} s",
         soft_wrap=True,
     )
+    for what in ("dropped", "penalised"):
+        if summary.get(what):
+            console.print(f"{summary[what]} samples had no valid reward and were {what}", soft_wrap=True)
     for sentence in summary["warnings"]:
         console.print(f"warning: {sentence}", markup=False, soft_wrap=True)
     console.print(f"report: {folder / 'report.html'}", soft_wrap=True)

@@ -28,6 +28,7 @@ COMMANDS: Mapping[str, tuple[str, str, str]] = {
     "report": ("report", "report_command", "Writes a run's report.html anew."),
     "compare": ("report", "compare_command", "Compares runs: a table, a picture and a page, over seeds."),
     "advise": ("advise", "advise_command", "Names the algorithm to start with, and what was measured of it."),
+    "ledger": ("ledger", "ledger_command", "Shows, exports and imports the rewards that were paid for."),
     "data": ("data", "data_command", "Lists the data sets, fetches them, or takes them from files you have."),
 }
 

@@ -11,7 +11,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Annotated, Any
 
 import tyro
@@ -19,6 +19,7 @@ import tyro
 from difftilt.algorithms.choices import PRESETS
 from difftilt.experiment import code
 from difftilt.objective import Algorithm
+from difftilt.rewards.combined import SEPARATOR
 from difftilt.settings import UsageError, check_value, kebab
 
 
@@ -46,8 +47,9 @@ def parse(
     for group in groups:
         defaults |= {f.name: f.default for f in dataclasses.fields(group)}
         hints |= typing.get_type_hints(group, include_extras=True)
-        doc += "\n" + (inspect.getdoc(group) or "").partition("Args:")[2]
-    words, own = own_algorithms(words, hints)
+        for base in group.__mro__:  # inherited options are told of where they are declared
+            doc += "\n" + inspect.cleandoc(base.__dict__.get("__doc__") or "").partition("Args:")[2]
+    words, own = own_algorithms(_joined(words, hints), hints)
     fields = [
         _field(name, subcommands(name, hints[name], default, words, own), default)
         for name, default in defaults.items()
@@ -81,6 +83,21 @@ def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
             f" such as {bare[0]}: float = 1.0"
         )
     return hints
+
+
+def _joined(words: list[str], hints: Mapping[str, Any]) -> list[str]:
+    """The words with those of several rewards made one: --reward a.py:f:0.7 qed:0.3."""
+    choices = tuple(f"{name}:" for name, hint in hints.items() if len(typing.get_args(hint)) > 1)
+    joined, several = [], False
+    for word in words:
+        if several and word == SEPARATOR.strip():
+            continue
+        if several and joined[-1] != "--reward" and not word.startswith(("--", *choices)):
+            joined[-1] += SEPARATOR + word
+        else:
+            joined.append(word)
+            several = word == "--reward" if word.startswith("-") else several and joined[-2] == "--reward"
+    return joined
 
 
 def own_algorithms(words: list[str], hints: dict[str, Any]) -> tuple[list[str], dict[str, type]]:

@@ -16,8 +16,8 @@ from difftilt.experiment import code
 from difftilt.experiment.identity import EVERYTHING
 from difftilt.experiment.job import Job, Maker
 from difftilt.experiment.record import VALUE, read_run, restore, trust
-from difftilt.guard import OnError
-from difftilt.settings import Count, Positive, UsageError, check_value
+from difftilt.rewards.scoring import Scoring
+from difftilt.settings import Count, UsageError, check_value
 from difftilt.training.settings import Training
 
 RECIPES: Mapping[str, str] = {
@@ -29,19 +29,13 @@ RECIPES: Mapping[str, str] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class ScoreOptions:
+class ScoreOptions(Scoring):
     """How to ask the reward.
 
     Args:
-        on_error: What a sample without a valid reward does: `stop`, or be dropped and counted.
-        cache: Answer a repeated sample's reward from memory; right for a deterministic black box only.
-        reward_timeout: Seconds that a reward which is a command may take for a batch, above 0.
         threads: CPU threads of torch, at least 1.
     """
 
-    on_error: OnError = "stop"
-    cache: bool = False
-    reward_timeout: Positive = 600.0
     threads: Count = 1
 
 

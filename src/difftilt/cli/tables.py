@@ -24,10 +24,10 @@ def show_numbers(columns: Mapping[str, Mapping[str, Any]]) -> None:
             else label
         )
         table.add_row(label, *(_cell(row.get(name), row.get(f"{name}_se")) for row in columns.values()))
-    golds = dict.fromkeys(name for row in columns.values() for name in row.get("gold", {}))
-    for name in golds:
-        cells = (_cell(row["gold"].get(name), row["gold_se"].get(name)) for row in columns.values())
-        table.add_row(name, *cells)
+    for kind, mark in (("gold", ""), ("parts", "part ")):
+        for name in dict.fromkeys(name for row in columns.values() for name in row.get(kind, {})):
+            known = [(row.get(kind, {}), row.get(f"{kind}_se", {})) for row in columns.values()]
+            table.add_row(mark + name, *(_cell(mean.get(name), se.get(name)) for mean, se in known))
     for name in ("log_z", "diversity"):
         if any(row.get(name) is not None for row in columns.values()):
             cells = (_cell(row.get(name), row.get(f"{name}_se")) for row in columns.values())

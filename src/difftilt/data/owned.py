@@ -19,7 +19,7 @@ from difftilt.data.read import UnreadableError, kind_of, read_json
 
 CONTENTS = "contents.json"  # which files of a folder are ours
 RUN = "run.json"
-FILES = (RUN, "before.json", "summary.json", "metrics.jsonl", "report.html", "wandb-id")
+FILES = (RUN, "before.json", "before.safetensors", "summary.json", "metrics.jsonl", "report.html", "wandb-id")
 FOLDERS = ("checkpoints", "samples", "tensorboard")
 CHECKPOINT = re.compile(r"round-(\d{6,18})")
 _UNFINISHED = re.compile(r"\.tmp-(old-)?round-\d{6,18}")

@@ -2,7 +2,7 @@
 
 import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ class ScoredSamples:
     Args:
         kl: Path KL to the reference, nats, closed form.
         gold: Rewards that training never sees.
+        parts: What each reward said, where the reward is made of several; NaN where one was not asked.
     """
 
     sample: State
@@ -31,10 +32,12 @@ class ScoredSamples:
     kl: PerSample
     gold: Mapping[str, PerSample]
     alpha: float
+    parts: Mapping[str, PerSample] = field(default_factory=dict)
 
     def scores(self) -> dict[str, PerSample]:
-        """Reward, KL in nats and gold rewards of every sample."""
-        return {"reward": self.reward, "kl_nats": self.kl, **self.gold}
+        """Reward, KL in nats, gold rewards and parts of the reward of every sample."""
+        parts = {f"part {name}": answers for name, answers in self.parts.items()}
+        return {"reward": self.reward, "kl_nats": self.kl, **self.gold, **parts}
 
     def summary(self) -> dict[str, Any]:
         """Reward, KL in nats, J and gold rewards, each with its standard error."""
@@ -42,6 +45,11 @@ class ScoredSamples:
         row |= {name: x.item() for name, x in outcome(self.reward, self.kl, self.alpha).items()}
         row["gold"] = {name: x.mean().item() for name, x in self.gold.items()}
         row["gold_se"] = {name: standard_error(x).item() for name, x in self.gold.items()}
+        asked = {name: x[x.isfinite()] for name, x in self.parts.items() if x.isfinite().any()}
+        if asked:
+            row["parts"] = {name: x.mean().item() for name, x in asked.items()}
+            row["parts_se"] = {name: standard_error(x).item() for name, x in asked.items()}
+            row["parts_asked"] = {name: len(x) for name, x in asked.items()}
         return row
 
 
@@ -64,7 +72,12 @@ def evaluate(
     seed_round(seed, EVALUATION)
     cond = on_device_of(policy, cond)
     rows = torch.arange(batch_size(cond)).split(chunk)
-    seen: list[Experience] = [objective.sample(policy, take(cond, part)) for part in rows]
+    seen: list[Experience] = []
+    parts: dict[str, list[PerSample]] = {}
+    for part in rows:
+        seen.append(objective.sample(policy, take(cond, part)))
+        for name, answers in objective.reward.parts.items():
+            parts.setdefault(name, []).append(answers.double())
     sample = torch.cat([s.path.sample for s in seen])
     scores = {
         name: torch.cat([judge(s.path.sample, s.path.cond) for s in seen]).double()
@@ -76,6 +89,7 @@ def evaluate(
         torch.cat([s.kl.sum(0) for s in seen]),
         scores,
         objective.alpha,
+        {name: torch.cat(answers) for name, answers in parts.items()},
     )
 
 

@@ -41,7 +41,7 @@ def outcome(run: Run) -> Outcome:
     finished = "reward" in after
     if not finished and run.rounds:
         before, after = run.before or run.rounds[0], run.rounds[-1]
-    gold = {_title(name): Change(old, new) for name, old, new in _golds(before, after)}
+    gold = {_title(name): Change(old, new) for name, old, new in _scores(before, after, "gold")}
     return Outcome(
         alpha=run.alpha,
         reward=_change(before, after, "reward"),
@@ -54,6 +54,7 @@ def outcome(run: Run) -> Outcome:
         target_kl=run.target_kl,
         samples=len(run.samples["after"].get("reward", ())) or None,
         dropped=run.summary.get("dropped", 0),
+        penalised=run.summary.get("penalised", 0),
         ess=[as_float(row["ess"]) for row in run.rounds if row.get("ess") is not None],
         warnings=run.summary.get("warnings", ()),
         finished=finished,
@@ -71,11 +72,14 @@ def _change(before: Mapping[str, Any], after: Mapping[str, Any], name: str) -> C
     return Change(old, new) if old and new else None
 
 
-def _golds(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterable[tuple[str, Estimate, Estimate]]:
-    for name, value in (after.get("gold") or {}).items():
-        if name in (before.get("gold") or {}):
-            se = [as_float((row.get("gold_se") or {}).get(name)) for row in (before, after)]
-            yield name, Estimate(as_float(before["gold"][name]), se[0]), Estimate(as_float(value), se[1])
+def _scores(
+    before: Mapping[str, Any], after: Mapping[str, Any], kind: str
+) -> Iterable[tuple[str, Estimate, Estimate]]:
+    """Name and numbers of the gold scores, or of the parts of the reward, that are known before and after."""
+    for name, value in (after.get(kind) or {}).items():
+        if name in (before.get(kind) or {}):
+            se = [as_float((row.get(f"{kind}_se") or {}).get(name)) for row in (before, after)]
+            yield name, Estimate(as_float(before[kind][name]), se[0]), Estimate(as_float(value), se[1])
 
 
 def render(run: Run) -> str:
@@ -95,6 +99,7 @@ def render(run: Run) -> str:
         first="pretrained" if run.before or result.finished else "first round",
         way=result.way and _percent(result.way),
         is_proxy=_is_proxy(run),
+        parts={name: Change(*found) for name, *found in _scores(run.before, run.summary, "parts")},
         headline=headline(result),
         achieved=[finding.text for finding in said if finding.kind == "achieved"],
         watch=[finding.text for finding in said if finding.kind == "watch"],
@@ -148,7 +153,9 @@ def _curves(run: Run, result: Outcome) -> list[tuple[str, Markup]]:
 
     limits = {"objective": result.optimum and result.optimum.objective.value, "kl_nats": result.target_kl}
     found = []
-    for title, name, over in CURVES:
+    parts = dict.fromkeys(name for row in run.rounds for name in row if name.startswith("part "))
+    own = [(name, name, "reward calls") for name in parts if not name.endswith("_se")]
+    for title, name, over in [*CURVES, *own]:
         key = over.replace(" ", "_")
         rows = [row for row in run.rounds if row.get(name) is not None and row.get(key) is not None]
         if rows and (name != "alpha" or result.target_kl is not None):
@@ -176,12 +183,12 @@ def _histograms(samples: Mapping[str, Samples], is_proxy: bool) -> list[tuple[st
     from difftilt.evaluation.plots import histogram  # matplotlib loads slowly, and only pages need it
 
     before, after = samples["before"], samples["after"]
-    kinds = {"reward": ("Reward", "proxy" if is_proxy else "")}
-    return [
-        (*kinds.get(name, (_title(name), "gold")), Markup(histogram(before[name], after[name])))
-        for name in before
-        if name in after
-    ]
+    found = []
+    for name in (name for name in before if after.get(name) and before[name]):
+        kind = "" if name.startswith("part ") else "gold"
+        title, kind = ("Reward", "proxy" if is_proxy else "") if name == "reward" else (_title(name), kind)
+        found.append((title, kind, Markup(histogram(before[name], after[name]))))
+    return found
 
 
 def _title(name: str) -> str:

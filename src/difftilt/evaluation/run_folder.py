@@ -125,10 +125,11 @@ def _table(path: Path) -> list[dict[str, str]]:
 
 
 def _scores(rows: list[dict[str, str]], gold: Iterable[str]) -> Samples:
-    """The columns that hold the reward and the gold scores."""
-    known = {"reward", *gold}
-    names = [name for name in (rows[0] if rows else ()) if name in known or str(name).startswith("gold")]
-    return {name: [as_float(row.get(name)) for row in rows] for name in names}
+    """The columns that hold the reward, the gold scores and the parts of the reward."""
+    known, marks = {"reward", *gold}, ("gold", "part ")
+    names = [name for name in (rows[0] if rows else ()) if name in known or str(name).startswith(marks)]
+    scores = {name: [as_float(row.get(name)) for row in rows] for name in names}
+    return {name: [x for x in column if x == x or name == "reward"] for name, column in scores.items()}
 
 
 def as_float(value: Any) -> float:

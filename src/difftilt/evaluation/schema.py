@@ -10,6 +10,7 @@ Text = str | None
 class Info(TypedDict, total=False):
     """`run.json`."""
 
+    id: str
     recipe: str
     settings: dict[str, Any]
     seed: int | None
@@ -45,6 +46,9 @@ class Numbers(TypedDict, total=False):
     diversity_se: Number
     gold: ByName
     gold_se: ByName
+    parts: ByName
+    parts_se: ByName
+    parts_asked: ByName
     exact: ByName
     optimum: ByName
     exact_note: Text
@@ -54,6 +58,8 @@ class Numbers(TypedDict, total=False):
     warnings: list[str] | None
     samples: int | None
     dropped: int | None
+    penalised: int | None
+    ended: Text
     reward_calls: Number
     network_calls: ByName
     rounds: int | None
@@ -72,6 +78,7 @@ class Start(TypedDict):
 
     start_alpha: float
     reward_calls: int
+    asked: dict[str, Any]
     warnings: list[str]
 
 

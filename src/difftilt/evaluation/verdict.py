@@ -31,7 +31,8 @@ class Outcome:
         rounds: J of every round, in order.
         optimum: J*, which no policy exceeds.
         samples: How many samples of the tuned model were scored.
-        dropped: Samples whose reward failed.
+        dropped: Samples whose reward failed, and that were left out.
+        penalised: Samples whose reward failed, and that got the stated penalty.
         ess: Effective share of the samples behind each round's weights, in (0, 1].
         warnings: What the run itself has to say, in sentences.
     """
@@ -47,6 +48,7 @@ class Outcome:
     target_kl: float | None = None
     samples: int | None = None
     dropped: int = 0
+    penalised: int = 0
     ess: Sequence[float] = ()
     warnings: Sequence[str] = ()
     finished: bool = True
@@ -254,12 +256,14 @@ def _samples(run: Outcome) -> Iterator[Finding]:
             f"Only {run.samples} samples were scored: what happens in fewer than one of"
             f" {max(run.samples // 3, 1)} may not show at all."
         )
-    if run.dropped > 0:
-        were = "sample was" if run.dropped == 1 else "samples were"
-        yield _watch(
-            f"{run.dropped:,} {were} dropped because the reward failed: all numbers are those of the samples"
-            " that it can score."
-        )
+    fates = {
+        "dropped": (run.dropped, "all numbers are those of the samples that it can score"),
+        "given the stated penalty": (run.penalised, "the mean reward holds it, too"),
+    }
+    for fate, (count, so) in fates.items():
+        if count > 0:
+            were = "sample was" if count == 1 else "samples were"
+            yield _watch(f"{count:,} {were} {fate} because the reward failed: {so}.")
 
 
 def _weights(run: Outcome) -> Iterator[Finding]:

@@ -1,20 +1,21 @@
 """What can be done with a job: tune it, sample from it, or only say what it would cost."""
 
-import copy
 import json
 import math
 import sys
-from collections.abc import Collection, Mapping
-from contextlib import nullcontext
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from safetensors.torch import save_file
 
+from difftilt.data.atomic import atomic_file
 from difftilt.data.lock import LOCK, locked
 from difftilt.data.owned import RUN, check_inside
-from difftilt.data.read import read_json
+from difftilt.data.read import read_json, read_tensors
 from difftilt.evaluation.diagnostics import frozen_start_warning
 from difftilt.evaluation.report import write_report
 from difftilt.evaluation.schema import Info, Numbers, Start
@@ -23,18 +24,17 @@ from difftilt.experiment.identity import check_changes, identity
 from difftilt.experiment.job import Job, Maker
 from difftilt.experiment.record import describe, describe_settings, to_json, write_json
 from difftilt.experiment.sample import judge
-from difftilt.guard import Guard
-from difftilt.networks.network_calls import NetworkCalls
-from difftilt.objective import Objective
+from difftilt.guard import BudgetSpent
+from difftilt.rewards.scoring import begin
 from difftilt.shapes import PerSample
 from difftilt.training.alpha import meaning_of_alpha, starting_alpha
 from difftilt.training.distributed import make_accelerator
-from difftilt.training.fit import denoisers
 from difftilt.training.seeds import SETUP, seed_round
 from difftilt.training.settings import Training
 from difftilt.training.train import Totals, load_policy, load_totals, train
+from difftilt.training.tree import Packed, pack, unpack
 
-PLAYED = 64  # samples in the round that a plan plays
+ASKED = "before.safetensors"  # what the reward learned from the evaluation before training, if it learns
 
 
 def finetune(
@@ -74,19 +74,22 @@ def _finetune(
     training = job.training
     share = per_process(training, accelerator)
     torch.set_num_threads(training.threads)
+    run = read_json(folder / RUN, Info).get("id", str(folder))
+    begin(job.objective.reward, f"{run}/{accelerator.process_index}")
     place(job, accelerator)
     before = _before(job, folder, accelerator)
     optimizer, scheduler = make_optimizer(job)
-    for _ in train(
-        folder, job.policy, job.objective, job.algorithm, lambda _: job.cond(share), optimizer, training,
-        accelerator, scheduler=scheduler, target_kl=job.target_kl, run=identity(made_of(job), folder),
-    ):  # fmt: skip
-        pass
+    with _within_budget(job, accelerator) as ended:
+        for _ in train(
+            folder, job.policy, job.objective, job.algorithm, lambda _: job.cond(share), optimizer, training,
+            accelerator, scheduler=scheduler, target_kl=job.target_kl, run=identity(made_of(job), folder),
+        ):  # fmt: skip
+            pass
     if not accelerator.is_main_process:
         return {}
     load_policy(folder, job.policy)
     summary = judge(job, folder, "after")[1] | _costs(job, load_totals(folder)) | {"before": before}
-    summary["warnings"] = before["warnings"]
+    summary |= {"warnings": [*before["warnings"], *ended], "ended": " ".join(ended)}
     if job.target_kl is not None:
         summary["target_kl"] = job.target_kl
         write_json(folder / "run.json", read_json(folder / RUN) | {"final_alpha": summary["alpha"]})
@@ -134,6 +137,8 @@ def make_run(
     if "code" in record:
         record["signature"] = code.sign({name: record[name] for name in ("recipe", "settings", "code")})
     folder.mkdir(parents=True, exist_ok=True)
+    if (folder / RUN).exists():  # of the same run, made of code that is named anew
+        record["id"] = read_json(folder / RUN, Info).get("id", record["id"])
     write_json(folder / RUN, record)
 
 
@@ -153,40 +158,6 @@ def made_of(job: Job, settings: Mapping[str, Any] | None = None) -> dict[str, An
         record = describe_settings(maker.recipe, known)
     record["reward"] = job.objective.reward.name
     return record | ({"cannot_be_made_again": why_not} if why_not else {})
-
-
-def plan(job: Job) -> dict[str, Any]:
-    """Sizes, and the calls that a whole run would make, found by playing a small round without the reward."""
-    training, small = job.training, min(job.training.batch, PLAYED)
-    algorithm = copy.deepcopy(job.algorithm)
-    algorithm.setup(job.policy, job.cond(2))
-    reward = Guard(lambda sample, _: sample.flatten(1).sum(1).float(), "plan")
-    objective = Objective(reward, job.objective.reference, job.objective.alpha)
-    counter, yields = NetworkCalls(), 0
-    with counter.watching(denoisers(job.policy, objective.reference, algorithm)):
-        for loss in algorithm.losses(job.policy, objective, job.cond(small)):
-            loss.value.backward()
-            yields += 1
-    job.policy.zero_grad()
-    scale = training.batch / small
-    with torch.no_grad():
-        state = job.policy.initial(job.cond(1)).sample()
-    trainable = sum(p.numel() for p in job.policy.parameters() if p.requires_grad)
-    return {
-        "trainable_parameters": trainable,
-        "all_parameters": sum(p.numel() for p in job.policy.parameters()),
-        "state_shape": list(state.shape[1:]),
-        "decisions_per_sample": job.policy.steps + 1,
-        "stored_states_mib": round((job.policy.steps + 1) * training.batch * state.nbytes / 2**20, 1),
-        "gradient_steps": training.rounds * math.ceil(yields / training.accumulate),
-        "reward_calls": round(training.rounds * reward.calls * scale)
-        + 2 * training.evaluate
-        + 16 * training.check_start,
-        "network_calls": {
-            "forward": round(training.rounds * counter.forward * scale),
-            "backward": round(training.rounds * counter.backward * scale),
-        },
-    }
 
 
 def per_process(training: Training, accelerator: Accelerator) -> int:
@@ -224,12 +195,17 @@ def _before(job: Job, folder: Path, accelerator: Accelerator) -> dict[str, Any]:
     if accelerator.is_main_process and not path.exists():
         seen, row = judge(job, folder, "before")
         row |= {"warnings": _warnings(job), "start_alpha": _start_alpha(job, seen.reward)}
-        write_json(path, row | {"reward_calls": job.objective.reward.calls})
+        kept = pack(job.objective.reward.state_dict())
+        if kept.tensors:
+            with atomic_file(folder / ASKED) as file:
+                save_file(kept.tensors, file)
+        write_json(path, row | {"reward_calls": job.objective.reward.calls, "asked": kept.plain})
     accelerator.wait_for_everyone()
     before = read_json(path, Numbers) | read_json(path, Start)
     job.objective.alpha = before["start_alpha"]
     if accelerator.is_main_process:
-        job.objective.reward.calls = before["reward_calls"]
+        tensors = read_tensors(folder / ASKED) if (folder / ASKED).exists() else {}
+        job.objective.reward.load_state_dict(unpack(Packed(before.pop("asked"), tensors)))
     return before
 
 
@@ -247,6 +223,23 @@ def _start_alpha(job: Job, rewards: PerSample) -> float:
         flush=True,
     )
     return start.alpha
+
+
+@contextmanager
+def _within_budget(job: Job, accelerator: Accelerator) -> Iterator[list[str]]:
+    """Ends a block when the budget of the reward is spent, but for what the last evaluation needs.
+
+    Yields:
+        Why it was ended, in a sentence, if it was.
+    """
+    guard, budget, ended = job.objective.reward, job.training.reward_budget, []
+    if budget is not None:
+        guard.budget = (budget - job.training.evaluate) // accelerator.num_processes
+    try:
+        yield ended
+    except BudgetSpent as spent:
+        ended.append(f"training ended early: {spent}, with {job.training.evaluate} kept for the evaluation")
+    guard.budget = budget
 
 
 def _warnings(job: Job) -> list[str]:
@@ -274,5 +267,5 @@ def _costs(job: Job, totals: Totals) -> dict[str, Any]:
         "rounds": totals.rounds,
         "gradient_steps": totals.steps,
         "seconds": totals.seconds,
-        "dropped": job.objective.reward.dropped,
+        **job.objective.reward.failures,
     }

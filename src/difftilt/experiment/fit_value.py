@@ -88,7 +88,7 @@ def _fit(
         "rounds": totals.rounds,
         "gradient_steps": totals.steps,
         "seconds": totals.seconds,
-        "dropped": objective.reward.dropped,
+        **objective.reward.failures,
     }
     write_json(folder / "summary.json", summary)
     return summary

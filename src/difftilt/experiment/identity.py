@@ -17,7 +17,13 @@ from difftilt.training.manifest import versions
 BEFORE = "before.json"
 EVERYTHING = ""  # as a name of what may change
 # settings that may change at any time, and those whose change has a sentence of its own
-FREE = ("training.rounds", "training.save_every", "training.log_to", "training.reward_timeout")
+FREE = tuple(
+    f"training.{name}"
+    for name in (
+        *("rounds", "save_every", "log_to", "max_failures", "ledger", "reward_budget"),
+        *("reward_workers", "reward_timeout", "reward_retries", "reward_memory"),
+    )
+)
 STRICT = ("training.seed", "target_kl")
 NOTED = ("training.threads",)  # it changes the last digits of numbers
 

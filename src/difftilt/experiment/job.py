@@ -14,6 +14,8 @@ from difftilt.evaluation.evaluate import ScoredSamples
 from difftilt.guard import Guard, Reward
 from difftilt.objective import Algorithm, Objective
 from difftilt.policy import Policy
+from difftilt.rewards.combined import Part
+from difftilt.rewards.scoring import guarded
 from difftilt.shapes import Cond, State
 from difftilt.training.settings import Training
 
@@ -90,7 +92,7 @@ class Job:
 
 def tune(
     policy: Policy,
-    reward: Reward,
+    reward: Reward | list[Part],
     algorithm: Algorithm | None = None,
     alpha: float = 1.0,
     training: Training | None = None,
@@ -107,7 +109,8 @@ def tune(
 
     Args:
         policy: The pretrained chain, which is tuned.
-        reward: Any function of (samples, conditions); see `Guard` for what it may return.
+        reward: Any function of (samples, conditions); see `Guard` for what it may return. Or the parts of
+            several that become one, as the training's settings say.
         algorithm: How to tune; PPO by default. It is copied, since it learns.
         alpha: Weight of the KL, above 0, in units of the reward per nat.
         training: How long and how fast to train.
@@ -120,19 +123,20 @@ def tune(
         proxy_for: Names of the gold rewards that the reward stands for, if it stands for any.
         view: How samples look, and what is known of them.
     """
-    training = training or Training()
-    guard = reward if isinstance(reward, Guard) else Guard(reward, name, training.on_error, training.cache)
+    training, view = training or Training(), view or View()
+    if not isinstance(reward, Guard):
+        reward = guarded(reward, name, training, view.spell, training.seed)
     reference = copy.deepcopy(policy).requires_grad_(False) if reference is None else reference
     return Job(
         policy,
-        Objective(guard, reference, alpha),
+        Objective(reward, reference, alpha),
         copy.deepcopy(algorithm) if algorithm is not None else PPO(),
         training,
         target_kl,
         cond,
         gold or {},
         proxy_for,
-        view or View(),
+        view,
         _maker(inspect.currentframe()),
     )
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import types
 import typing
+import uuid
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -114,6 +115,7 @@ def describe_settings(recipe: str, settings: Mapping[str, Any]) -> dict[str, Any
 def describe(seed: int, processes: int, device: str) -> dict[str, Any]:
     """The part of run.json that says where and when."""
     return {
+        "id": uuid.uuid4().hex,
         "seed": seed,
         "versions": versions(),
         "device": device,

@@ -6,15 +6,15 @@ from typing import Any
 
 from difftilt.experiment.code import COMMAND, find
 from difftilt.guard import Reward
+from difftilt.rewards.combined import Part, is_combined, parse_terms
 from difftilt.rewards.command import CommandReward
+from difftilt.rewards.scoring import Spell
 from difftilt.settings import UsageError
 from difftilt.shapes import Cond, Sample
 
-Spell = Callable[[Sample], list[str]] | None
 
-
-def find_reward(text: str, known: Mapping[str, Reward], spell: Spell, timeout: float) -> Reward:
-    """The reward that a text names.
+def find_reward(text: str, known: Mapping[str, Reward], spell: Spell, timeout: float) -> Reward | list[Part]:
+    """The reward that a text names, or the parts of several.
 
     A function of (samples, conditions) is a reward as it is. One of a single argument gets the samples alone:
     as lines of text where the domain writes its samples so (sequences), and as they are elsewhere. A class is
@@ -22,11 +22,18 @@ def find_reward(text: str, known: Mapping[str, Reward], spell: Spell, timeout: f
 
     Args:
         text: A name in `known`, one that a package registers, `FILE.py:NAME`, `PACKAGE.MODULE:NAME`, or
-            `command:COMMAND`; see `CommandReward`.
+            `command:COMMAND`; see `CommandReward`. Several, with weights and shapes, as in
+            `qed:0.3 + dock.py:score:0.7@sigmoid(-6,-9)`; see `parse_terms`.
         known: The recipe's own rewards.
         spell: Writes samples as text, if they are text.
         timeout: Seconds that a command may take for a batch, above 0.
     """
+    if is_combined(text):
+        return parse_terms(text, lambda name: _one(name, known, spell, timeout))
+    return _one(text, known, spell, timeout)
+
+
+def _one(text: str, known: Mapping[str, Reward], spell: Spell, timeout: float) -> Reward:
     if text in known:
         return known[text]
     if text.startswith(COMMAND):

@@ -77,7 +77,7 @@ def steer(
         row["gold_se"][name] = standard_error(means).item()
     if job.view.diversity is not None:
         row["diversity"] = job.view.diversity(steered.sample)
-    return row | {"dropped": job.objective.reward.dropped, "seconds": seconds}
+    return row | job.objective.reward.failures | {"seconds": seconds}
 
 
 def judge(job: Job, folder: Path, name: str) -> tuple[ScoredSamples, dict[str, Any]]:

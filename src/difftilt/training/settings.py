@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 
 import annotated_types as at
 
-from difftilt.guard import OnError
-from difftilt.settings import Count, Natural, Positive, check_settings
+from difftilt.rewards.scoring import Scoring
+from difftilt.settings import Count, Natural, Positive
 
 Schedule = Literal["constant", "linear", "cosine"]
 TrackerName = Literal["tensorboard", "wandb"]
@@ -14,8 +14,8 @@ Precision = Literal["no", "bf16"]
 
 
 @dataclass(frozen=True)
-class Training:
-    """How long and how fast to train; the same for every recipe and algorithm.
+class Training(Scoring):
+    """How long and how fast to train, and how to ask the reward; the same for every recipe and algorithm.
 
     Args:
         rounds: Rounds of sampling and learning over all lives of a run, at least 1.
@@ -31,9 +31,6 @@ class Training:
         check_start: Starts x_T, at least 3, from which to measure before training what a frozen
             distribution of x_T costs, by 16 samples each; 0 is off.
         mixed_precision: Precision of the network's passes; densities stay in float32 or better.
-        on_error: What a sample without a valid reward does: `stop` the run, or be dropped and counted.
-        cache: Answer a repeated sample's reward from memory; right for a deterministic black box only.
-        reward_timeout: Seconds that a reward which is a command may take for a batch, above 0.
         threads: CPU threads of torch, at least 1. Small networks are often fastest with one, and a second one
             costs more than it brings whenever the other core is busy.
         log_to: Trackers that are told every gradient step beside metrics.jsonl; none by default.
@@ -52,12 +49,15 @@ class Training:
     evaluate: Annotated[int, at.Ge(2)] = 512
     check_start: Natural = 0
     mixed_precision: Precision = "no"
-    on_error: OnError = "stop"
-    cache: bool = False
-    reward_timeout: Positive = 600.0
     threads: Count = 1
     log_to: tuple[TrackerName, ...] = ()
     seed: Natural = 0
 
     def __post_init__(self):
-        check_settings(self)
+        super().__post_init__()
+        least = 2 * self.evaluate
+        if self.reward_budget is not None and self.reward_budget <= least:
+            raise ValueError(
+                f"both evaluations ask about {least} samples, so a reward budget must be above {least}, but"
+                f" got {self.reward_budget}; raise it, or evaluate fewer"
+            )

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 
 from difftilt.data.owned import check_inside, sweep
 from difftilt.data.replaced import let_go
-from difftilt.objective import Algorithm, Objective
+from difftilt.objective import Algorithm, Objective, part_means
 from difftilt.policy import Policy
 from difftilt.settings import Count, check_value
 from difftilt.shapes import Cond, Stateful
@@ -234,7 +234,8 @@ class _Keeper:
     def step(self, row: Row) -> Row:
         """Books one gradient step; returns its row with the reward calls so far."""
         self.state.stepped()
-        row = {**row, "reward_calls": total(self.state.objective.reward.calls, self._accelerator)}
+        reward = self.state.objective.reward
+        row = {**row, **part_means(reward), "reward_calls": total(reward.calls, self._accelerator)}
         self._rows.append(row)
         if self._log:
             self._log.write({"step": self.state.steps, **row})

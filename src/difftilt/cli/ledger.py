@@ -1,0 +1,132 @@
+"""The command `difftilt ledger`."""
+
+import csv
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from difftilt.cli.options import parse
+from difftilt.data.atomic import atomic_file
+from difftilt.rewards.ledger import COLUMNS, Ledger
+from difftilt.settings import UsageError, choose
+
+
+def ledger_command(words: list[str]) -> None:
+    """Shows what a ledger of paid rewards holds, and carries it to other machines."""
+    if not words or words[0] in ("-h", "--help"):
+        lines = [f"  {name:7} {what}" for name, (_, what) in ACTIONS.items()]
+        print("\n".join(["usage: difftilt ledger {" + ",".join(ACTIONS) + "} LEDGER [OPTIONS]", "", *lines]))
+        if not words:
+            raise UsageError(f"difftilt ledger needs one of {', '.join(ACTIONS)}")
+        return
+    action, _ = choose("action of difftilt ledger", words[0], ACTIONS)
+    action(words[1:])
+
+
+def _stats(words: list[str]) -> None:
+    ledger = _existing(parse(stats_options, words, "difftilt ledger stats")["ledger"])
+    heads = ("reward", "version", "answers", "samples", "mean", "least", "greatest", "failures", "last")
+    table = Table(*heads, box=None)
+    for row in ledger.stats():
+        numbers = [f"{row[name]:.4g}" for name in ("mean", "least", "greatest")]
+        last = datetime.fromtimestamp(row["last"], UTC).strftime("%Y-%m-%d %H:%M")
+        counts = [f"{row[name]:,}" for name in ("answers", "samples")]
+        table.add_row(row["reward"], row["version"], *counts, *numbers, f"{row['failures']:,}", last)
+    Console().print(table)
+
+
+def stats_options(ledger: tyro.conf.Positional[Path]) -> None:
+    """Counts the answers of each reward and version.
+
+    Args:
+        ledger: The file.
+    """
+
+
+def _export(words: list[str]) -> None:
+    settings = parse(export_options, words, "difftilt ledger export")
+    rows = _existing(settings["ledger"]).rows()
+    if settings["out"] is None:
+        _write(sys.stdout, rows)
+        return
+    if settings["out"].exists():
+        raise ValueError(f"{settings['out']} exists already; name another file with --out")
+    with atomic_file(settings["out"]) as part, part.open("w", newline="", encoding="utf-8") as file:
+        _write(file, rows)
+    print(f"{settings['out']}: {len(rows)} answers")
+
+
+def _write(file: Any, rows: Sequence[Sequence[Any]]) -> None:
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows(rows)
+
+
+def export_options(ledger: tyro.conf.Positional[Path], out: Path | None = None) -> None:
+    """Writes all answers as CSV.
+
+    Args:
+        ledger: The file.
+        out: Where to; the terminal by default.
+    """
+
+
+def _import(words: list[str]) -> None:
+    settings = parse(import_options, words, "difftilt ledger import")
+    path = settings["table"]
+    if not path.is_file():
+        raise UsageError(f"there is no table {path}; name one that difftilt ledger export wrote")
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = list(_rows(path, csv.DictReader(file)))
+    new = Ledger(settings["ledger"]).add(rows)
+    print(f"{settings['ledger']}: {new} of {len(rows)} answers were new")
+
+
+def _rows(path: Path, table: "csv.DictReader[str]") -> Iterator[list[Any]]:
+    """The rows of an exported table."""
+    missing = [name for name in COLUMNS if name not in (table.fieldnames or ())]
+    if missing:
+        raise ValueError(
+            f"{path} has no column {missing[0]!r}; give a table that difftilt ledger export wrote, with the"
+            f" columns {', '.join(COLUMNS)}"
+        )
+    for row in table:
+        try:
+            number, at = float(row["number"]), float(row["at"])
+        except (TypeError, ValueError):
+            number = at = math.nan
+        if not (math.isfinite(number) and math.isfinite(at)):
+            raise ValueError(
+                f"line {table.line_num} of {path} has number {row['number']!r} and at {row['at']!r}, but both"
+                " must be finite numbers; mend the line, and nothing was imported"
+            )
+        yield [number if name == "number" else at if name == "at" else row[name] for name in COLUMNS]
+
+
+def import_options(ledger: tyro.conf.Positional[Path], table: tyro.conf.Positional[Path]) -> None:
+    """Adds the answers of an exported table; what the ledger knows stays as it is.
+
+    Args:
+        ledger: The file; made if it is missing.
+        table: CSV that difftilt ledger export wrote.
+    """
+
+
+def _existing(path: Path) -> Ledger:
+    if not path.is_file():
+        raise UsageError(f"there is no ledger {path}; name the file that --ledger of a run named")
+    return Ledger(path)
+
+
+ACTIONS: Mapping[str, tuple[Callable[[list[str]], None], str]] = {
+    "stats": (_stats, "counts the answers of each reward and version"),
+    "export": (_export, "writes all answers as CSV"),
+    "import": (_import, "adds the answers of an exported table"),
+}
