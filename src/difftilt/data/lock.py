@@ -12,7 +12,7 @@ try:
 except ImportError:  # Windows: nothing is locked there
     fcntl = None
 
-LOCK = ".lock"
+LOCK = ".difftilt-lock"
 _held: dict[Path, int] = {}  # handles of what this process has locked, by folder
 
 

@@ -206,6 +206,20 @@ def check_free(folder: Path, *stems: str) -> None:
             )
 
 
+def check_no_strangers(folder: Path) -> None:
+    """Refuses a run folder in which a file of the user's lies where a checkpoint will be.
+
+    Raises:
+        UnreadableError: In a sentence that names the first one.
+    """
+    checkpoints = folder / "checkpoints"
+    for place in sorted(checkpoints.iterdir()) if checkpoints.is_dir() else ():
+        known = CHECKPOINT.fullmatch(place.name) or _UNFINISHED.fullmatch(place.name)
+        for path in sorted(place.iterdir()) if known and place.is_dir() else ():
+            if not _is_part(path):
+                raise UnreadableError(f"{path} lies where a checkpoint will be, so move it elsewhere first")
+
+
 @contextmanager
 def adding(folder: Path) -> Iterator[Path]:
     """A folder to write files into, which go to `folder` at the end; after an error they are gone.

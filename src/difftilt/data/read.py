@@ -149,7 +149,7 @@ def read_rows(path: Path, hint: Any = dict[str, Any]) -> tuple[list[dict[str, An
 
 
 def read_table_text(path: Path) -> str:
-    """A table's text, packed or not, without blank lines at its end: UTF-8, or as its byte-order mark says."""
+    """A table's text, packed or not, without blank lines at its end: UTF-8, or as its mark says."""
     found = contents(path)
     marked = found[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
     try:

@@ -159,9 +159,11 @@ class State:
             ) from error
 
     def _restore(self, path: Path, training: dict[str, Any], own: dict[str, Any]) -> None:
+        asked = [group.get("initial_lr") for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(training["optimizer"])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(training["scheduler"])
+            self._scale_rates(self.scheduler, asked)
         if self.ema is not None:
             self.ema.load_state_dict(checkpoint.read(path, "ema"))
         if self.kl_controller is not None:
@@ -177,6 +179,13 @@ class State:
             generator.set_state(state)
         if self.body is not None:
             self.body.load_state_dict(own["body"])
+
+    def _scale_rates(self, scheduler: Scheduler, asked: Sequence[float | None]) -> None:
+        """Where another learning rate is asked for than the checkpoint has, later ones are in proportion."""
+        for i, (group, rate) in enumerate(zip(self.optimizer.param_groups, asked, strict=True)):
+            if rate is not None and rate != group["initial_lr"]:
+                group["lr"] *= rate / group["initial_lr"]
+                group["initial_lr"] = scheduler.base_lrs[i] = rate
 
     def _check(self, path: Path, training: dict[str, Any]) -> None:
         ema = None if checkpoint.read(path, "ema") is None else "one"
