@@ -1,19 +1,20 @@
 """The commands `difftilt finetune` and `difftilt resume`."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import tyro
 from rich.console import Console
 
+from difftilt.cli.interruption import watch
 from difftilt.cli.options import parse
 from difftilt.cli.report import show_comparison
 from difftilt.cli.runs import (
     CodeOptions,
     build,
+    check_writable,
     load,
     prepare,
     recipe_of,
@@ -22,12 +23,12 @@ from difftilt.cli.runs import (
 )
 from difftilt.cli.tables import show_json, show_numbers
 from difftilt.cli.value import resume_value
-from difftilt.experiment.finetune import finetune, make_run, plan
+from difftilt.experiment.finetune import finetune, make_run
 from difftilt.experiment.job import Job
+from difftilt.experiment.plan import plan
 from difftilt.experiment.record import VALUE, read_json, read_run, to_json, write_json
 from difftilt.settings import Count, UsageError
 from difftilt.training.distributed import finish, make_accelerator
-from difftilt.training.signals import Preempted
 
 SEEDS = "seeds.json"  # names the folders of one run over several seeds
 
@@ -56,27 +57,30 @@ def finetune_command(words: list[str]) -> None:
     settings = parse(recipe_of(recipe), rest, f"difftilt finetune {recipe}", RunOptions)
     options: RunOptions = taken(RunOptions, settings)
     job = build(recipe, settings)
-    if options.dry_run:
-        show_json({"settings": {k: to_json(v) for k, v in settings.items()}, "plan": plan(job)})
-        return
     name = to_json(job.algorithm)["name"].rpartition(":")[2]
     folder = options.out or Path("runs") / f"{recipe.rpartition(':')[2]}-{name}"
+    check_writable(folder)
     accelerator = make_accelerator(job.training.mixed_precision)
+    first = accelerator.is_main_process
+    sizes = plan(job, accelerator.num_processes) if first else {}
+    if options.dry_run:
+        show_json({"settings": {k: to_json(v) for k, v in settings.items()}, "plan": sizes})
+        return
     jobs = {folder: job} if options.seeds == 1 else _seeded(folder, recipe, settings, options.seeds)
-    if accelerator.is_main_process:
-        if options.seeds > 1:
-            folder.mkdir(parents=True, exist_ok=True)
-        for place, each in jobs.items():
-            prepare(place, options.overwrite)
-            make_run(each, place, accelerator)
-        if options.seeds > 1:
-            write_json(folder / SEEDS, {"runs": [place.name for place in jobs]})
-    accelerator.wait_for_everyone()
-    with _hinting(folder):
+    with watch.resumable(folder):
+        if first:
+            if options.seeds > 1:
+                folder.mkdir(parents=True, exist_ok=True)
+            for place, each in jobs.items():
+                prepare(place, options.overwrite)
+                make_run(each, place, accelerator)
+            if options.seeds > 1:
+                write_json(folder / SEEDS, {"runs": [place.name for place in jobs]})
+        accelerator.wait_for_everyone()
         for place, each in jobs.items():
             conclude(finetune(each, place, accelerator), place)
-    if options.seeds > 1 and accelerator.is_main_process:
-        show_comparison(list(jobs), folder)
+        if options.seeds > 1 and first:
+            show_comparison(list(jobs), folder)
     finish(accelerator)
 
 
@@ -91,21 +95,16 @@ def _seeded(folder: Path, recipe: str, settings: dict[str, Any], count: int) -> 
     return jobs
 
 
-@contextmanager
-def _hinting(folder: Path) -> Iterator[None]:
-    """What is stopped in the block says how to go on."""
-    try:
-        yield
-    except Preempted as stop:
-        stop.hint(f"difftilt resume {folder}")
-        raise
-
-
 def resume_command(words: list[str]) -> None:
     """Goes on with a run from its newest good checkpoint."""
     settings = parse(resume_options, words, "difftilt resume", CodeOptions)
     options: CodeOptions = taken(CodeOptions, settings)
     folder: Path = settings["run"]
+    with watch.resumable(folder):
+        _resume(folder, options)
+
+
+def _resume(folder: Path, options: CodeOptions) -> None:
     if (folder / SEEDS).exists() and not (folder / "run.json").exists():
         places = [folder / Path(str(name)).name for name in read_json(folder / SEEDS).get("runs", [])]
     else:
@@ -124,16 +123,15 @@ def resume_command(words: list[str]) -> None:
     if options.named and accelerator.is_main_process:
         for place, job in jobs.items():
             make_run(job, place, accelerator)
-    with _hinting(folder):
-        for place, job in jobs.items():
-            conclude(finetune(job, place, accelerator), place)
+    for place, job in jobs.items():
+        conclude(finetune(job, place, accelerator), place)
     if len(places) > 1 and accelerator.is_main_process:
         show_comparison(places, folder)
     finish(accelerator)
 
 
 def _finished(folder: Path, job: Job) -> bool:
-    if not (folder / "summary.json").exists():
+    if not all((folder / name).exists() for name in ("summary.json", "report.html")):
         return False
     return read_json(folder / "summary.json").get("rounds", 0) >= job.training.rounds
 

@@ -1,6 +1,5 @@
 """What can be done with a job: tune it, sample from it, or only say what it would cost."""
 
-import copy
 import json
 import math
 import sys
@@ -17,23 +16,19 @@ from difftilt.data.atomic import atomic_file
 from difftilt.evaluation.diagnostics import frozen_start_warning
 from difftilt.evaluation.report import write_report
 from difftilt.experiment.job import Job, Maker
+from difftilt.experiment.plan import per_process, plan
 from difftilt.experiment.record import describe, read_json, to_json, write_json
 from difftilt.experiment.sample import judge
-from difftilt.guard import BudgetSpent, Guard
-from difftilt.networks.network_calls import NetworkCalls
-from difftilt.objective import Objective
+from difftilt.guard import BudgetSpent
 from difftilt.rewards.scoring import begin
 from difftilt.shapes import PerSample
 from difftilt.training.alpha import meaning_of_alpha, starting_alpha
 from difftilt.training.distributed import make_accelerator
-from difftilt.training.fit import denoisers
 from difftilt.training.seeds import SETUP, seed_round
-from difftilt.training.settings import Training
 from difftilt.training.train import Totals, load_policy, load_totals, train
 from difftilt.training.tree import Packed, pack, unpack
 
 ASKED = "before.safetensors"  # what the reward learned from the evaluation before training, if it learns
-PLAYED = 64  # samples in the round that a plan plays
 
 
 def finetune(job: Job, folder: Path | str, accelerator: Accelerator | None = None) -> dict[str, Any]:
@@ -56,7 +51,7 @@ def finetune(job: Job, folder: Path | str, accelerator: Accelerator | None = Non
         _claim(job, folder, accelerator)
     accelerator.wait_for_everyone()
     training = job.training
-    share = per_process(training, accelerator)
+    share = per_process(training, accelerator.num_processes)
     torch.set_num_threads(training.threads)
     run = read_json(folder / "run.json").get("id", str(folder))
     begin(job.objective.reward, f"{run}/{accelerator.process_index}")
@@ -87,6 +82,7 @@ def _claim(job: Job, folder: Path, accelerator: Accelerator) -> None:
     if not (folder / "run.json").exists():
         if folder.exists() and any(folder.iterdir()):
             raise ValueError(f"{folder} is not empty and holds no run; name another folder")
+        plan(job, accelerator.num_processes)
         make_run(job, folder, accelerator)
         return
     record = read_json(folder / "run.json")
@@ -131,51 +127,6 @@ def make_run(
         record["cannot_be_made_again"] = why_not
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "run.json", record)
-
-
-def plan(job: Job) -> dict[str, Any]:
-    """Sizes, and the calls that a whole run would make, found by playing a small round without the reward."""
-    training, small = job.training, min(job.training.batch, PLAYED)
-    algorithm = copy.deepcopy(job.algorithm)
-    algorithm.setup(job.policy, job.cond(2))
-    reward = Guard(lambda sample, _: sample.flatten(1).sum(1).float(), "plan")
-    objective = Objective(reward, job.objective.reference, job.objective.alpha)
-    counter, yields = NetworkCalls(), 0
-    with counter.watching(denoisers(job.policy, objective.reference, algorithm)):
-        for loss in algorithm.losses(job.policy, objective, job.cond(small)):
-            loss.value.backward()
-            yields += 1
-    job.policy.zero_grad()
-    scale = training.batch / small
-    with torch.no_grad():
-        state = job.policy.initial(job.cond(1)).sample()
-    trainable = sum(p.numel() for p in job.policy.parameters() if p.requires_grad)
-    return {
-        "trainable_parameters": trainable,
-        "all_parameters": sum(p.numel() for p in job.policy.parameters()),
-        "state_shape": list(state.shape[1:]),
-        "decisions_per_sample": job.policy.steps + 1,
-        "stored_states_mib": round((job.policy.steps + 1) * training.batch * state.nbytes / 2**20, 1),
-        "gradient_steps": training.rounds * math.ceil(yields / training.accumulate),
-        "reward_calls": round(training.rounds * reward.calls * scale)
-        + 2 * training.evaluate
-        + 16 * training.check_start,
-        "network_calls": {
-            "forward": round(training.rounds * counter.forward * scale),
-            "backward": round(training.rounds * counter.backward * scale),
-        },
-    }
-
-
-def per_process(training: Training, accelerator: Accelerator) -> int:
-    """The conditions of a round that fall to each process."""
-    share, left = divmod(training.batch, accelerator.num_processes)
-    if left or not share:
-        raise ValueError(
-            f"got a batch of {training.batch}, which {accelerator.num_processes} processes cannot share"
-            " equally; make it a multiple of their number"
-        )
-    return share
 
 
 def make_optimizer(job: Job) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:

@@ -11,8 +11,9 @@ import torch
 from accelerate import Accelerator
 
 from difftilt.conditions import batch_size, on_device_of, take
-from difftilt.experiment.finetune import make_optimizer, per_process, place
+from difftilt.experiment.finetune import make_optimizer, place
 from difftilt.experiment.job import Job
+from difftilt.experiment.plan import per_process
 from difftilt.experiment.record import VALUE, from_json, read_json, write_json
 from difftilt.guidance.value_guided import ValueGuided
 from difftilt.objective import Objective, Value, standard_error
@@ -41,7 +42,7 @@ def fit_value(
         The content of summary.json.
     """
     training, objective = job.training, job.objective
-    share = per_process(training, accelerator)
+    share = per_process(training, accelerator.num_processes)
     torch.set_num_threads(training.threads)
     job = dataclasses.replace(job, policy=objective.reference, algorithm=regression)
     place(job, accelerator)
