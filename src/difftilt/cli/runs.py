@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -120,6 +121,15 @@ def settings_of(recipe: str, settings: Mapping[str, Any]) -> dict[str, Any]:
 def taken(group: Any, settings: dict[str, Any]) -> Any:
     """An option group, whose options leave the settings."""
     return group(**{field.name: settings.pop(field.name) for field in dataclasses.fields(group)})
+
+
+def check_writable(folder: Path) -> None:
+    """Raises ValueError if a folder, or the nearest one around it that exists, cannot be written to."""
+    nearest = next((place for place in (folder, *folder.parents) if os.path.lexists(place)), Path())
+    if not nearest.is_dir():
+        raise ValueError(f"{nearest} is no folder, so nothing fits into {folder}; name another --out")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ValueError(f"{nearest} cannot be written to; name another folder with --out")
 
 
 def accepted(options: CodeOptions, *, everything: bool) -> list[str]:

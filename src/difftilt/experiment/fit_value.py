@@ -13,9 +13,10 @@ from accelerate import Accelerator
 
 from difftilt.conditions import batch_size, on_device_of, take
 from difftilt.data.lock import locked
-from difftilt.experiment.finetune import costs, make_optimizer, per_process, place
+from difftilt.experiment.finetune import costs, make_optimizer, place
 from difftilt.experiment.identity import check_changes, identity
 from difftilt.experiment.job import Job
+from difftilt.experiment.plan import per_process
 from difftilt.experiment.record import VALUE, read_run, restored, write_json
 from difftilt.guidance.value_guided import ValueGuided
 from difftilt.objective import Objective, Value, standard_error
@@ -67,7 +68,7 @@ def _fit(
     if accelerator.is_main_process:
         check_changes(folder, run, accept_changes, cached=training.cache)
     accelerator.wait_for_everyone()
-    share = per_process(training, accelerator)
+    share = per_process(training, accelerator.num_processes)
     torch.set_num_threads(training.threads)
     job = dataclasses.replace(job, policy=objective.reference, algorithm=regression)
     place(job, accelerator)

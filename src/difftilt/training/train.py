@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -22,7 +23,7 @@ from difftilt.training.log import MetricLog, Row
 from difftilt.training.manifest import CheckpointError
 from difftilt.training.progress import progress
 from difftilt.training.settings import Training
-from difftilt.training.signals import Preempted, watch_signals
+from difftilt.training.signals import Never, Preempted, Stop, watch_signals
 from difftilt.training.state import Own, Saved, Scheduler, State, load_weights
 from difftilt.training.trackers import Trackers, check_trackers
 
@@ -112,7 +113,7 @@ def train(
     with (
         _Keeper(folder, state, keep) as keeper,
         state.counter.watching(denoisers(policy, objective.reference, algorithm)),
-        watch_signals() as stop,
+        _ended_by_signal(state, watch_signals()) as stop,
         progress(training.rounds, state.rounds, show and accelerator.is_main_process) as tell,
     ):
         for number in range(state.rounds, training.rounds):
@@ -126,6 +127,18 @@ def train(
             keeper.remember(now=bool(signal := largest(stop.number, accelerator)))
             if signal:
                 raise Preempted(signal, state.rounds)
+
+
+@contextmanager
+def _ended_by_signal(state: State, watching: AbstractContextManager[Stop | Never]) -> Iterator[Stop | Never]:
+    """What goes wrong after a signal is its doing: Ctrl-C reaches the programs that a reward runs, too."""
+    with watching as stop:
+        try:
+            yield stop
+        except Exception as error:
+            if not stop.number or isinstance(error, Preempted):
+                raise
+            raise Preempted(stop.number, state.rounds) from error
 
 
 def load_policy(folder: Path, policy: Policy, *, average: bool = True) -> int:
