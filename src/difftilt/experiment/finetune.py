@@ -30,8 +30,9 @@ from difftilt.rewards.scoring import begin
 from difftilt.shapes import PerSample
 from difftilt.training.alpha import meaning_of_alpha, starting_alpha
 from difftilt.training.distributed import make_accelerator
+from difftilt.training.load import load_policy, load_totals
 from difftilt.training.seeds import SETUP, seed_round
-from difftilt.training.train import Totals, load_policy, load_totals, train
+from difftilt.training.train import Totals, train
 from difftilt.training.tree import Packed, pack, unpack
 
 ASKED = "before.safetensors"  # what the reward learned from the evaluation before training, if it learns
