@@ -1,6 +1,7 @@
 """What a run has saved, from its newest good checkpoint."""
 
 from pathlib import Path
+from typing import Any, NoReturn
 
 from difftilt.objective import Algorithm
 from difftilt.policy import Policy
