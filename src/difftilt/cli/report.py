@@ -10,6 +10,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from difftilt.cli.options import parse
+from difftilt.cli.runs import bring_back
 from difftilt.evaluation.comparison import compare
 from difftilt.evaluation.estimate import Estimate
 from difftilt.evaluation.report import write_report
@@ -18,6 +19,7 @@ from difftilt.evaluation.report import write_report
 def report_command(words: list[str]) -> None:
     """Writes a run's report.html anew; of several seeds, that of each."""
     for folder in expanded([parse(report_options, words, "difftilt report")["run"]]):
+        bring_back(folder)
         print(f"report: {write_report(folder)}")
 
 
@@ -32,6 +34,8 @@ def report_options(run: tyro.conf.Positional[Path]) -> None:
 def compare_command(words: list[str]) -> None:
     """Compares runs: a table, a picture and a page."""
     options = parse(compare_options, words, "difftilt compare")
+    for run in options["runs"]:
+        bring_back(run)
     show_comparison(list(options["runs"]), options["out"])
 
 

@@ -1,15 +1,12 @@
 """Where data sets lie on this machine, and how their files are read."""
 
-import codecs
-import csv
-import gzip
-import io
 import math
 import os
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+from difftilt.data.read import UnreadableError, read_cells
 
 VARIABLE = "DIFFTILT_DATA"
 
@@ -40,32 +37,8 @@ def naming(path: Path) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-
-
-def contents(path: Path) -> bytes:
-    """A file's bytes, unpacked if gzip packed them."""
-    found = path.read_bytes()
-    if found[:2] != b"\x1f\x8b":
-        return found
-    try:
-        return gzip.decompress(found)
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"the file is damaged ({error}): get it anew") from None
-
-
-def text(path: Path) -> str:
-    """A file's text, without blank lines at its end: UTF-8, or what a byte-order mark says.
-
-    Raises:
-        ValueError: If the bytes are none.
-    """
-    found = contents(path)
-    marked = found[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-    try:
-        return found.decode("utf-16" if marked else "utf-8-sig").rstrip("\r\n")
-    except UnicodeDecodeError:
-        raise ValueError("the file holds no text, but a table is expected") from None
+        named = str(error).startswith(str(path))
+        raise UnreadableError(str(error) if named else f"{path}: {error}") from None
 
 
 def read_table(path: Path, wanted: Sequence[str]) -> list[list[str]]:
@@ -79,19 +52,14 @@ def read_table(path: Path, wanted: Sequence[str]) -> list[list[str]]:
     Raises:
         ValueError: If a column or all rows are missing, or for the first row with too few or many cells.
     """
-    found = text(path)
-    delimiter = max(",;\t", key=found.partition("\n")[0].count)
-    try:
-        lines = list(csv.reader(io.StringIO(found, newline=""), delimiter=delimiter))
-    except csv.Error:
-        raise ValueError("the file holds no text, but a table is expected") from None
+    lines = read_cells(path, ",;\t")
     header = lines[0] if lines else []
     places: list[int] = []
     for name in wanted:
         start = 1 + max((place for place in places if header[place] == name), default=-1)
         if name not in header[start:]:
             raise ValueError(
-                f"there is no column {name}: the header is {delimiter.join(header)[:80]!r}, but a table with"
+                f"there is no column {name}: the header is {','.join(header)[:80]!r}, but a table with"
                 f" the columns {', '.join(dict.fromkeys(wanted))} is expected"
             )
         places.append(header.index(name, start))
