@@ -1,4 +1,4 @@
-"""Commands in children of this process, which has loaded everything already: a hundred of them in a minute."""
+"""Commands in children of this process, which has loaded everything: a hundred of them in a minute."""
 
 import os
 import signal
@@ -71,9 +71,9 @@ class Command:
             for number, path in ((1, self._out), (2, self._err)):
                 os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), number)
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-            sys.stdin = open(0, closefd=False)
-            sys.stdout = open(1, "w", encoding=os.environ.get("PYTHONIOENCODING", "utf-8"), closefd=False)
-            sys.stderr = open(2, "w", encoding="utf-8", buffering=1, closefd=False)
+            encoding = os.environ.get("PYTHONIOENCODING", "utf-8")
+            sys.stdout = os.fdopen(1, "w", encoding=encoding)
+            sys.stderr = os.fdopen(2, "w", encoding=encoding, errors="backslashreplace", buffering=1)
             sys.argv = ["difftilt", *words]
             torch.set_num_threads(1)
             if before is not None:

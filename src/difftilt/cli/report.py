@@ -8,13 +8,14 @@ from rich.console import Console
 from rich.table import Table
 
 from difftilt.cli.options import parse
-from difftilt.evaluation.comparison import compare
-from difftilt.evaluation.report import write_report
 
 
 def report_command(words: list[str]) -> None:
     """Writes a run's report.html anew."""
-    print(f"report: {write_report(parse(report_options, words, 'difftilt report')['run'])}")
+    run: Path = parse(report_options, words, "difftilt report")["run"]
+    from difftilt.evaluation.report import write_report  # slow to load, and help needs none of it
+
+    print(f"report: {write_report(run)}")
 
 
 def report_options(run: tyro.conf.Positional[Path]) -> None:
@@ -51,6 +52,8 @@ def expanded(folders: Sequence[Path]) -> list[Path]:
 
 def show_comparison(folders: Sequence[Path], out: Path) -> None:
     """Prints a table of runs, and writes the page into a folder."""
+    from difftilt.evaluation.comparison import compare  # loads matplotlib, which help needs not
+
     found = compare(expanded(folders), out)
     table = Table("run", "seeds", "reward", "KL (nats)", "J", "reward calls", "seconds", "± over", box=None)
     for row in found["rows"]:

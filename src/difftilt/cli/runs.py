@@ -12,7 +12,7 @@ from difftilt.experiment import code
 from difftilt.experiment.job import Job, Maker
 from difftilt.experiment.record import VALUE, read_json, read_run, restore, trust
 from difftilt.rewards.scoring import Scoring
-from difftilt.settings import Count, UsageError, check_value
+from difftilt.settings import Threads, UsageError, check_value
 from difftilt.training.settings import Training
 
 RECIPES: Mapping[str, str] = {
@@ -37,10 +37,10 @@ class ScoreOptions(Scoring):
     """How to ask the reward.
 
     Args:
-        threads: CPU threads of torch, at least 1.
+        threads: CPU threads of torch, 1 to 256.
     """
 
-    threads: Count = 1
+    threads: Threads = 1
 
 
 @dataclasses.dataclass(frozen=True)
