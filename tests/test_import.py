@@ -13,7 +13,7 @@ for name in difftilt.__all__:
     getattr(difftilt, name)
 seconds = time.process_time() - start
 heavy = ["diffusers", "peft", "transformers", "sklearn", "matplotlib", "pandas", "tyro", "rdkit", "RNA"]
-heavy += ["tensorboard"]
+heavy += ["tensorboard", "pebble"]
 print(json.dumps({"seconds": seconds, "heavy": [name for name in heavy if name in sys.modules]}))
 """
 

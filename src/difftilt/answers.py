@@ -85,6 +85,15 @@ def kind_of(answer: Any) -> str:
     return f"a {kind}"
 
 
+def described(error: BaseException) -> str:
+    """An exception in a few words, as in `OSError (busy)`."""
+    try:
+        text = " ".join(str(error).split())
+    except Exception:  # of a class that cannot say what it means
+        text = ""
+    return f"{type(error).__name__} ({text[:200]})"
+
+
 def check_arguments(reward: Callable[..., Any], name: str) -> None:
     """Raises RewardError unless a reward can be called with samples and conditions."""
     try:

@@ -1,9 +1,11 @@
 """The commands `difftilt finetune` and `difftilt resume`."""
 
 import dataclasses
-from collections.abc import Mapping
+import os
+import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import tyro
 from rich.console import Console
@@ -13,24 +15,35 @@ from difftilt.cli.options import parse
 from difftilt.cli.report import show_comparison
 from difftilt.cli.runs import (
     CodeOptions,
+    accepted,
     build,
     check_writable,
+    going_on,
     load,
-    prepare,
     recipe_of,
     subject,
     taken,
+    taking,
 )
 from difftilt.cli.tables import show_json, show_numbers
 from difftilt.cli.value import resume_value
+from difftilt.data.owned import RUN
+from difftilt.data.read import read_json
+from difftilt.evaluation.schema import Summary
 from difftilt.experiment.finetune import finetune, make_run
 from difftilt.experiment.job import Job
 from difftilt.experiment.plan import plan
-from difftilt.experiment.record import VALUE, read_json, read_run, to_json, write_json
+from difftilt.experiment.record import VALUE, read_run, to_json, write_json
 from difftilt.settings import Count, UsageError
 from difftilt.training.distributed import finish, make_accelerator
 
 SEEDS = "seeds.json"  # names the folders of one run over several seeds
+
+
+class Seeds(TypedDict):
+    """`seeds.json`."""
+
+    runs: list[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +52,7 @@ class RunOptions:
 
     Args:
         out: The run folder; runs/RECIPE-ALGORITHM by default.
-        overwrite: Delete what the folder holds of an earlier run.
+        overwrite: Delete what the folder holds of an earlier run, once this one has its first checkpoint.
         dry_run: Print the resolved settings, sizes and expected calls, and stop.
         seeds: Repeat the run with so many seeds, at least 1, from the given one on, each in a folder of its
             own below, and compare them.
@@ -67,15 +80,13 @@ def finetune_command(words: list[str]) -> None:
         show_json({"settings": {k: to_json(v) for k, v in settings.items()}, "plan": sizes})
         return
     jobs = {folder: job} if options.seeds == 1 else _seeded(folder, recipe, settings, options.seeds)
-    with watch.resumable(folder):
-        if first:
-            if options.seeds > 1:
-                folder.mkdir(parents=True, exist_ok=True)
-            for place, each in jobs.items():
-                prepare(place, options.overwrite)
-                make_run(each, place, accelerator)
-            if options.seeds > 1:
-                write_json(folder / SEEDS, {"runs": [place.name for place in jobs]})
+    if options.seeds > 1 and first and (folder / SEEDS).exists():
+        seeds_of(folder)  # somebody else's would be replaced
+    with watch.resumable(folder), taking(list(jobs), options.overwrite, first):
+        for place, each in jobs.items() if first else ():
+            make_run(each, place, accelerator)
+        if options.seeds > 1 and first:
+            write_json(folder / SEEDS, {"runs": [place.name for place in jobs]})
         accelerator.wait_for_everyone()
         for place, each in jobs.items():
             conclude(finetune(each, place, accelerator), place)
@@ -100,17 +111,16 @@ def resume_command(words: list[str]) -> None:
     settings = parse(resume_options, words, "difftilt resume", CodeOptions)
     options: CodeOptions = taken(CodeOptions, settings)
     folder: Path = settings["run"]
-    with watch.resumable(folder):
-        _resume(folder, options)
+    several = (folder / SEEDS).exists() and not (folder / RUN).exists()
+    places = seeds_of(folder) if several else [folder]
+    may = accepted(options, everything=settings["accept_changes"])
+    with watch.resumable(folder), going_on(places, first=os.environ.get("RANK", "0") == "0"):
+        _resume(folder, places, options, may)
 
 
-def _resume(folder: Path, options: CodeOptions) -> None:
-    if (folder / SEEDS).exists() and not (folder / "run.json").exists():
-        places = [folder / Path(str(name)).name for name in read_json(folder / SEEDS).get("runs", [])]
-    else:
-        places = [folder]
-    if len(places) == 1 and read_run(folder).get("task") == VALUE:
-        resume_value(folder, options)
+def _resume(folder: Path, places: list[Path], options: CodeOptions, accept_changes: Collection[str]) -> None:
+    if len(places) == 1 and read_run(places[0]).get("task") == VALUE:
+        resume_value(places[0], options, accept_changes)
         return
     jobs = {place: load(place, options) for place in places}
     finished = [place for place, job in jobs.items() if _finished(place, job)]
@@ -122,9 +132,9 @@ def _resume(folder: Path, options: CodeOptions) -> None:
     accelerator = make_accelerator(next(iter(jobs.values())).training.mixed_precision)
     if options.named and accelerator.is_main_process:
         for place, job in jobs.items():
-            make_run(job, place, accelerator)
+            make_run(job, place, accelerator, {"changes": read_run(place).get("changes", [])})
     for place, job in jobs.items():
-        conclude(finetune(job, place, accelerator), place)
+        conclude(finetune(job, place, accelerator, accept_changes), place)
     if len(places) > 1 and accelerator.is_main_process:
         show_comparison(places, folder)
     finish(accelerator)
@@ -133,14 +143,27 @@ def _resume(folder: Path, options: CodeOptions) -> None:
 def _finished(folder: Path, job: Job) -> bool:
     if not all((folder / name).exists() for name in ("summary.json", "report.html")):
         return False
-    return read_json(folder / "summary.json").get("rounds", 0) >= job.training.rounds
+    return (read_json(folder / "summary.json", Summary).get("rounds") or 0) >= job.training.rounds
 
 
-def resume_options(run: tyro.conf.Positional[Path]) -> None:
+def seeds_of(folder: Path) -> list[Path]:
+    """The run folders of one run over several seeds."""
+    names: list[str] = read_json(folder / SEEDS, Seeds)["runs"]
+    if wrong := [name for name in names if not re.fullmatch(r"seed-\d+", name)] or not names:
+        raise ValueError(
+            f"{folder / SEEDS} must name folders of seeds, such as seed-0, but got {wrong}; was it written by"
+            " difftilt?"
+        )
+    return [folder / name for name in names]
+
+
+def resume_options(run: tyro.conf.Positional[Path], accept_changes: bool = False) -> None:
     """Goes on with a run from its newest good checkpoint.
 
     Args:
         run: The run folder, for instance runs/demo.
+        accept_changes: Go on although its settings, its reward or its before.json have changed since, and
+            write into run.json what has.
     """
 
 

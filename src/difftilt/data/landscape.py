@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors.torch import load_file
 
+from difftilt.data.read import read_tensors
 from difftilt.data.store import locate, naming, numbers, read_table
 from difftilt.data.vocabulary import DNA, PROTEIN, all_sequences, check_tokens, encode, place_values, spell
 from difftilt.shapes import Cond, Index, Mask, PerSample, Points, Sample, Tokens
@@ -97,7 +97,9 @@ def make_landscape(
             equal; for a sequence that is missing.
     """
     if len(sequences) != len(scores):
-        raise ValueError(f"{len(sequences)} sequences came with {len(scores)} scores: one each is needed")
+        raise ValueError(
+            f"one score per sequence is needed, but got {len(sequences)} sequences and {len(scores)} scores"
+        )
     tokens = encode(sequences, alphabet, length, unique=True, first=first)
     for row, score in enumerate(scores, first):
         if score is None or not math.isfinite(score):
@@ -138,7 +140,7 @@ def load_landscape(name: str) -> Landscape:
 def read_tfbind8(name: str, path: Path) -> Landscape:
     """A landscape from a table of E-scores, one row per 8-mer and its reverse complement."""
     with naming(path):
-        words, mirrored, cells = read_table(path, ("8-mer", "8-mer", "E-score"), "\t")
+        words, mirrored, cells = read_table(path, ("8-mer", "8-mer", "E-score"))
         for row, (word, mirror) in enumerate(zip(words, mirrored, strict=True), 2):
             if mirror != word[::-1].translate(COMPLEMENT):
                 raise ValueError(f"row {row}: {mirror} is not the reverse complement of {word}")
@@ -165,7 +167,7 @@ def _six6() -> Landscape:
     every = all_sequences(len(DNA), 8)
     place = (every * place_values(len(DNA), 8)).sum(1)
     mirror = ((len(DNA) - 1 - every.flip(1)) * place_values(len(DNA), 8)).sum(1)
-    score = load_file(SIX6)["e_score"].double() / 1e5
+    score = read_tensors(SIX6)["e_score"].double() / 1e5
     return _binding("six6", spell(every[place <= mirror], DNA), score.tolist())
 
 

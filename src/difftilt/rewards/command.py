@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 
+from difftilt.rewards.process_tree import kill_group
 from difftilt.shapes import Cond, PerSample, Sample
 
 
@@ -13,12 +14,13 @@ class CommandReward:
     """Runs a command once per batch: one line per sample on its standard input, one number per line back.
 
     The command is split into words as a shell would, but no shell runs it. A line that says `nan`, or nothing
-    but blanks, is a sample without a valid reward, for the guard to stop at or to drop.
+    but blanks, is a sample without a valid reward, for the guard to stop at or to drop. A command that is not
+    let to its end is killed with all that it has started.
 
     Args:
         command: Such as `./dock.sh --receptor 1abc.pdb`.
         spell: Writes samples as lines.
-        timeout: Seconds that one batch may take, above 0.
+        timeout: Seconds that one batch may take, above 0; in `Workers` a batch is a single sample.
 
     Raises:
         ValueError: When it is called, if the command fails, takes too long, or answers with other than one
@@ -35,10 +37,7 @@ class CommandReward:
     def __call__(self, sample: Sample, cond: Cond) -> PerSample:
         lines = self._spell(sample)
         try:
-            done = subprocess.run(
-                self.words, input="\n".join(lines) + "\n", capture_output=True, text=True,
-                timeout=self._timeout, check=False,
-            )  # fmt: skip
+            done = _run(self.words, "\n".join(lines) + "\n", self._timeout)
         except subprocess.TimeoutExpired:
             raise ValueError(
                 f"{self.words[0]} took longer than {self._timeout:g} seconds for {len(lines)} samples; raise"
@@ -52,6 +51,18 @@ class CommandReward:
         return torch.tensor(
             _numbers(done.stdout.splitlines(), len(lines), self.words[0]), dtype=torch.float64
         )
+
+
+def _run(words: list[str], text: str, timeout: float) -> subprocess.CompletedProcess[str]:
+    """Runs a program in a process group of its own, of which nothing is left if it is not let to its end."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=pipe, text=True, process_group=0) as process:
+        try:
+            said, errors = process.communicate(text, timeout)
+        except BaseException:
+            kill_group(process.pid)
+            raise
+    return subprocess.CompletedProcess(words, process.returncode, said, errors)
 
 
 def _numbers(lines: list[str], count: int, name: str) -> list[float]:

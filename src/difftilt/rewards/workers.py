@@ -1,0 +1,267 @@
+"""Any reward, in processes of its own: what hangs, crashes or exits costs one sample, never the run."""
+
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn as nn
+
+from difftilt.answers import Failure, RewardError
+from difftilt.conditions import take
+from difftilt.rewards.process_tree import kill_sessions, lives
+from difftilt.rewards.worker_pool import Pool, PoolLost
+from difftilt.rewards.worker_task import CHUNK, Limits, Message, Work, unsent
+from difftilt.settings import Natural, check_value
+from difftilt.shapes import Cond, Sample, Stateful
+
+QUEUED = 2  # tasks per worker that are given out: one is scored while the next one waits
+SILENCE = 10.0  # seconds beyond the time limit after which workers that say nothing are replaced
+LOOK = 0.02  # seconds between looks at whether workers live
+REAPED = 0.5  # seconds after which a process that is gone, and of which nothing is said, ended with code 0
+LOSSES = 3  # pools that may be lost over one sample, or before any sample is begun
+RECENT = 0.1  # weight of the latest sample in what a sample is thought to take
+
+
+class Workers:
+    """A reward whose samples are scored one at a time, by several processes.
+
+    A sample has no number if the reward raises, exits, takes too long, ends its process, needs too much
+    memory, or answers with anything but one finite number; the others are not affected, and a process that
+    ended is replaced. No answer that was given is paid for twice: if a process ends, only the sample that it
+    was working on may be tried again.
+
+    Processes are made at the first call, by fork, and know the reward as it is then. Each call gets a single
+    sample, on the CPU, on one thread, with Python's, numpy's and torch's generators seeded by the seed, the
+    number of the sample since the start of the run, and the attempt: what it draws does not depend on which
+    worker it is scored by, or when. No gradient passes. Where a reward takes longer to begin than to score,
+    it is quicker without workers, in batches.
+
+    Args:
+        reward: As for `Guard`, but it must not learn.
+        count: Processes.
+        timeout: Seconds that one sample may take, from when it is begun. Samples that take a few milliseconds
+            or less are given out several at a time; then the limit may be exceeded by 0.05 seconds.
+        retries: How often a sample is tried again that raised, took too long or ended its process.
+        memory: MiB that a worker may hold beyond what it has when it is made, and any program that it starts
+            beyond the same. It is private memory that counts (RLIMIT_DATA of Linux), used or not; files and
+            shared memory do not.
+        seed: Of what the reward draws.
+        on_result: Told the row and the number of each sample as soon as it is known, in this process.
+
+    Attributes:
+        asked: Samples so far.
+        tasks: Tasks so far, of one sample or of several.
+
+    Raises:
+        ValueError: If the reward learns, or the system has no fork.
+        RewardError: When it is called, if no process can be kept alive, or a condition cannot be sent to one.
+    """
+
+    def __init__(
+        self,
+        reward: Callable[[Sample, Cond], Any],
+        count: int,
+        timeout: float,
+        retries: int = 0,
+        memory: int | None = None,
+        seed: int = 0,
+        on_result: Callable[[int, float], None] | None = None,
+    ):
+        self.__name__ = getattr(reward, "__name__", type(reward).__name__)
+        if _learns(reward):
+            raise ValueError(
+                f"reward '{self.__name__}' learns, but got {count} workers, in which what it learns would be"
+                " lost; score it without workers"
+            )
+        if sys.platform == "win32":
+            raise ValueError(f"got {count} workers, but this system has no fork; score without workers")
+        check_value("seed", seed, Natural)
+        self.limits, self.seed = Limits(count, timeout, retries, memory), seed
+        self.reward, self.on_result, self.asked, self.tasks = reward, on_result, 0, 0
+        self._pool: Pool | None = None
+        self._seconds: float | None = None  # that a sample is thought to take
+
+    def __call__(self, sample: Sample, cond: Cond) -> list[float | Failure]:
+        batch = _Batch(sample.detach().cpu(), cond, self.asked)
+        self.asked += len(sample)
+        try:
+            while batch.open:
+                try:
+                    self._advance(batch)
+                except PoolLost as lost:
+                    self.close()
+                    self._recover(batch, str(lost))
+        except BaseException:
+            self.close()  # what is being scored now is nobody's any more
+            raise
+        return [batch.answers[row] for row in range(len(sample))]
+
+    def close(self) -> None:
+        """Ends the processes; the next call makes new ones."""
+        if self._pool is not None:
+            self._pool.close()
+        self._pool = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"asked": self.asked}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.asked = state["asked"]
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_pool": None}
+
+    def _ready(self) -> Pool:
+        """The pool of this process."""
+        if self._pool is None or self._pool.owner != os.getpid():
+            self._pool = Pool(self.reward, self.limits)
+        return self._pool
+
+    def _advance(self, batch: "_Batch") -> None:
+        """Gives out what workers can take, and takes what they say."""
+        pool = self._ready()
+        while batch.waiting and len(batch.running) < QUEUED * self.limits.count:
+            rows = [batch.waiting.popleft() for _ in range(self._size(len(batch.waiting)))]
+            self.tasks += 1
+            batch.running[self.tasks] = _Task(deque(rows))
+            pool.send(self.tasks, batch.work(rows, self.seed))
+        for message in pool.receive(LOOK):
+            batch.heard = time.monotonic()
+            self._note(batch, message)
+        self._watch(batch)
+
+    def _size(self, waiting: int) -> int:
+        """How many samples the next task gets, so that it takes `CHUNK` and all workers end together."""
+        if self._seconds is None:
+            return 1
+        share = waiting // (QUEUED * self.limits.count)
+        return max(1, min(int(CHUNK / max(self._seconds, 1e-6)), share))
+
+    def _note(self, batch: "_Batch", message: Message) -> None:
+        """Takes note of what happened to a task, unless it is one of the past."""
+        number, what, *details = message
+        task = batch.running.get(number)
+        if task is None:
+            return
+        if what == "unread":
+            raise RewardError(unsent(*details))
+        if what == "began":
+            task.worker = details[0]
+        elif what == "over":
+            self._over(batch, number, *details)
+        else:
+            said, seconds = details
+            before = seconds if self._seconds is None else self._seconds
+            self._seconds = before + RECENT * (seconds - before)
+            row = task.rows.popleft()
+            if what == "number":
+                batch.answers[row] = said
+                if self.on_result is not None:
+                    self.on_result(row, said)
+            else:
+                self._failed(batch, row, said, again=what == "raised")
+
+    def _over(self, batch: "_Batch", number: int, why: str | None) -> None:
+        """A task has ended; if its process has, that is because of the first sample without an answer."""
+        task = batch.running.pop(number)
+        if why is not None:
+            kill_sessions([] if task.worker is None else [task.worker])
+            if task.rows:
+                self._failed(batch, task.rows.popleft(), why, again=True)
+        batch.waiting.extendleft(reversed(task.rows))
+
+    def _failed(self, batch: "_Batch", row: int, why: str, again: bool) -> None:
+        batch.attempts[row] += 1
+        tries = batch.attempts[row]
+        if again and tries <= self.limits.retries:
+            batch.waiting.append(row)
+        else:
+            batch.answers[row] = Failure(why if tries == 1 else f"{why} at the last of {tries} attempts")
+
+    def _watch(self, batch: "_Batch") -> None:
+        """Finds processes that have gone without a word, as one that exits with code 0 does."""
+        now = time.monotonic()
+        if now - batch.heard > self.limits.timeout + SILENCE:
+            raise PoolLost("said nothing for too long")
+        if now - batch.looked < LOOK:
+            return
+        batch.looked = now
+        for number, task in list(batch.running.items()):
+            if task.worker is None or lives(task.worker):
+                continue
+            task.gone = task.gone or now
+            if now - task.gone > REAPED:
+                self._over(batch, number, "ended its process with code 0")
+
+    def _recover(self, batch: "_Batch", why: str) -> None:
+        """After a pool was lost: what it had not answered waits again, but not forever."""
+        begun = [task for task in batch.running.values() if task.worker is not None and task.rows]
+        batch.losses += not begun
+        if batch.losses >= LOSSES:
+            raise RewardError(
+                f"reward '{self.__name__}' cannot be scored by {self.limits.count} workers: what watches them"
+                f" {why} {LOSSES} times before a sample was begun; score it without workers"
+            )
+        kill_sessions(task.worker for task in batch.running.values() if task.worker is not None)
+        for task in begun:
+            batch.lost[task.rows[0]] += 1
+            if batch.lost[task.rows[0]] >= LOSSES:
+                self._failed(batch, task.rows.popleft(), "ended the processes beside its own", again=False)
+        for task in batch.running.values():
+            batch.waiting.extend(task.rows)
+        batch.running.clear()
+        batch.heard = time.monotonic()
+
+
+@dataclass
+class _Task:
+    """Samples that a worker was given.
+
+    Attributes:
+        rows: Those without an answer; the first one is being scored.
+        worker: The process that has begun.
+        gone: When that was first found to be gone.
+    """
+
+    rows: deque[int]
+    worker: int | None = None
+    gone: float | None = None
+
+
+class _Batch:
+    """Samples of one call, and how far each of them is."""
+
+    def __init__(self, sample: Sample, cond: Cond, first: int):
+        self.sample, self.cond, self.first = sample, cond, first
+        self.answers: dict[int, float | Failure] = {}
+        self.waiting = deque(range(len(sample)))
+        self.running: dict[int, _Task] = {}
+        self.attempts, self.lost = [0] * len(sample), [0] * len(sample)
+        self.losses = 0
+        self.heard, self.looked = time.monotonic(), 0.0
+
+    @property
+    def open(self) -> bool:
+        return len(self.answers) < len(self.sample)
+
+    def work(self, rows: Sequence[int], seed: int) -> Work:
+        index = torch.tensor(rows)
+        draws = [(self.first + row, self.attempts[row]) for row in rows]
+        return Work(seed, draws, self.sample[index], take(self.cond, index))
+
+
+def _learns(reward: Any) -> bool:
+    """Whether a reward has a state that a run may change."""
+    frozen = isinstance(reward, nn.Module) and not any(p.requires_grad for p in reward.parameters())
+    return isinstance(reward, Stateful) and not frozen
