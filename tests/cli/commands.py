@@ -71,9 +71,9 @@ class Command:
             for number, path in ((1, self._out), (2, self._err)):
                 os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), number)
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-            sys.stdin = open(0, closefd=False)  # noqa: SIM115
-            sys.stdout = open(1, "w", encoding=os.environ.get("PYTHONIOENCODING", "utf-8"), closefd=False)  # noqa: SIM115
-            sys.stderr = open(2, "w", encoding="utf-8", buffering=1, closefd=False)  # noqa: SIM115
+            encoding = os.environ.get("PYTHONIOENCODING", "utf-8")
+            sys.stdout = os.fdopen(1, "w", encoding=encoding)
+            sys.stderr = os.fdopen(2, "w", encoding=encoding, errors="backslashreplace", buffering=1)
             sys.argv = ["difftilt", *words]
             torch.set_num_threads(1)
             if before is not None:

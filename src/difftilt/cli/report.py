@@ -10,15 +10,15 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from difftilt.cli.options import parse
-from difftilt.cli.runs import bring_back
-from difftilt.evaluation.comparison import compare
-from difftilt.evaluation.estimate import Estimate
-from difftilt.evaluation.report import write_report
 
 
 def report_command(words: list[str]) -> None:
     """Writes a run's report.html anew; of several seeds, that of each."""
-    for folder in expanded([parse(report_options, words, "difftilt report")["run"]]):
+    run: Path = parse(report_options, words, "difftilt report")["run"]
+    from difftilt.cli.runs import bring_back  # slow to load, as what follows, and help needs none of it
+    from difftilt.evaluation.report import write_report
+
+    for folder in expanded([run]):
         bring_back(folder)
         print(f"report: {write_report(folder)}")
 
@@ -34,6 +34,8 @@ def report_options(run: tyro.conf.Positional[Path]) -> None:
 def compare_command(words: list[str]) -> None:
     """Compares runs: a table, a picture and a page."""
     options = parse(compare_options, words, "difftilt compare")
+    from difftilt.cli.runs import bring_back
+
     for run in options["runs"]:
         bring_back(run)
     show_comparison(list(options["runs"]), options["out"])
@@ -59,6 +61,9 @@ def expanded(folders: Sequence[Path]) -> list[Path]:
 
 def show_comparison(folders: Sequence[Path], out: Path) -> None:
     """Prints a table of the runs of each problem, and writes the page into a folder."""
+    from difftilt.evaluation.comparison import compare  # loads matplotlib
+    from difftilt.evaluation.estimate import Estimate
+
     found, console = compare(expanded(folders), out), Console()
     for problem, rows in groupby(found["rows"], lambda row: row["problem"]):
         console.print(problem, markup=False, highlight=False, soft_wrap=True)

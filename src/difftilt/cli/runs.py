@@ -18,7 +18,7 @@ from difftilt.experiment.identity import EVERYTHING
 from difftilt.experiment.job import Job, Maker
 from difftilt.experiment.record import VALUE, read_run, restore, trust
 from difftilt.rewards.scoring import Scoring
-from difftilt.settings import Count, UsageError, check_value
+from difftilt.settings import Threads, UsageError, check_value
 from difftilt.training.settings import Training
 
 RECIPES: Mapping[str, str] = {
@@ -34,10 +34,10 @@ class ScoreOptions(Scoring):
     """How to ask the reward.
 
     Args:
-        threads: CPU threads of torch, at least 1.
+        threads: CPU threads of torch, 1 to 256.
     """
 
-    threads: Count = 1
+    threads: Threads = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +161,7 @@ def taking(folders: Sequence[Path], overwrite: bool, first: bool) -> Iterator[No
             set_aside(folder)
         try:
             yield
-        except BaseException:
+        except Exception:  # after a signal the new run can be resumed
             if all(waits(folder) for folder in replaced):
                 for folder in replaced:
                     put_back(folder)

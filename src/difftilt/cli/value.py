@@ -34,7 +34,7 @@ from difftilt.experiment.job import Job
 from difftilt.experiment.plan import plan
 from difftilt.experiment.record import VALUE, read_run, restored, trust
 from difftilt.policy import Policy
-from difftilt.settings import Count, Natural, Positive, UsageError, choose
+from difftilt.settings import Count, Natural, Rate, UsageError, choose
 from difftilt.training.distributed import finish, make_accelerator
 from difftilt.training.settings import Schedule, Training
 from difftilt.values.regression import ValueRegression
@@ -52,10 +52,10 @@ class FitOptions:
             real numbers and differentiable rewards.
         rounds: Rounds of sampling and learning, at least 1.
         batch: Chains per round over all processes, at least 1.
-        learning_rate: Adam's step size, above 0.
+        learning_rate: Adam's step size, in (0, 10].
         schedule: How the learning rate falls to zero over the run.
         save_every: Rounds between checkpoints, at least 1.
-        evaluate: Fresh chains that the value is checked on at the end, at least 2.
+        evaluate: Fresh chains that the value is checked on at the end, at least 3.
         seed: Random seed, at least 0.
         out: The run folder; runs/RECIPE-value by default.
         overwrite: Delete what the folder holds of an earlier run, once this one has its first checkpoint.
@@ -65,10 +65,10 @@ class FitOptions:
     roll_in: RollIn = "reference"
     rounds: Count = 100
     batch: Count = 256
-    learning_rate: Positive = 3e-3
+    learning_rate: Rate = 3e-3
     schedule: Schedule = "linear"
     save_every: Count = 10
-    evaluate: Annotated[int, at.Ge(2)] = 1024
+    evaluate: Annotated[int, at.Ge(3)] = 1024
     seed: Natural = 0
     out: Path | None = None
     overwrite: bool = False

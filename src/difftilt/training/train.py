@@ -124,8 +124,9 @@ def train(
                 tell(keeper.step(row), number)
             yield (ended := keeper.end_round())
             tell(ended.rows[-1] if ended.rows else {}, state.rounds)
-            keeper.remember(now=bool(signal := largest(stop.number, accelerator)))
-            if signal:
+            keeper.remember()
+            if signal := largest(stop.number, accelerator):  # also one that came while it was saved
+                keeper.save()
                 raise Preempted(signal, state.rounds)
 
 
@@ -184,16 +185,12 @@ class _Keeper:
         rows, self._rows = tuple(self._rows), []
         return Round(self.state.rounds - 1, rows, self.totals())
 
-    def remember(self, now: bool) -> None:
-        """Takes the round, with what the body has changed, for the last finished one; saves it when due.
-
-        Args:
-            now: Save it in any case.
-        """
+    def remember(self) -> None:
+        """Takes the round, with what the body has changed, for the last finished one; saves it when due."""
         state, training = self.state, self.state.training
         state.seconds = time.monotonic() - self._started
         self._snapshot, self._saved = state.snapshot(), False
-        if now or state.rounds % training.save_every == 0 or state.rounds == training.rounds:
+        if state.rounds % training.save_every == 0 or state.rounds == training.rounds:
             self.save()
 
     def save(self) -> None:

@@ -27,7 +27,7 @@ from difftilt.domains.digits.model import (
 )
 from difftilt.evaluation.metrics import diversity, frechet, two_sample
 from difftilt.policy import rollout
-from difftilt.settings import Count, Natural, Positive
+from difftilt.settings import Count, Natural, Rate, Threads
 from difftilt.shapes import Samples
 from difftilt.training.pretrain import classify, denoise, noisy, shifted, warm_cosine
 
@@ -41,9 +41,9 @@ def pretrain_digits(
     out: Path = Path("models/digits"),
     steps: Count = 4500,
     batch: Count = 128,
-    learning_rate: Positive = 2e-3,
+    learning_rate: Rate = 2e-3,
     classifier_steps: Count = 800,
-    threads: Count = 1,
+    threads: Threads = 1,
     seed: Natural = 0,
 ) -> None:
     """Trains the digits model and its two classifiers, measures them and writes weights and model card.

@@ -26,7 +26,7 @@ from difftilt.domains.landscape.model import (
 )
 from difftilt.exact import landscape as exact
 from difftilt.objective import Objective
-from difftilt.settings import Count, Natural, Positive, check_settings
+from difftilt.settings import Count, Natural, Rate, Threads, check_settings
 from difftilt.shapes import Tokens
 from difftilt.training.pretrain import explain, warm_cosine
 
@@ -50,10 +50,10 @@ class Pretraining:
     out: Path | None = None
     steps: Count = 4000
     batch: Count = 1024
-    learning_rate: Positive = 3e-3
+    learning_rate: Rate = 3e-3
     width: Count = WIDTH
     rows: Count = ROWS
-    threads: Count = 1
+    threads: Threads = 1
     seed: Natural = 0
 
     def __post_init__(self):

@@ -27,7 +27,7 @@ from difftilt.domains.utr.model import (
 from difftilt.evaluation.estimate import Estimate
 from difftilt.policy import rollout
 from difftilt.processes.likelihood import elbo
-from difftilt.settings import Count, Natural, Positive
+from difftilt.settings import Count, Natural, Rate, Threads
 from difftilt.shapes import PerSample, Sequences
 from difftilt.training.pretrain import explain, regress, warm_cosine
 
@@ -43,8 +43,8 @@ def pretrain_utr(
     steps: Count = 2000,
     oracle_steps: Count = 2200,
     batch: Count = 256,
-    oracle_rate: Positive = 3e-3,
-    threads: Count = 1,
+    oracle_rate: Rate = 3e-3,
+    threads: Threads = 1,
     seed: Natural = 0,
 ) -> None:
     """Trains a model of random 5' UTRs and two oracles, measures them and writes weights and model card.
