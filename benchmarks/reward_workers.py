@@ -2,8 +2,8 @@
 
 The faults are exceptions, hanging, exits, crashes, hunger for memory, and answers that are none, in turn.
 They are held against the ideal schedule, which gives each sample to the first worker that is free, at no cost
-for noticing, restarting and sending. The machine's load before each task is written down: on a busy machine
-these are upper bounds.
+for noticing, restarting and sending. On a busy machine the calls themselves take longer, in plain processes
+too: what they take there is measured as well, and the load before each task is written down.
 
     python benchmarks/reward_workers.py [--only faults throughput overhead] [--calls N] [--out FILE.json]
 """
@@ -14,6 +14,7 @@ import ctypes
 import heapq
 import json
 import math
+import multiprocessing
 import os
 import platform
 import statistics
@@ -80,23 +81,38 @@ def faults(options: argparse.Namespace, workers: int = 4, share: float = 0.3) ->
     fault = torch.full((count,), -1.0)
     fault[bad] = torch.arange(len(bad), dtype=torch.float) % len(FAULTS)
     x = torch.stack([torch.arange(float(count)), fault], 1)
+    answers: list[float | Failure] = []
     with Workers(faulty, workers, LIMIT, memory=256) as reward:
         reward(x[:workers] * torch.tensor([1.0, 0.0]) - torch.tensor([0.0, 1.0]), unconditional(workers))
-        start = time.perf_counter()
-        answers = reward(x, unconditional(count))
-        seconds = time.perf_counter() - start
+        slept = sleeps(workers)
+        seconds = timed(lambda: answers.extend(reward(x, unconditional(count))))
+        slept += sleeps(workers)
     names = list(FAULTS)
     wrong = sum(
         answer != (number if kind < 0 else Failure(names[int(kind)]))
         for answer, (number, kind) in zip(answers, x.tolist(), strict=True)
     )
-    ideal = schedule([LIMIT if kind == 1 else WORK for kind in fault.tolist()], workers)
+    ideal, usual = (
+        schedule([LIMIT if kind == 1 else work for kind in fault.tolist()], workers)
+        for work in (WORK, statistics.mean(slept))
+    )
     named = collections.Counter(answer.reason for answer in answers if isinstance(answer, Failure))
     return {
         "calls": count, "faulty": len(bad), "workers": workers, "limit_seconds": LIMIT, "call_seconds": WORK,
         "not_accounted_for": count - len(answers), "wrong": wrong, "named": named, "seconds": seconds,
-        "ideal_seconds": ideal, "ratio": seconds / ideal,
+        "ideal_seconds": ideal, "ratio": seconds / ideal, "call_seconds_alone": statistics.mean(slept),
+        "ideal_seconds_of_such_calls": usual, "ratio_of_such_calls": seconds / usual,
     }  # fmt: skip
+
+
+def sleeps(processes: int, times: int = 100) -> list[float]:
+    """What the calls of the faulty reward take here and now in as many plain processes."""
+    with multiprocessing.get_context("fork").Pool(processes) as pool:
+        return pool.map(_sleep, range(processes * times), chunksize=times)
+
+
+def _sleep(_: int) -> float:
+    return timed(lambda: time.sleep(WORK))
 
 
 def schedule(durations: list[float], workers: int) -> float:
@@ -147,10 +163,10 @@ def overhead(options: argparse.Namespace, batch: int = 256, repeats: int = 15) -
         }
         guards = {name: guarded(free, "free", scoring) for name, scoring in settings.items()}
         seconds: dict[str, list[float]] = {name: [] for name in guards}
-        for repeat in range(repeats):
+        samples = torch.rand(repeats, batch, 1, 8, 8)  # now, for rounds seed the generator anew
+        for repeat, x in enumerate(samples):
             if repeat % 5 == 0:
                 rounds.append(timed(lambda: list(fit(policy, objective, PPO(), [asked(batch)], optimizer))))
-            x = torch.rand(batch, 1, 8, 8)
             for name, guard in guards.items():
                 seconds[name].append(timed(lambda guard=guard, x=x: guard(x, unconditional(batch))))
     medians = {name: statistics.median(times[1:]) for name, times in seconds.items()}  # the first one forks

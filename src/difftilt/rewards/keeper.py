@@ -7,6 +7,7 @@ notices, and ends the workers with all that they have started.
 
 import ctypes
 import gc
+import io
 import json
 import multiprocessing
 import os
@@ -109,6 +110,8 @@ def _begin(reward: Any, limits: Limits, results: int, keeper: int) -> None:
         if os.getppid() != keeper:
             os._exit(1)
     torch.set_num_threads(1)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # a worker is killed in the end, with what waits there
     if limits.memory is not None:
         most = _held() + limits.memory * 2**20
         resource.setrlimit(resource.RLIMIT_DATA, (most, resource.getrlimit(resource.RLIMIT_DATA)[1]))
