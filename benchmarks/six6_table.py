@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 from difftilt.data.landscape import SIX6, read_tfbind8
-from difftilt.data.store import contents, numbers, read_table
+from difftilt.data.read import contents
+from difftilt.data.store import numbers, read_table
 
 
 def main(source: Path, out: Path) -> None:

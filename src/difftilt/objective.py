@@ -124,6 +124,17 @@ def outcome(reward: PerSample, kl: PerSample, alpha: float) -> dict[str, Scalar]
     return means | {f"{name}_se": standard_error(x) for name, x in numbers.items()}
 
 
+def part_means(reward: Guard) -> dict[str, float]:
+    """What each part of a combined reward said of the last batch's samples that it was asked about."""
+    numbers: dict[str, float] = {}
+    for name, answers in reward.parts.items():
+        asked = answers[answers.isfinite()]
+        if len(asked):
+            numbers[f"part {name}"] = asked.mean().item()
+            numbers[f"part {name}_se"] = standard_error(asked).item()
+    return numbers
+
+
 def standard_error(x: Some) -> Scalar:
     """The standard error of the mean of independent numbers; NaN of a single one."""
     return x.std() / len(x) ** 0.5 if len(x) > 1 else torch.full_like(x[0], torch.nan)

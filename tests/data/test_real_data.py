@@ -9,7 +9,8 @@ import torch
 from difftilt.data.catalog import DATASETS, present
 from difftilt.data.landscape import SIX6, TFBIND8, load_landscape, read_tfbind8
 from difftilt.data.libraries import load_moses, load_utr
-from difftilt.data.store import contents, locate
+from difftilt.data.read import contents
+from difftilt.data.store import locate
 
 pytestmark = pytest.mark.data
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from difftilt.data.store import contents, locate, naming, numbers, read_table, root
+from difftilt.data.read import contents
+from difftilt.data.store import locate, naming, numbers, read_table, root
 
 
 def written(folder: Path, content: bytes) -> Path:

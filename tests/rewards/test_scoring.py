@@ -42,7 +42,7 @@ def test_rewards_that_differ_have_different_fingerprints(tmp_path):
         class_log_prob(classifier, 4),
         class_log_prob(load_classifier("gold"), 3),
         ink,
-        functools.partial(ink, cond=None),
+        functools.partial(ink, cond={}),
         load(tmp_path / "a.py", text).score,
         load(tmp_path / "b.py", text.replace("2", "3")).score,
         command(f"{script} {other}"),
@@ -102,7 +102,8 @@ def test_a_noisy_reward_is_asked_anew_but_not_by_a_run_that_goes_on(tmp_path):
 
 def test_a_budget_is_never_exceeded():
     guard = guarded(lambda x, c: x[:, 0], "r", Scoring(reward_budget=10, on_error="drop"))
-    guard(X, ANY), guard(X, ANY)
+    for _ in range(2):
+        guard(X, ANY)
     with pytest.raises(BudgetSpent, match="8 of at most 10 calls of reward 'r' are spent, and the next 4"):
         guard(X, ANY)
     assert guard(X[:2], unconditional(2)).tolist() == [0, 1] and guard.calls == 10

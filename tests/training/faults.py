@@ -3,7 +3,6 @@
 import functools
 import io
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,7 +42,7 @@ def at_operation(number: int, act: Act) -> Iterator[list[str]]:
         return _Half(file, count) if mode == "wb" and _ours(path) else file
 
     real_open = io.open
-    names = [(os, "fsync"), (os, "replace"), (os, "rename"), (os, "mkdir"), (shutil, "rmtree")]
+    names = [(os, "fsync"), (os, "replace"), (os, "rename"), (os, "mkdir"), (os, "unlink"), (os, "rmdir")]
     real = [getattr(module, name) for module, name in names]
     for (module, name), function in zip(names, real, strict=True):
         setattr(module, name, around(function, name))

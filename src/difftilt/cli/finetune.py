@@ -1,10 +1,12 @@
 """The commands `difftilt finetune` and `difftilt resume`."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+import os
+import re
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import tyro
 from rich.console import Console
@@ -13,23 +15,35 @@ from difftilt.cli.options import parse
 from difftilt.cli.report import show_comparison
 from difftilt.cli.runs import (
     CodeOptions,
+    accepted,
     build,
+    going_on,
     load,
-    prepare,
     recipe_of,
     subject,
     taken,
+    taking,
 )
 from difftilt.cli.tables import show_json, show_numbers
 from difftilt.cli.value import resume_value
-from difftilt.experiment.finetune import finetune, make_run, plan
+from difftilt.data.owned import RUN
+from difftilt.data.read import read_json
+from difftilt.evaluation.schema import Summary
+from difftilt.experiment.finetune import finetune, make_run
 from difftilt.experiment.job import Job
-from difftilt.experiment.record import VALUE, read_json, read_run, to_json, write_json
+from difftilt.experiment.plan import plan
+from difftilt.experiment.record import VALUE, read_run, to_json, write_json
 from difftilt.settings import Count, UsageError
 from difftilt.training.distributed import finish, make_accelerator
 from difftilt.training.signals import Preempted
 
 SEEDS = "seeds.json"  # names the folders of one run over several seeds
+
+
+class Seeds(TypedDict):
+    """`seeds.json`."""
+
+    runs: list[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +52,7 @@ class RunOptions:
 
     Args:
         out: The run folder; runs/RECIPE-ALGORITHM by default.
-        overwrite: Delete what the folder holds of an earlier run.
+        overwrite: Delete what the folder holds of an earlier run, once this one has its first checkpoint.
         dry_run: Print the resolved settings, sizes and expected calls, and stop.
         seeds: Repeat the run with so many seeds, at least 1, from the given one on, each in a folder of its
             own below, and compare them.
@@ -63,16 +77,15 @@ def finetune_command(words: list[str]) -> None:
     folder = options.out or Path("runs") / f"{recipe.rpartition(':')[2]}-{name}"
     accelerator = make_accelerator(job.training.mixed_precision)
     jobs = {folder: job} if options.seeds == 1 else _seeded(folder, recipe, settings, options.seeds)
-    if accelerator.is_main_process:
-        if options.seeds > 1:
-            folder.mkdir(parents=True, exist_ok=True)
-        for place, each in jobs.items():
-            prepare(place, options.overwrite)
+    first = accelerator.is_main_process
+    if options.seeds > 1 and first and (folder / SEEDS).exists():
+        seeds_of(folder)  # somebody else's would be replaced
+    with _hinting(folder), taking(list(jobs), options.overwrite, first):
+        for place, each in jobs.items() if first else ():
             make_run(each, place, accelerator)
-        if options.seeds > 1:
+        if options.seeds > 1 and first:
             write_json(folder / SEEDS, {"runs": [place.name for place in jobs]})
-    accelerator.wait_for_everyone()
-    with _hinting(folder):
+        accelerator.wait_for_everyone()
         for place, each in jobs.items():
             conclude(finetune(each, place, accelerator), place)
     if options.seeds > 1 and accelerator.is_main_process:
@@ -106,12 +119,15 @@ def resume_command(words: list[str]) -> None:
     settings = parse(resume_options, words, "difftilt resume", CodeOptions)
     options: CodeOptions = taken(CodeOptions, settings)
     folder: Path = settings["run"]
-    if (folder / SEEDS).exists() and not (folder / "run.json").exists():
-        places = [folder / Path(str(name)).name for name in read_json(folder / SEEDS).get("runs", [])]
-    else:
-        places = [folder]
-    if len(places) == 1 and read_run(folder).get("task") == VALUE:
-        resume_value(folder, options)
+    several = (folder / SEEDS).exists() and not (folder / RUN).exists()
+    places = seeds_of(folder) if several else [folder]
+    with going_on(places, first=os.environ.get("RANK", "0") == "0"):
+        _resume(folder, places, options, accepted(options, everything=settings["accept_changes"]))
+
+
+def _resume(folder: Path, places: list[Path], options: CodeOptions, accept_changes: Collection[str]) -> None:
+    if len(places) == 1 and read_run(places[0]).get("task") == VALUE:
+        resume_value(places[0], options, accept_changes)
         return
     jobs = {place: load(place, options) for place in places}
     finished = [place for place, job in jobs.items() if _finished(place, job)]
@@ -123,10 +139,10 @@ def resume_command(words: list[str]) -> None:
     accelerator = make_accelerator(next(iter(jobs.values())).training.mixed_precision)
     if options.named and accelerator.is_main_process:
         for place, job in jobs.items():
-            make_run(job, place, accelerator)
+            make_run(job, place, accelerator, {"changes": read_run(place).get("changes", [])})
     with _hinting(folder):
         for place, job in jobs.items():
-            conclude(finetune(job, place, accelerator), place)
+            conclude(finetune(job, place, accelerator, accept_changes), place)
     if len(places) > 1 and accelerator.is_main_process:
         show_comparison(places, folder)
     finish(accelerator)
@@ -135,14 +151,27 @@ def resume_command(words: list[str]) -> None:
 def _finished(folder: Path, job: Job) -> bool:
     if not (folder / "summary.json").exists():
         return False
-    return read_json(folder / "summary.json").get("rounds", 0) >= job.training.rounds
+    return (read_json(folder / "summary.json", Summary).get("rounds") or 0) >= job.training.rounds
 
 
-def resume_options(run: tyro.conf.Positional[Path]) -> None:
+def seeds_of(folder: Path) -> list[Path]:
+    """The run folders of one run over several seeds."""
+    names: list[str] = read_json(folder / SEEDS, Seeds)["runs"]
+    if wrong := [name for name in names if not re.fullmatch(r"seed-\d+", name)] or not names:
+        raise ValueError(
+            f"{folder / SEEDS} must name folders of seeds, such as seed-0, but got {wrong}; was it written by"
+            " difftilt?"
+        )
+    return [folder / name for name in names]
+
+
+def resume_options(run: tyro.conf.Positional[Path], accept_changes: bool = False) -> None:
     """Goes on with a run from its newest good checkpoint.
 
     Args:
         run: The run folder, for instance runs/demo.
+        accept_changes: Go on although its settings, its reward or its before.json have changed since, and
+            write into run.json what has.
     """
 
 

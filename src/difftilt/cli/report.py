@@ -8,13 +8,16 @@ from rich.console import Console
 from rich.table import Table
 
 from difftilt.cli.options import parse
+from difftilt.cli.runs import bring_back
 from difftilt.evaluation.comparison import compare
 from difftilt.evaluation.report import write_report
 
 
 def report_command(words: list[str]) -> None:
     """Writes a run's report.html anew."""
-    print(f"report: {write_report(parse(report_options, words, 'difftilt report')['run'])}")
+    run: Path = parse(report_options, words, "difftilt report")["run"]
+    bring_back(run)
+    print(f"report: {write_report(run)}")
 
 
 def report_options(run: tyro.conf.Positional[Path]) -> None:
@@ -28,6 +31,8 @@ def report_options(run: tyro.conf.Positional[Path]) -> None:
 def compare_command(words: list[str]) -> None:
     """Compares runs: a table, a picture and a page."""
     options = parse(compare_options, words, "difftilt compare")
+    for run in options["runs"]:
+        bring_back(run)
     show_comparison(list(options["runs"]), options["out"])
 
 

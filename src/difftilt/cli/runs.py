@@ -2,14 +2,20 @@
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from difftilt.cli.options import hints_of
+from difftilt.data.lock import LOCK, BusyError, locked
+from difftilt.data.owned import RUN, check_free, check_inside, check_run, sweep
+from difftilt.data.replaced import OLD, put_back, set_aside, settle, waits
 from difftilt.experiment import code
+from difftilt.experiment.identity import EVERYTHING
 from difftilt.experiment.job import Job, Maker
-from difftilt.experiment.record import VALUE, read_json, read_run, restore, trust
+from difftilt.experiment.record import VALUE, read_run, restore, trust
 from difftilt.rewards.scoring import Scoring
 from difftilt.settings import Count, UsageError, check_value
 from difftilt.training.settings import Training
@@ -20,15 +26,6 @@ RECIPES: Mapping[str, str] = {
     "protein": "difftilt.domains.landscape.recipe:protein",
     "utr": "difftilt.domains.utr.recipe:utr",
 }
-# what a run leaves in its folder
-WRITTEN = (
-    *("run.json", "before.json", "before.safetensors", "summary.json", "metrics.jsonl", "report.html"),
-    *("seeds.json", "wandb-id"),
-    *("checkpoints", "checkpoints/round-*", "checkpoints/round-*/*"),
-    *("checkpoints/.tmp-*", "checkpoints/.tmp-*/*"),
-    *("samples", "samples/before.*", "samples/after.*", "samples/*-seed[0-9]*.*"),
-    *("tensorboard", "tensorboard/events.out.tfevents.*"),
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +107,8 @@ def load(folder: Path, options: CodeOptions) -> Job:
 def settings_of(recipe: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a recipe from a run.json whose code may be executed."""
     function = recipe_of(recipe)
-    name = (settings.get("algorithm") or {}).get("name", "")
+    algorithm = settings.get("algorithm")
+    name = str(algorithm.get("name", "")) if isinstance(algorithm, dict) else ""
     if code.outside(name) or name in code.registered("algorithm"):
         code.find("algorithm", name, {})
     restored, hints = restore(function, settings), hints_of(function)
@@ -124,37 +122,107 @@ def taken(group: Any, settings: dict[str, Any]) -> Any:
     return group(**{field.name: settings.pop(field.name) for field in dataclasses.fields(group)})
 
 
-def prepare(folder: Path, overwrite: bool) -> None:
-    """Makes the run folder; of an earlier run only what difftilt wrote is deleted, and only if asked for."""
-    if (folder / "run.json").exists():
+def accepted(options: CodeOptions, *, everything: bool) -> list[str]:
+    """What may have changed since a checkpoint, by the beginnings of names: what was named anew, or all."""
+    may = {"recipe": ["recipe", "code of "], "reward": ["reward", "code of "], "algorithm": ["algorithm."]}
+    may["algorithm"].append("code of ")
+    return [EVERYTHING] if everything else [name for option in options.named for name in may[option]]
+
+
+@contextmanager
+def taking(folders: Sequence[Path], overwrite: bool, first: bool) -> Iterator[None]:
+    """Keeps folders for new runs while the block runs. Earlier runs there come back if no new one gets far.
+
+    An earlier run is deleted once the new one in its folder has a checkpoint, see `data.replaced`.
+
+    Args:
+        overwrite: Whether earlier runs may be deleted.
+        first: Whether this is the first process; the others do nothing.
+
+    Raises:
+        ValueError: Before anything is changed, if a folder holds a run that may not be deleted, or something
+            else.
+    """
+    with ExitStack() as stack:
+        for folder in folders if first else ():
+            _check_room(folder, overwrite)
+        replaced = [folder for folder in folders if first and _taken_up(folder, stack, overwrite)]
+        for folder in replaced:
+            set_aside(folder)
+        try:
+            yield
+        except BaseException:
+            if all(waits(folder) for folder in replaced):
+                for folder in replaced:
+                    put_back(folder)
+                    print(BACK.format(folder=folder), file=sys.stderr, flush=True)
+            raise
+
+
+BACK = "{folder}: the new run ended before its first checkpoint, so that the earlier one is back"
+
+
+def _taken_up(folder: Path, stack: ExitStack, overwrite: bool) -> bool:
+    """Locks a folder, and returns whether it holds an earlier run, which may be deleted."""
+    stack.enter_context(locked(folder))
+    if settle(folder):
+        print(BACK.format(folder=folder), file=sys.stderr, flush=True)
+    _check_room(folder, overwrite)
+    sweep(folder)
+    return (folder / RUN).exists()
+
+
+def _check_room(folder: Path, overwrite: bool) -> None:
+    """Refuses a folder that holds a run which may not be deleted, or something that is none."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is no folder; name another one with --out")
+    if not folder.exists() or (folder / OLD).exists():
+        return
+    if (folder / RUN).exists():
         begun = any((folder / name).exists() for name in ("before.json", "checkpoints", "summary.json"))
         if begun and not overwrite:
             raise ValueError(
                 f"{folder} already holds a run; go on with difftilt resume {folder}, name another folder with"
                 " --out, or delete it with --overwrite"
             )
-        clear(folder)
-    elif folder.exists() and any(folder.iterdir()):
+        check_run(folder)
+    elif any(path.name != LOCK for path in folder.iterdir()):
         raise ValueError(f"{folder} is not empty and holds no run; name another folder with --out")
-    folder.mkdir(parents=True, exist_ok=True)
+    check_free(folder / "samples", "before", "after")
 
 
-def clear(folder: Path) -> None:
-    """Deletes the run of a folder; what else lies there stays where it is.
+@contextmanager
+def going_on(folders: Sequence[Path], first: bool) -> Iterator[None]:
+    """Keeps the folders of runs that go on while the block runs.
 
-    Raises:
-        ValueError: Before anything is deleted, if the folder's run.json is not one of ours, or if a folder
-            of the run is a link to elsewhere.
+    A new run that was to take the place of an earlier one goes on; the earlier one is deleted once the new
+    one has a checkpoint. If the new one had not even begun, the earlier one comes back.
     """
-    if "difftilt" not in (read_json(folder / "run.json").get("versions") or {}):
-        raise ValueError(f"{folder / 'run.json'} was not written by difftilt, so nothing is deleted")
-    for place in (folder, *(folder / name for name in ("checkpoints", "samples", "tensorboard"))):
-        if place.is_symlink():
-            raise ValueError(f"{place} is a link to elsewhere, so nothing is deleted; name another folder")
-    found = sorted({path for pattern in WRITTEN for path in folder.glob(pattern)}, reverse=True)
-    for path in found:  # what lies in a folder before the folder itself
-        if path.is_dir() and not path.is_symlink():
-            if not any(path.iterdir()):
-                path.rmdir()
-        else:
-            path.unlink()
+    with ExitStack() as stack:
+        for folder in folders if first else ():
+            if not folder.is_dir():
+                raise ValueError(
+                    f"{folder / RUN} does not exist; name the folder of a run, such as runs/demo"
+                )
+            check_inside(folder)
+            stack.enter_context(locked(folder))
+            if waits(folder) and (folder / RUN).exists():
+                print(
+                    f"the run that {folder} held before is kept until its first checkpoint", file=sys.stderr
+                )
+            elif settle(folder):
+                print(BACK.format(folder=folder), file=sys.stderr, flush=True)
+            sweep(folder)
+        yield
+
+
+def bring_back(folder: Path) -> None:
+    """Brings an earlier run back whose successor was killed before its first checkpoint, if one was."""
+    if not (folder / OLD).exists():
+        return
+    try:
+        with locked(folder):
+            if settle(folder):
+                print(BACK.format(folder=folder), file=sys.stderr, flush=True)
+    except BusyError:  # the new run is at work
+        return

@@ -14,6 +14,7 @@ from difftilt.cli.runs import (
     RECIPES,
     CodeOptions,
     ScoreOptions,
+    bring_back,
     build,
     for_sampling,
     load,
@@ -21,6 +22,7 @@ from difftilt.cli.runs import (
     taken,
 )
 from difftilt.cli.tables import plain, show_json, show_numbers
+from difftilt.data.owned import adding, check_free
 from difftilt.evaluation.groups import METHOD
 from difftilt.experiment import code
 from difftilt.experiment.fit_value import load_value
@@ -89,6 +91,7 @@ def sample_run(words: list[str]) -> None:
     """Samples the model of a run folder."""
     settings = parse(sample_options, words, "difftilt sample", SampleOptions, CodeOptions)
     options, folder = taken(SampleOptions, settings), Path(settings["subject"])
+    bring_back(folder)
     if not (folder / "run.json").exists():
         raise UsageError(
             f"{folder / 'run.json'} does not exist, and no recipe is called {folder}: name a run's folder,"
@@ -115,17 +118,18 @@ def _draw(job: Job, tuned: Policy | None, options: SampleOptions, out: Path, wri
     Args:
         tuned: The run's own model, if there is one.
     """
-    sampler, name = options.sampler, f"seed{options.seed}"
+    sampler = options.sampler
+    name = f"{'sample' if sampler is None else kebab(type(sampler).__name__)}-seed{options.seed}"
+    check_free(out, name)
     if sampler is None:
-        name = f"sample-{name}"
         row = sample(job, out / name, options.count, options.seed)
     else:
-        name = f"{kebab(type(sampler).__name__)}-{name}"
         policy = tuned if isinstance(sampler, CORRECTING) else None
         value = make_value(options.value, job, written)
         row = steer(job, sampler, value, out / name, count=options.count, seed=options.seed, policy=policy)
         written |= {"sampler": to_json(sampler), "value": options.value}
-    write_json(out / f"{name}.json", plain(written | {"seed": options.seed} | row))
+    with adding(out) as new:
+        write_json(new / f"{name}.json", plain(written | {"seed": options.seed} | row))
     if options.json:
         show_json(row)
         return

@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,17 +18,17 @@ from difftilt.cli.runs import (
     CodeOptions,
     ScoreOptions,
     build,
-    prepare,
     recipe_of,
     settings_of,
     subject,
     taken,
+    taking,
 )
 from difftilt.evaluation.groups import METHOD
 from difftilt.experiment.finetune import make_run
 from difftilt.experiment.fit_value import RollIn, fit_value, roll_in
 from difftilt.experiment.job import Job
-from difftilt.experiment.record import VALUE, from_json, read_run, trust
+from difftilt.experiment.record import VALUE, read_run, restored, trust
 from difftilt.policy import Policy
 from difftilt.settings import Count, Natural, Positive, UsageError, choose
 from difftilt.training.distributed import finish, make_accelerator
@@ -55,7 +55,7 @@ class FitOptions:
         evaluate: Fresh chains that the value is checked on at the end, at least 2.
         seed: Random seed, at least 0.
         out: The run folder; runs/RECIPE-value by default.
-        overwrite: Delete what the folder holds of an earlier run.
+        overwrite: Delete what the folder holds of an earlier run, once this one has its first checkpoint.
     """
 
     value: Annotated[ValueRegression, tyro.conf.arg(name="value")] = REGRESSION
@@ -93,22 +93,23 @@ def fit_command(words: list[str]) -> None:
     policy = roll_in(options.roll_in, job.objective, regression)
     folder = options.out or Path("runs") / f"{recipe.rpartition(':')[2]}-value"
     accelerator = make_accelerator()
-    if accelerator.is_main_process:
-        prepare(folder, options.overwrite)
-        own = {"training": job.training, "value": options.value, "roll_in": options.roll_in}
-        make_run(job, folder, accelerator, {"task": VALUE}, settings | own)
-    accelerator.wait_for_everyone()
-    _learn(job, regression, policy, folder, accelerator)
+    with taking([folder], options.overwrite, accelerator.is_main_process):
+        if accelerator.is_main_process:
+            own = {"training": job.training, "value": options.value, "roll_in": options.roll_in}
+            make_run(job, folder, accelerator, {"task": VALUE}, settings | own)
+        accelerator.wait_for_everyone()
+        _learn(job, regression, policy, folder, accelerator)
 
 
-def resume_value(folder: Path, options: CodeOptions) -> None:
+def resume_value(folder: Path, options: CodeOptions, accept_changes: Collection[str]) -> None:
     """Learns on from the newest good checkpoint of a run folder."""
     made_of = trust(folder, read_run(folder), options.named)
     settings = dict(made_of["settings"])
-    regression: ValueRegression = from_json(settings.pop("value"), ValueRegression)
-    chain, training = settings.pop("roll_in"), from_json(settings.pop("training"), Training)
+    hints = {"value": ValueRegression, "roll_in": RollIn, "training": Training}
+    regression, chain, training = (restored(name, settings.pop(name, None), hints[name]) for name in hints)
     job = _job(made_of["recipe"], settings_of(made_of["recipe"], settings), training)
-    _learn(job, regression, roll_in(chain, job.objective, regression), folder, make_accelerator())
+    policy = roll_in(chain, job.objective, regression)
+    _learn(job, regression, policy, folder, make_accelerator(), accept_changes)
 
 
 def _job(recipe: str, settings: Mapping[str, Any], training: Training) -> Job:
@@ -119,10 +120,15 @@ def _job(recipe: str, settings: Mapping[str, Any], training: Training) -> Job:
 
 
 def _learn(
-    job: Job, regression: ValueRegression, policy: Policy, folder: Path, accelerator: Accelerator
+    job: Job,
+    regression: ValueRegression,
+    policy: Policy,
+    folder: Path,
+    accelerator: Accelerator,
+    accept_changes: Collection[str] = (),
 ) -> None:
     try:
-        _conclude(fit_value(job, regression, policy, folder, accelerator), folder)
+        _conclude(fit_value(job, regression, policy, folder, accelerator, accept_changes), folder)
     except Preempted as stop:
         stop.hint(f"difftilt resume {folder}")
         raise

@@ -1,25 +1,26 @@
 """Files and folders that a reader sees whole or not at all."""
 
-import json
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-CONTENTS = "contents.json"  # which files of a folder are ours
+from difftilt.data.owned import CONTENTS, beside, own_files, write_contents
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """A file to write beside `path`, whose place it takes at the end; after an error it is gone instead."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    new = beside(path)
+    # made here, and nowhere else: a link that somebody left under this name would be followed
+    os.close(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
     try:
-        yield beside
-        beside.replace(path)
+        yield new
+        new.replace(path)
     finally:
-        beside.unlink(missing_ok=True)
+        new.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -31,15 +32,14 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """
     _check_own(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as beside:
-        new = Path(beside) / "new"
+    with tempfile.TemporaryDirectory(dir=path.parent) as around:
+        new = Path(around) / "new"
         new.mkdir()
         yield new
-        names = sorted(file.name for file in new.iterdir())
-        (new / CONTENTS).write_text(json.dumps({"written_by": "difftilt", "files": names}, indent=1) + "\n")
+        write_contents(new, [file.name for file in new.iterdir()])
         _check_own(path)
         if path.exists():
-            path.rename(Path(beside) / "old")
+            path.rename(Path(around) / "old")
         new.rename(path)
 
 
@@ -56,13 +56,3 @@ def _check_own(path: Path) -> None:
             f"{path} holds {strange[0]}{f' and {len(strange) - 1} more files' * (len(strange) > 1)} that"
             " difftilt did not write, and is not replaced; name another folder, or an empty one"
         )
-
-
-def own_files(folder: Path) -> set[str]:
-    """The names of the files in a folder that difftilt wrote."""
-    try:
-        content = json.loads((folder / CONTENTS).read_text())
-        files = content["files"] if content["written_by"] == "difftilt" else []
-        return {name for name in files if not (folder / name).is_dir() and not (folder / name).is_symlink()}
-    except (OSError, ValueError, KeyError, TypeError):
-        return set()

@@ -13,14 +13,15 @@ from pathlib import Path
 from difftilt.data.atomic import atomic_file
 from difftilt.data.landscape import GB1, TFBIND8, read_gb1, read_tfbind8
 from difftilt.data.libraries import SPLITS, UTR, pack_utr, read_smiles, read_utr
-from difftilt.data.store import contents, root
+from difftilt.data.read import check_regular, contents, read_bytes, unzip
+from difftilt.data.store import root
 
 PYPI = "https://files.pythonhosted.org/packages/"
 
 
 def pack(path: Path) -> bytes:
     """A file's bytes, packed by gzip."""
-    found = path.read_bytes()
+    found = read_bytes(path)
     return found if found[:2] == b"\x1f\x8b" else gzip.compress(found, mtime=0)
 
 
@@ -168,9 +169,11 @@ def _sources(name: str, path: Path) -> Iterator[dict[str, Path]]:
         raise ValueError(f"{path} does not exist: name a folder, an archive or a file that holds {name}")
     if path.is_dir():
         yield _in_folder(name, path)
-    elif zipfile.is_zipfile(path) and all(file.member for file in files.values()):
+        return
+    check_regular(path)
+    if zipfile.is_zipfile(path) and all(file.member for file in files.values()):
         with tempfile.TemporaryDirectory() as folder:
-            _unpack(path, {Path(folder) / file: entry.member for file, entry in files.items()})
+            unzip(path, {entry.member: Path(folder) / file for file, entry in files.items()})
             yield _in_folder(name, Path(folder))
     elif path.name in files or f"{path.name}.gz" in files:
         yield {path.name if path.name in files else f"{path.name}.gz": path}
@@ -189,14 +192,3 @@ def _in_folder(name: str, folder: Path) -> dict[str, Path]:
             raise ValueError(f"{folder} does not hold {file}, which {name} needs")
         found[file] = there[0]
     return found
-
-
-def _unpack(archive: Path, members: Mapping[Path, str]) -> None:
-    try:
-        with zipfile.ZipFile(archive) as inside:
-            for path, member in members.items():
-                path.write_bytes(inside.read(member))
-    except KeyError as error:
-        raise ValueError(f"{archive} lacks a file: {error.args[0]}") from None
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"{archive} is damaged ({error}): get it anew") from None

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors.torch import load_file
 
+from difftilt.data.read import read_tensors
 from difftilt.data.store import locate, naming, numbers, read_table
 from difftilt.data.vocabulary import DNA, PROTEIN, all_sequences, check_tokens, encode, place_values, spell
 from difftilt.shapes import Cond, Index, Mask, PerSample, Points, Sample, Tokens
@@ -165,7 +165,7 @@ def _six6() -> Landscape:
     every = all_sequences(len(DNA), 8)
     place = (every * place_values(len(DNA), 8)).sum(1)
     mirror = ((len(DNA) - 1 - every.flip(1)) * place_values(len(DNA), 8)).sum(1)
-    score = load_file(SIX6)["e_score"].double() / 1e5
+    score = read_tensors(SIX6)["e_score"].double() / 1e5
     return _binding("six6", spell(every[place <= mirror], DNA), score.tolist())
 
 

@@ -2,14 +2,14 @@
 
 import io
 import zipfile
-import zlib
 from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
 import torch
 
-from difftilt.data.store import contents, locate, naming, numbers, read_table
+from difftilt.data.read import contents, read_arrays, read_bytes
+from difftilt.data.store import locate, naming, numbers, read_table
 from difftilt.data.vocabulary import DNA, encode
 from difftilt.settings import check_value
 from difftilt.shapes import PerSample, Tokens
@@ -31,11 +31,8 @@ def load_utr() -> tuple[Tokens, PerSample]:
 def read_utr(path: Path) -> tuple[Tokens, PerSample]:
     """The arrays of an npz: `x`, tokens of one UTR per row; `y`, its load; `alphabet`, ACGT."""
     with naming(path):
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                x, y, alphabet = arrays["x"], arrays["y"], "".join(arrays["alphabet"])
-        except (ValueError, KeyError, OSError, EOFError, TypeError, zipfile.BadZipFile, zlib.error):
-            raise ValueError("an npz with arrays x, y and alphabet is expected, in one piece") from None
+        x, y, letters = read_arrays(path, ("x", "y", "alphabet")).values()
+        alphabet = "".join(map(str, letters.flat))
         shapes = x.ndim == 2 and x.shape[1] == UTR_LENGTH and y.shape == x.shape[:1]
         if not shapes or x.dtype.kind not in "iu" or y.dtype.kind != "f" or alphabet != DNA:
             raise ValueError(
@@ -54,7 +51,7 @@ def pack_utr(path: Path) -> bytes:
     Of the table, the 280,000 UTRs with the most reads are kept, as its authors do.
     """
     if zipfile.is_zipfile(path):
-        return path.read_bytes()
+        return read_bytes(path)
     with naming(path):
         utrs, reads, loads = read_table(path, ("utr", "total_reads", "rl"))
         count, load = (

@@ -1,14 +1,12 @@
 """Where data sets lie on this machine, and how their files are read."""
 
-import csv
-import gzip
-import io
 import math
 import os
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+from difftilt.data.read import UnreadableError, read_cells
 
 VARIABLE = "DIFFTILT_DATA"
 
@@ -39,18 +37,8 @@ def naming(path: Path) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-
-
-def contents(path: Path) -> bytes:
-    """A file's bytes, unpacked if gzip packed them."""
-    found = path.read_bytes()
-    if found[:2] != b"\x1f\x8b":
-        return found
-    try:
-        return gzip.decompress(found)
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"the file is damaged ({error}): get it anew") from None
+        named = str(error).startswith(str(path))
+        raise UnreadableError(str(error) if named else f"{path}: {error}") from None
 
 
 def read_table(path: Path, wanted: Sequence[str], delimiter: str = ",") -> list[list[str]]:
@@ -62,10 +50,7 @@ def read_table(path: Path, wanted: Sequence[str], delimiter: str = ",") -> list[
     Raises:
         ValueError: If a column or all rows are missing, or for the first row with too few or many cells.
     """
-    try:
-        lines = list(csv.reader(io.StringIO(contents(path).decode(), newline=""), delimiter=delimiter))
-    except (UnicodeDecodeError, csv.Error):
-        raise ValueError("the file holds no text, but a table is expected") from None
+    lines = read_cells(path, delimiter)
     header = lines[0] if lines else []
     places: list[int] = []
     for name in wanted:

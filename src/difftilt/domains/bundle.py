@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch.nn as nn
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from difftilt.data.atomic import atomic_folder
+from difftilt.data.read import read_json, read_tensors
 
 Network = TypeVar("Network", bound=nn.Module)
 Numbers = dict[str, Any]  # as JSON holds them
@@ -36,7 +37,7 @@ class Bundle:
 
     def load(self, name: str, network: Network) -> Network:
         """Puts the weights of that name into a network of their shapes."""
-        weights = load_file(self.folder / f"{name}.safetensors")
+        weights = read_tensors(self.folder / f"{name}.safetensors")
         network.load_state_dict({key: weight.float() for key, weight in weights.items()})
         return network
 
@@ -46,7 +47,7 @@ class Bundle:
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """Tensors that were kept beside the networks, as they are on disk."""
-        return load_file(self.folder / f"{name}.safetensors")
+        return read_tensors(self.folder / f"{name}.safetensors")
 
 
 def load_bundle(folder: Path, what: str, how: str) -> Bundle:
@@ -64,7 +65,7 @@ def load_bundle(folder: Path, what: str, how: str) -> Bundle:
         raise ValueError(
             f"{folder} holds no {what} (config.json is missing): {how}, or name its folder with --weights"
         )
-    return Bundle(folder, json.loads(path.read_text()))
+    return Bundle(folder, read_json(path))
 
 
 def save_bundle(

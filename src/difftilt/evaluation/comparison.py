@@ -10,13 +10,12 @@ from typing import Any
 import torch
 from markupsafe import Markup
 
-from difftilt.data.atomic import atomic_file
 from difftilt.evaluation.estimate import Estimate
 from difftilt.evaluation.groups import Group, Problem, common, group, labels, problem_label
 from difftilt.evaluation.optimum import optimum
 from difftilt.evaluation.plots import LINES, Line, comparison
 from difftilt.evaluation.run_folder import Run, as_float, estimate, read_run
-from difftilt.evaluation.words import count, duration, page
+from difftilt.evaluation.words import count, duration, page, save_page
 from difftilt.objective import standard_error
 
 NAME = "comparison.html"
@@ -104,9 +103,7 @@ def compare(folders: Sequence[Path], out: Path) -> dict[str, Any]:
         runs=len(runs), colours=LINES, dashes=("solid", "dashed", "dotted"),
     )  # fmt: skip
     path = Path(out) / NAME
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path) as file:
-        file.write_text(text, encoding="utf-8")
+    save_page(path, text)
     rows = [
         entry.row(table.problem, place if table.ranked else None)
         for table in tables

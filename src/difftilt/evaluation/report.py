@@ -7,13 +7,12 @@ from typing import Any
 
 from markupsafe import Markup
 
-from difftilt.data.atomic import atomic_file
 from difftilt.evaluation.best import best_samples
 from difftilt.evaluation.estimate import Change, Estimate
 from difftilt.evaluation.optimum import optimum
 from difftilt.evaluation.run_folder import Run, Samples, as_float, estimate, read_pictures, read_run
 from difftilt.evaluation.verdict import Outcome, findings, headline
-from difftilt.evaluation.words import count, date, duration, figures, flat, lines, page
+from difftilt.evaluation.words import count, date, duration, figures, flat, lines, page, save_page
 
 # the title of a curve, the number that it shows, and over what
 CURVES = (
@@ -31,10 +30,8 @@ def write_report(folder: Path | str) -> Path:
     Raises:
         ValueError: If the folder is not that of a run.
     """
-    text = render(read_run(Path(folder)))
-    path = Path(folder) / "report.html"
-    with atomic_file(path) as file:
-        file.write_text(text, encoding="utf-8")
+    run, path = read_run(Path(folder)), Path(folder) / "report.html"
+    save_page(path, render(run), ours="difftilt" in run.info.get("versions", {}))
     return path
 
 

@@ -1,10 +1,10 @@
 """What stands in a run folder, read with care: the run may have stopped at any moment."""
 
 import base64
-import csv
 import io
-import json
 import math
+import struct
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +12,13 @@ from typing import Any
 
 from PIL import Image
 
+from difftilt.data.owned import check_inside
+from difftilt.data.read import MIB, read_bytes, read_cells, read_json, read_rows
 from difftilt.evaluation.estimate import Estimate
+from difftilt.evaluation.schema import Info, Numbers, Row, Summary
 
 SMALL_IMAGE, LARGE_IMAGE = 500, 900  # pixels across: enlarged without blur below, made smaller above
+MOST_PIXELS = 50_000_000  # of a picture: what claims more is not unpacked
 LARGE_FILE = 300_000  # bytes of a picture beyond which it is compressed
 Samples = dict[str, list[float]]
 
@@ -50,11 +54,11 @@ class Run:
     def alpha(self) -> float | None:
         """The alpha in force: the last one, if a target KL moves it."""
         last = self.rounds[-1] if self.rounds else {}
-        return self.summary.get("alpha", last.get("alpha", self.settings.get("alpha")))
+        return self.summary.get("alpha", last.get("alpha", _number(self.settings.get("alpha"))))
 
     @property
     def target_kl(self) -> float | None:
-        return self.settings.get("target_kl")
+        return _number(self.settings.get("target_kl"))
 
     def objective(self, row: Mapping[str, Any]) -> Estimate | None:
         """J of a round by the alpha in force; J's of different alphas cannot be compared."""
@@ -72,13 +76,14 @@ def estimate(row: Mapping[str, Any], name: str) -> Estimate | None:
 
 def read_run(folder: Path) -> Run:
     """Reads a run folder; only `run.json` must be there."""
-    info = _json(folder / "run.json")
+    check_inside(folder)
+    info = _json(folder / "run.json", Info)
     if info is None:
         raise ValueError(
             f"'{folder}' is not a run folder, since it has no run.json; give one that a run wrote"
         )
     missing = []
-    summary = _json(folder / "summary.json")
+    summary = _json(folder / "summary.json", Summary)
     if summary is None:
         missing.append("summary.json (it is written when the run ends)")
     rounds, torn = _rounds(folder / "metrics.jsonl")
@@ -94,32 +99,20 @@ def read_run(folder: Path) -> Run:
         if not samples[when]:
             missing.append(f"samples/{when}.csv (the scores of single samples)")
     summary = {key: value for key, value in (summary or {}).items() if value is not None}
-    before = summary.get("before") or _json(folder / "before.json") or {}
+    before = summary.get("before") or _json(folder / "before.json", Numbers) or {}
     return Run(folder, info, rounds, summary, before, samples, texts, missing)
 
 
-def _json(path: Path) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"'{path}' is not valid JSON ({error}); restore it or repeat the run") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"'{path}' holds a {type(content).__name__}, not a JSON object; repeat the run")
-    return content
+def _json(path: Path, hint: Any) -> dict[str, Any] | None:
+    return read_json(path, hint, 64 * MIB) if path.exists() else None
 
 
 def _rounds(path: Path) -> tuple[list[dict[str, Any]], int]:
     """The first row of each round, and how many rows could not be read (a run may be writing one)."""
-    rounds: dict[Any, dict[str, Any]] = {}
-    torn = 0
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
-        try:
-            row = json.loads(line)
-            rounds.setdefault(row["round"], row)
-        except (ValueError, KeyError, TypeError):
-            torn += 1
+    rows, torn = read_rows(path, Row) if path.exists() else ([], 0)
+    rounds: dict[int, dict[str, Any]] = {}
+    for row in rows:
+        rounds.setdefault(row["round"], row)
     return list(rounds.values()), torn
 
 
@@ -127,15 +120,15 @@ def _table(path: Path) -> list[dict[str, str]]:
     """The rows of a table of samples; none if there is no table."""
     if not path.exists():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    header, *rows = read_cells(path) or [[]]
+    return [dict(zip(header, cells, strict=False)) for cells in rows if cells]
 
 
 def _scores(rows: list[dict[str, str]], gold: Iterable[str]) -> Samples:
     """The columns that hold the reward, the gold scores and the parts of the reward."""
     known, marks = {"reward", *gold}, ("gold", "part ")
     names = [name for name in (rows[0] if rows else ()) if name in known or str(name).startswith(marks)]
-    scores = {name: [as_float(row[name]) for row in rows] for name in names}
+    scores = {name: [as_float(row.get(name)) for row in rows] for name in names}
     return {name: [x for x in column if x == x or name == "reward"] for name, column in scores.items()}
 
 
@@ -143,8 +136,14 @@ def as_float(value: Any) -> float:
     """The value as a number, NaN if it is none."""
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return math.nan
+
+
+def _number(value: Any) -> float | None:
+    """The value, if it is a finite number."""
+    known = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return value if known else None
 
 
 @dataclass(frozen=True)
@@ -170,8 +169,10 @@ def read_pictures(folder: Path) -> list[tuple[Picture, Picture]]:
 
 def _picture(path: Path) -> Picture:
     try:
-        content = path.read_bytes()
-        with Image.open(io.BytesIO(content)) as image:
+        content = read_bytes(path)
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+            if math.prod(image.size) > MOST_PIXELS:
+                return Picture(path.name)
             image.load()
             kind = "png"
             if len(content) > LARGE_FILE:
@@ -182,5 +183,13 @@ def _picture(path: Path) -> Picture:
                 content, kind = packed.getvalue(), "webp"
             data = base64.b64encode(content).decode()
             return Picture(path.name, f"data:image/{kind};base64,{data}", *image.size)
-    except OSError:
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        EOFError,
+        struct.error,
+        zlib.error,
+        Image.DecompressionBombError,
+    ):
         return Picture(path.name)

@@ -3,13 +3,17 @@
 import json
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from difftilt.data.atomic import atomic_file
+from difftilt.data.read import UnreadableError, read_text
 from difftilt.evaluation.estimate import MINUS, Estimate
 from difftilt.evaluation.run_folder import as_float
 
+GENERATOR = '<meta name="generator" content="difftilt">'
 RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -23,6 +27,21 @@ def page(template: str, **content: Any) -> str:
         lstrip_blocks=True,
     )
     return environment.get_template(template).render(**content)
+
+
+def save_page(path: Path, text: str, ours: bool = False) -> None:
+    """Writes a page in the place of an earlier one of ours, and of nothing else.
+
+    Args:
+        ours: Whether it is known that what stands there is ours.
+
+    Raises:
+        UnreadableError: If a file of somebody else's has that name.
+    """
+    if not ours and path.exists() and GENERATOR not in read_text(path)[:1000]:
+        raise UnreadableError(f"{path} was not written by difftilt, and is not replaced; move it elsewhere")
+    with atomic_file(path) as file:
+        file.write_text(text, encoding="utf-8")
 
 
 def figures(value: Any) -> str:

@@ -1,64 +1,80 @@
 """What can be done with a job: tune it, sample from it, or only say what it would cost."""
 
-import copy
 import json
 import math
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from difftilt.data.atomic import atomic_file
+from difftilt.data.lock import LOCK, locked
+from difftilt.data.owned import RUN, check_inside
+from difftilt.data.read import read_json, read_tensors
 from difftilt.evaluation.diagnostics import frozen_start_warning
 from difftilt.evaluation.report import write_report
+from difftilt.evaluation.schema import Info, Numbers, Start
+from difftilt.experiment import code
+from difftilt.experiment.identity import check_changes, identity
 from difftilt.experiment.job import Job, Maker
-from difftilt.experiment.record import describe, read_json, to_json, write_json
+from difftilt.experiment.record import describe, describe_settings, to_json, write_json
 from difftilt.experiment.sample import judge
-from difftilt.guard import BudgetSpent, Guard
-from difftilt.networks.network_calls import NetworkCalls
-from difftilt.objective import Objective
+from difftilt.guard import BudgetSpent
 from difftilt.rewards.scoring import begin
 from difftilt.shapes import PerSample
 from difftilt.training.alpha import meaning_of_alpha, starting_alpha
 from difftilt.training.distributed import make_accelerator
-from difftilt.training.fit import denoisers
 from difftilt.training.seeds import SETUP, seed_round
 from difftilt.training.settings import Training
 from difftilt.training.train import Totals, load_policy, load_totals, train
 from difftilt.training.tree import Packed, pack, unpack
 
 ASKED = "before.safetensors"  # what the reward learned from the evaluation before training, if it learns
-PLAYED = 64  # samples in the round that a plan plays
 
 
-def finetune(job: Job, folder: Path | str, accelerator: Accelerator | None = None) -> dict[str, Any]:
+def finetune(
+    job: Job,
+    folder: Path | str,
+    accelerator: Accelerator | None = None,
+    accept_changes: Collection[str] = (),
+) -> dict[str, Any]:
     """Trains the job in a run folder, from its newest checkpoint if it has one, and writes the report.
 
     Args:
         folder: Made if it is missing. `difftilt report`, and if the job can be made again also `resume` and
             `sample`, understand it.
         accelerator: By default one that suits the job.
+        accept_changes: Names of settings, or beginnings of names, that may differ from those of the
+            checkpoint that is resumed; `[""]` stands for all.
 
     Returns:
         The content of summary.json; empty in all processes but the first.
 
     Raises:
-        ValueError: If the folder holds the run of another job.
+        ValueError: If the folder holds the run of another job, or another process is at it.
         Preempted: After SIGINT, SIGTERM or SIGUSR1, once the round is done and saved.
     """
     folder, accelerator = Path(folder), accelerator or make_accelerator(job.training.mixed_precision)
+    with locked(folder) if accelerator.is_main_process else nullcontext():
+        return _finetune(job, folder, accelerator, accept_changes)
+
+
+def _finetune(
+    job: Job, folder: Path, accelerator: Accelerator, accept_changes: Collection[str]
+) -> dict[str, Any]:
     if accelerator.is_main_process:
         _claim(job, folder, accelerator)
+        check_changes(folder, identity(made_of(job), folder), accept_changes, cached=job.training.cache)
     accelerator.wait_for_everyone()
     training = job.training
     share = per_process(training, accelerator)
     torch.set_num_threads(training.threads)
-    run = read_json(folder / "run.json").get("id", str(folder))
+    run = read_json(folder / RUN, Info).get("id", str(folder))
     begin(job.objective.reward, f"{run}/{accelerator.process_index}")
     place(job, accelerator)
     before = _before(job, folder, accelerator)
@@ -66,7 +82,7 @@ def finetune(job: Job, folder: Path | str, accelerator: Accelerator | None = Non
     with _within_budget(job, accelerator) as ended:
         for _ in train(
             folder, job.policy, job.objective, job.algorithm, lambda _: job.cond(share), optimizer, training,
-            accelerator, scheduler=scheduler, target_kl=job.target_kl,
+            accelerator, scheduler=scheduler, target_kl=job.target_kl, run=identity(made_of(job), folder),
         ):  # fmt: skip
             pass
     if not accelerator.is_main_process:
@@ -76,7 +92,7 @@ def finetune(job: Job, folder: Path | str, accelerator: Accelerator | None = Non
     summary |= {"warnings": [*before["warnings"], *ended], "ended": " ".join(ended)}
     if job.target_kl is not None:
         summary["target_kl"] = job.target_kl
-        write_json(folder / "run.json", read_json(folder / "run.json") | {"final_alpha": summary["alpha"]})
+        write_json(folder / "run.json", read_json(folder / RUN) | {"final_alpha": summary["alpha"]})
     write_json(folder / "summary.json", summary)
     write_report(folder)
     return summary
@@ -84,12 +100,13 @@ def finetune(job: Job, folder: Path | str, accelerator: Accelerator | None = Non
 
 def _claim(job: Job, folder: Path, accelerator: Accelerator) -> None:
     """Makes the folder this job's own."""
-    if not (folder / "run.json").exists():
-        if folder.exists() and any(folder.iterdir()):
+    check_inside(folder)
+    if not (folder / RUN).exists():
+        if any(path.name != LOCK for path in folder.iterdir()):
             raise ValueError(f"{folder} is not empty and holds no run; name another folder")
         make_run(job, folder, accelerator)
         return
-    record = read_json(folder / "run.json")
+    record = read_json(folder / RUN, Info)
     if job.maker is not None and not record.get("cannot_be_made_again"):
         settings = job.maker.settings
         mine = json.loads(json.dumps({name: to_json(value) for name, value in settings.items()}))
@@ -115,56 +132,32 @@ def make_run(
         also: What else it says.
         settings: In the place of those of the job's maker.
     """
-    maker, own = job.maker or Maker("Python", why_not="nobody knows what made it"), job.training
+    where = (job.training.seed, accelerator.num_processes, str(accelerator.device))
+    record = made_of(job, settings) | describe(*where) | {"threads": job.training.threads} | dict(also or {})
+    if "code" in record:
+        record["signature"] = code.sign({name: record[name] for name in ("recipe", "settings", "code")})
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / RUN).exists():  # of the same run, made of code that is named anew
+        record["id"] = read_json(folder / RUN, Info).get("id", record["id"])
+    write_json(folder / RUN, record)
+
+
+def made_of(job: Job, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """How a job was made: what run.json says of it, wherever it runs.
+
+    Args:
+        settings: In the place of those of the job's maker.
+    """
+    maker = job.maker or Maker("Python", why_not="nobody knows what made it")
     known, why_not = dict(maker.settings if settings is None else settings), maker.why_not
-    where = (own.seed, accelerator.num_processes, str(accelerator.device))
     try:
-        record = describe(maker.recipe, known, *where)
+        record = describe_settings(maker.recipe, known)
     except TypeError as error:  # a function among the arguments
         why_not = why_not or str(error)
-        known = {"algorithm": job.algorithm, "alpha": job.objective.alpha, "training": own}
-        record = describe(maker.recipe, known, *where)
-    record |= {"threads": own.threads, "reward": job.objective.reward.name} | dict(also or {})
-    if (folder / "run.json").exists():
-        record["id"] = read_json(folder / "run.json").get("id") or record["id"]
-    if why_not:
-        record["cannot_be_made_again"] = why_not
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "run.json", record)
-
-
-def plan(job: Job) -> dict[str, Any]:
-    """Sizes, and the calls that a whole run would make, found by playing a small round without the reward."""
-    training, small = job.training, min(job.training.batch, PLAYED)
-    algorithm = copy.deepcopy(job.algorithm)
-    algorithm.setup(job.policy, job.cond(2))
-    reward = Guard(lambda sample, _: sample.flatten(1).sum(1).float(), "plan")
-    objective = Objective(reward, job.objective.reference, job.objective.alpha)
-    counter, yields = NetworkCalls(), 0
-    with counter.watching(denoisers(job.policy, objective.reference, algorithm)):
-        for loss in algorithm.losses(job.policy, objective, job.cond(small)):
-            loss.value.backward()
-            yields += 1
-    job.policy.zero_grad()
-    scale = training.batch / small
-    with torch.no_grad():
-        state = job.policy.initial(job.cond(1)).sample()
-    trainable = sum(p.numel() for p in job.policy.parameters() if p.requires_grad)
-    return {
-        "trainable_parameters": trainable,
-        "all_parameters": sum(p.numel() for p in job.policy.parameters()),
-        "state_shape": list(state.shape[1:]),
-        "decisions_per_sample": job.policy.steps + 1,
-        "stored_states_mib": round((job.policy.steps + 1) * training.batch * state.nbytes / 2**20, 1),
-        "gradient_steps": training.rounds * math.ceil(yields / training.accumulate),
-        "reward_calls": round(training.rounds * reward.calls * scale)
-        + 2 * training.evaluate
-        + 16 * training.check_start,
-        "network_calls": {
-            "forward": round(training.rounds * counter.forward * scale),
-            "backward": round(training.rounds * counter.backward * scale),
-        },
-    }
+        known = {"algorithm": job.algorithm, "alpha": job.objective.alpha, "training": job.training}
+        record = describe_settings(maker.recipe, known)
+    record["reward"] = job.objective.reward.name
+    return record | ({"cannot_be_made_again": why_not} if why_not else {})
 
 
 def per_process(training: Training, accelerator: Accelerator) -> int:
@@ -208,10 +201,10 @@ def _before(job: Job, folder: Path, accelerator: Accelerator) -> dict[str, Any]:
                 save_file(kept.tensors, file)
         write_json(path, row | {"reward_calls": job.objective.reward.calls, "asked": kept.plain})
     accelerator.wait_for_everyone()
-    before = read_json(path)
+    before = read_json(path, Numbers) | read_json(path, Start)
     job.objective.alpha = before["start_alpha"]
     if accelerator.is_main_process:
-        tensors = load_file(folder / ASKED) if (folder / ASKED).exists() else {}
+        tensors = read_tensors(folder / ASKED) if (folder / ASKED).exists() else {}
         job.objective.reward.load_state_dict(unpack(Packed(before.pop("asked"), tensors)))
     return before
 

@@ -3,7 +3,8 @@
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,9 +12,11 @@ import torch
 from accelerate import Accelerator
 
 from difftilt.conditions import batch_size, on_device_of, take
+from difftilt.data.lock import locked
 from difftilt.experiment.finetune import make_optimizer, per_process, place
+from difftilt.experiment.identity import check_changes, identity
 from difftilt.experiment.job import Job
-from difftilt.experiment.record import VALUE, from_json, read_json, write_json
+from difftilt.experiment.record import VALUE, read_run, restored, write_json
 from difftilt.guidance.value_guided import ValueGuided
 from difftilt.objective import Objective, Value, standard_error
 from difftilt.policy import Policy, level
@@ -30,17 +33,40 @@ CHUNK = 256  # chains at a time
 
 
 def fit_value(
-    job: Job, regression: ValueRegression, policy: Policy, folder: Path, accelerator: Accelerator
+    job: Job,
+    regression: ValueRegression,
+    policy: Policy,
+    folder: Path,
+    accelerator: Accelerator,
+    accept_changes: Collection[str] = (),
 ) -> dict[str, Any]:
     """Learns the value of a job's pretrained model in a run folder, from its newest checkpoint if it has one.
 
     Args:
         policy: From whose chains; see `roll_in`.
+        folder: Of the run, with its run.json.
+        accept_changes: As for `finetune`.
 
     Returns:
         The content of summary.json.
     """
+    with locked(folder) if accelerator.is_main_process else nullcontext():
+        return _fit(job, regression, policy, folder, accelerator, accept_changes)
+
+
+def _fit(
+    job: Job,
+    regression: ValueRegression,
+    policy: Policy,
+    folder: Path,
+    accelerator: Accelerator,
+    accept_changes: Collection[str],
+) -> dict[str, Any]:
     training, objective = job.training, job.objective
+    run = identity(read_run(folder), folder)
+    if accelerator.is_main_process:
+        check_changes(folder, run, accept_changes, cached=training.cache)
+    accelerator.wait_for_everyone()
     share = per_process(training, accelerator)
     torch.set_num_threads(training.threads)
     job = dataclasses.replace(job, policy=objective.reference, algorithm=regression)
@@ -48,7 +74,7 @@ def fit_value(
     optimizer, scheduler = make_optimizer(job)
     for _ in train(
         folder, policy, objective, regression, lambda _: job.cond(share), optimizer, training, accelerator,
-        scheduler=scheduler,
+        scheduler=scheduler, run=run,
     ):  # fmt: skip
         pass
     if not accelerator.is_main_process:
@@ -128,7 +154,7 @@ def load_value(folder: Path, job: Job, recipe: str, settings: Mapping[str, Any])
     Raises:
         ValueError: If the value is that of another problem.
     """
-    record = read_json(folder / "run.json")
+    record = read_run(folder)
     if record.get("task") != VALUE:
         raise ValueError(f"{folder} holds no soft value; make one with difftilt value fit {recipe}")
     learned: Mapping[str, Any] = record["settings"]
@@ -139,7 +165,7 @@ def load_value(folder: Path, job: Job, recipe: str, settings: Mapping[str, Any])
                 f"the value in {folder} was learned for {name} {value}, but {asked.get(name)} is asked for;"
                 " learn one for this, or ask for the same"
             )
-    regression: ValueRegression = from_json(learned["value"], ValueRegression)
+    regression = restored("value", learned.get("value"), ValueRegression)
     regression.setup(job.objective.reference, job.cond(2))
     load_algorithm(folder, regression)
     return regression.value(job.objective)

@@ -13,9 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from difftilt.data.atomic import atomic_file
+from difftilt.data.owned import RUN, check_inside
+from difftilt.data.read import UnreadableError, read_json
+from difftilt.data.typed import misfit
+from difftilt.evaluation.schema import Info
 from difftilt.experiment import code
 from difftilt.settings import settable
-from difftilt.training.checkpoint import versions
+from difftilt.training.manifest import versions
 
 VALUE = "value"  # the task of a run that learns a soft value
 
@@ -45,7 +49,8 @@ def from_json(value: Any, hint: Any) -> Any:
         sequence = next((option for option in options if typing.get_origin(option) in (tuple, list)), list)
         kind, inner = typing.get_origin(sequence) or list, typing.get_args(sequence)
         inner = inner[:1] * len(value) if kind is list or Ellipsis in inner else inner
-        return kind(from_json(*pair) for pair in zip(value, inner or [Any] * len(value), strict=True))
+        inner = inner if len(inner) == len(value) else [Any] * len(value)
+        return kind(from_json(*pair) for pair in zip(value, inner, strict=True))
     if isinstance(value, int) and not isinstance(value, bool) and float in options and int not in options:
         return float(value)
     return Path(value) if Path in options and isinstance(value, str) else value
@@ -75,7 +80,15 @@ def _settings(value: dict[str, Any], options: list[Any]) -> Any:
             f" {', '.join(named)}"
         )
     known = settable(option)
-    return option(**{k: from_json(v, known[k]) for k, v in value.items() if k in known})
+    return option(**{k: restored(f"{name}.{k}", v, known[k]) for k, v in value.items() if k in known})
+
+
+def restored(name: str, value: Any, hint: Any) -> Any:
+    """The setting that was written, if it is what its annotation says."""
+    found = from_json(value, hint)
+    if wrong := misfit(found, hint, name):
+        raise ValueError(f"run.json: {wrong}; put it back")
+    return found
 
 
 def restore(recipe: Callable[..., Any], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -84,13 +97,11 @@ def restore(recipe: Callable[..., Any], settings: Mapping[str, Any]) -> dict[str
     unknown = set(settings) - set(hints)
     if unknown:
         raise ValueError(f"run.json has settings that its recipe does not know: {', '.join(sorted(unknown))}")
-    return {name: from_json(value, hints[name]) for name, value in settings.items()}
+    return {name: restored(name, value, hints[name]) for name, value in settings.items()}
 
 
-def describe(
-    recipe: str, settings: Mapping[str, Any], seed: int, processes: int, device: str
-) -> dict[str, Any]:
-    """The content of run.json.
+def describe_settings(recipe: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of run.json that says what a run was made of.
 
     Args:
         recipe: As it is named on the command line.
@@ -98,8 +109,12 @@ def describe(
     """
     made_of = {"recipe": recipe, "settings": {name: to_json(value) for name, value in settings.items()}}
     outside = code.record(_texts(made_of))
-    content: dict[str, Any] = {
-        **made_of,
+    return made_of | ({"code": outside} if outside else {})
+
+
+def describe(seed: int, processes: int, device: str) -> dict[str, Any]:
+    """The part of run.json that says where and when."""
+    return {
         "id": uuid.uuid4().hex,
         "seed": seed,
         "versions": versions(),
@@ -109,9 +124,6 @@ def describe(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join(["difftilt", *sys.argv[1:]]),
     }
-    if outside:
-        content |= {"code": outside, "signature": code.sign(made_of | {"code": outside})}
-    return content
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -120,13 +132,16 @@ def read_run(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: If it does not, or if its job cannot be made again.
     """
-    record = read_json(folder / "run.json")
+    check_inside(folder)
+    if not (folder / RUN).exists():
+        raise UnreadableError(f"{folder / RUN} does not exist; name the folder of a run, such as runs/demo")
+    record = read_json(folder / RUN, Info)
     if record.get("cannot_be_made_again"):
         raise ValueError(
             f"{folder} was made in Python by {record.get('recipe')} and cannot be made again by command,"
             f" since {record['cannot_be_made_again']}; go on in Python, with finetune(job, FOLDER) or sample"
         )
-    if not isinstance(record.get("settings"), dict) or not isinstance(record.get("recipe"), str):
+    if "settings" not in record or "recipe" not in record:
         raise ValueError(f"{folder / 'run.json'} holds no settings")
     return record
 
@@ -145,18 +160,22 @@ def trust(folder: Path, record: Mapping[str, Any], named: Mapping[str, str]) -> 
     made_of = {"recipe": record["recipe"], "settings": record["settings"]}
     asked = _texts(made_of)
     outside = {text for text in asked if code.executes(text)}
-    about: dict[str, Any] = record["code"] if isinstance(record.get("code"), dict) else {}
+    about: dict[str, Any] = record.get("code") or {}
     unnamed = {text: about.get(text, {"file": text, "sha256": ""}) for text in outside}
     settings = dict(record["settings"])
     replaced = {"recipe": record["recipe"], "reward": settings.get("reward")}
-    replaced["algorithm"] = (settings.get("algorithm") or {}).get("name")
+    algorithm = settings.get("algorithm")
+    replaced["algorithm"] = algorithm.get("name") if isinstance(algorithm, dict) else None
     for option in named:
         unnamed.pop(str(replaced[option]), None)
     code.check_trusted(made_of | {"code": about}, unnamed, record.get("signature"), folder)
     if "reward" in named:
         settings["reward"] = named["reward"]
     if "algorithm" in named:
-        settings["algorithm"] = {**settings["algorithm"], "name": named["algorithm"]}
+        settings["algorithm"] = {
+            **(algorithm if isinstance(algorithm, dict) else {}),
+            "name": named["algorithm"],
+        }
     return {"recipe": named.get("recipe", record["recipe"]), "settings": settings}
 
 
@@ -165,23 +184,6 @@ def _texts(value: Any) -> list[str]:
     settings = value["settings"]
     names = [x.get("name") for x in settings.values() if isinstance(x, dict)]
     return [text for text in (value["recipe"], settings.get("reward"), *names) if isinstance(text, str)]
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a run folder.
-
-    Raises:
-        ValueError: If the file is missing or is no JSON object.
-    """
-    try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ValueError(f"{path} does not exist; name the folder of a run, such as runs/demo") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} cannot be read as JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds {type(content).__name__} instead of a JSON object")
-    return content
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

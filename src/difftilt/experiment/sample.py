@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from difftilt.data.owned import adding
 from difftilt.evaluation.evaluate import ScoredSamples, evaluate, write_table
 from difftilt.experiment.job import Job
 from difftilt.guard import Guard
@@ -108,10 +109,11 @@ def look(job: Job, place: Path, count: int, seed: int) -> ScoredSamples:
 
 def keep(job: Job, seen: ScoredSamples, place: Path) -> None:
     """Writes pictures and numbers of samples into files whose paths begin with `place`."""
-    if job.view.draw is not None:
-        job.view.draw(seen, place)
-    spelt = job.view.spell(seen.sample) if job.view.spell is not None else None
-    write_table(place.with_name(f"{place.name}.csv"), seen, spelt)
+    with adding(place.parent) as new:
+        if job.view.draw is not None:
+            job.view.draw(seen, new / place.name)
+        spelt = job.view.spell(seen.sample) if job.view.spell is not None else None
+        write_table(new / f"{place.name}.csv", seen, spelt)
 
 
 class _Calls(ProgressColumn):

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch.nn as nn
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from difftilt.data.atomic import atomic_file
+from difftilt.data.read import read_tensors
 from difftilt.networks.adapter_layers import (
     adapter_layers,
     adapter_name,
@@ -109,7 +110,7 @@ def load_lora(owner: nn.Module, folder: Path | str) -> None:
         if not (folder / name).is_file():
             raise ValueError(f"{folder} holds no adapters: got no {name}; write them with save_lora")
     check_bare(network)
-    weights = fitting(load_file(folder / WEIGHTS), network, PREFIX, folder / WEIGHTS)
+    weights = fitting(read_tensors(folder / WEIGHTS), network, PREFIX, folder / WEIGHTS)
     config = load_peft().LoraConfig.from_pretrained(str(folder))
     config.inference_mode = False  # as peft writes it, which would freeze them
     fill_adapters(network, config, weights, folder / WEIGHTS)

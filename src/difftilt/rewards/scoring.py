@@ -9,6 +9,7 @@ from difftilt.guard import Composite, Guard, OnError, Reward
 from difftilt.rewards.combined import Combine, Combined, Part
 from difftilt.rewards.fingerprint import fingerprint
 from difftilt.rewards.ledger import Ledger, Recorded
+from difftilt.rewards.workers import Workers
 from difftilt.settings import Count, Natural, Positive, Share, check_settings
 from difftilt.shapes import Sample
 
@@ -94,8 +95,6 @@ def _guard(reward: Reward, name: str, scoring: Scoring, spell: Spell, seed: int,
     name = name or getattr(reward, "__name__", type(reward).__name__)
     inner = reward
     if scoring.reward_workers:
-        from difftilt.rewards.workers import Workers
-
         limits = scoring.reward_timeout, scoring.reward_retries, scoring.reward_memory
         inner = Workers(reward, scoring.reward_workers, *limits, seed=seed)
     if scoring.ledger is not None:

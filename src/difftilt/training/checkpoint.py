@@ -11,16 +11,10 @@
 A checkpoint is written beside its place, brought to the disk and then renamed. Nothing here unpickles.
 """
 
-import hashlib
-import json
 import os
-import platform
-import shutil
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cache
-from importlib.metadata import version
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +23,23 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 
+from difftilt.data.owned import CHECKPOINT, PART, check_inside, discard, sweep
+from difftilt.data.read import UnreadableError, parse_json, read_bytes, read_tensors
+from difftilt.data.typed import misfit
+from difftilt.training.manifest import (
+    MANIFEST,
+    CheckpointError,
+    Manifest,
+    describe,
+    encode,
+    name_of,
+    read_manifest,
+    rounds_of,
+    verify,
+)
 from difftilt.training.tree import Packed, Tree, unpack
 
-FORMAT = 2
-MANIFEST = "MANIFEST.json"
-_PACKAGES = ("difftilt", "torch", "accelerate", "safetensors", "numpy")
+WEIGHTS = ("policy", "ema")
 
 
 @dataclass(frozen=True)
@@ -44,15 +50,13 @@ class Snapshot:
         rounds: How many are done.
         shared: What all processes have in common, by file name; written by the first one.
         own: What this process has for itself.
+        run: What tells the run from others, as JSON holds it.
     """
 
     rounds: int
     shared: Mapping[str, Packed]
     own: Packed
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint is damaged or could not be written. The message names the file."""
+    run: Mapping[str, Any] = field(default_factory=dict)
 
 
 class CheckpointWarning(UserWarning):
@@ -69,11 +73,11 @@ def save(folder: Path, snapshot: Snapshot, accelerator: Accelerator, keep: int =
     Raises:
         CheckpointError: If the disk refuses. The checkpoints from before are as they were.
     """
-    temporary, target = folder / f".tmp-{_name(snapshot.rounds)}", folder / _name(snapshot.rounds)
+    temporary, target = folder / f".tmp-{name_of(snapshot.rounds)}", folder / name_of(snapshot.rounds)
     first = accelerator.is_main_process
     try:
         if first:
-            sweep(folder)
+            sweep(folder.parent)
             temporary.mkdir(parents=True)
         accelerator.wait_for_everyone()
         for name, packed in snapshot.shared.items() if first else ():
@@ -81,10 +85,9 @@ def save(folder: Path, snapshot: Snapshot, accelerator: Accelerator, keep: int =
         _write_packed(temporary, f"process-{accelerator.process_index}", snapshot.own)
         accelerator.wait_for_everyone()
         if first:
-            _write(temporary / MANIFEST, _seal(_describe(temporary, snapshot.rounds)))
+            _write(temporary / MANIFEST, describe(temporary, snapshot.rounds, snapshot.run))
             _sync(temporary)
-            if target.exists():  # it was refused, or this process would be ahead of it
-                shutil.rmtree(target)
+            discard(target)  # it was refused, or this process would be ahead of it
             temporary.replace(target)
             _sync(folder)
             _sync(folder.parent)
@@ -109,65 +112,70 @@ def newest(folder: Path, accelerator: Accelerator | None = None) -> Path | None:
     if accelerator is None or accelerator.num_processes == 1:
         return _choose(folder)
     number = torch.tensor(-1, device=accelerator.device)  # none; -2 stands for an error
-    error = None
+    error: Exception | None = None
     if accelerator.is_main_process:
         try:
             path = _choose(folder)
-            number.fill_(-1 if path is None else _number(path))
-        except CheckpointError as damage:
+            number.fill_(-1 if path is None else rounds_of(path))
+        except (CheckpointError, UnreadableError) as damage:
             number.fill_(-2)
             error = damage
     broadcast(number)
     if number == -2:
         raise error or CheckpointError(f"no checkpoint in {folder} is whole")
-    return None if number == -1 else folder / _name(int(number))
+    return None if number == -1 else folder / name_of(int(number))
 
 
-def read(checkpoint: Path, name: str) -> Tree:
-    """One tree of a checkpoint, or None if the checkpoint does not have it."""
+def read(checkpoint: Path, name: str, hint: Any = Any) -> Tree:
+    """One tree of a checkpoint, or None if the checkpoint does not have it.
+
+    Args:
+        hint: What its plain part must be; see `misfit`.
+
+    Raises:
+        CheckpointError: If it is something else, or if tensors hold NaN.
+    """
     tensors_file, plain_file = checkpoint / f"{name}.safetensors", checkpoint / f"{name}.json"
     if not tensors_file.exists() and not plain_file.exists():
         return None
-    tensors = safetensors.torch.load_file(tensors_file) if tensors_file.exists() else {}
-    plain = json.loads(plain_file.read_text()) if plain_file.exists() else None
-    return unpack(Packed(plain, tensors))
-
-
-def verify(checkpoint: Path) -> None:
-    """Raises CheckpointError, naming the file, unless every byte is as it was written."""
-    manifest = checkpoint / MANIFEST
-    if not manifest.is_file():
-        raise CheckpointError(f"{manifest} is missing")
-    data = manifest.read_bytes()
     try:
-        content = json.loads(data)
-        content.pop("sha256")
-        if _seal(content) != data:
-            raise ValueError
-    except (ValueError, KeyError, AttributeError, TypeError):
-        raise CheckpointError(f"{manifest} is not as it was written") from None
-    if content["format"] != FORMAT:
-        raise CheckpointError(f"{manifest} has format {content['format']}, but this version reads {FORMAT}")
-    if _name(content["rounds"]) != checkpoint.name:
-        raise CheckpointError(f"{manifest} belongs to {_name(content['rounds'])}")
-    for name, expected in content["files"].items():
-        file = checkpoint / name
-        if not file.is_file():
-            raise CheckpointError(f"{file} is missing")
-        if (size := file.stat().st_size) != expected["bytes"]:
-            raise CheckpointError(f"{file} has {size} bytes, but {expected['bytes']} were written")
-        if _digest(file) != expected["sha256"]:
-            raise CheckpointError(f"{file} is not as it was written: its SHA-256 differs")
+        tensors = read_tensors(tensors_file) if tensors_file.exists() else {}
+        plain = parse_json(read_bytes(plain_file), plain_file) if plain_file.exists() else None
+    except UnreadableError as error:
+        raise CheckpointError(str(error)) from None
+    if plain is not None and (wrong := misfit(plain, hint)):
+        raise CheckpointError(f"{plain_file}: {wrong}; bring the checkpoint back from a copy")
+    for key, tensor in tensors.items():
+        if name in WEIGHTS and tensor.is_floating_point() and tensor.isnan().any():
+            raise CheckpointError(
+                f"the weights of checkpoint {checkpoint} hold NaN, in {key}; remove this checkpoint to go on"
+                " from the one before"
+            )
+    try:
+        return unpack(Packed(plain, tensors))
+    except (KeyError, TypeError, AttributeError, ValueError):
+        raise CheckpointError(f"{plain_file} and {tensors_file} do not belong together") from None
 
 
-def sweep(folder: Path) -> None:
-    """Removes what an interrupted write left behind."""
-    for path in folder.glob(".tmp-*"):
-        shutil.rmtree(path)
+def run_of_newest(folder: Path) -> tuple[int, dict[str, Any]] | None:
+    """The rounds of the newest checkpoint that says whose it is, and what it says, with the versions of then.
+
+    Its other files are not looked at.
+    """
+    check_inside(folder.parent)
+    for path in sorted(_checkpoints(folder), key=rounds_of, reverse=True):
+        try:
+            about = read_manifest(path / MANIFEST)
+        except CheckpointError:
+            continue
+        if misfit(about, Manifest) is None:
+            return about["rounds"], {**about["run"], "versions": about["versions"]}
+    return None
 
 
 def _choose(folder: Path) -> Path | None:
-    found = sorted((p for p in folder.glob("round-*") if p.is_dir()), reverse=True)
+    check_inside(folder.parent)
+    found = sorted(_checkpoints(folder), key=rounds_of, reverse=True)
     for path in found:
         try:
             verify(path)
@@ -185,57 +193,24 @@ def _choose(folder: Path) -> Path | None:
 
 def _prune(folder: Path, rounds: int, keep: int) -> None:
     """Keeps the newest checkpoints up to this one. Those ahead of it were refused when the run resumed."""
-    numbers = {_number(path): path for path in folder.glob("round-*")}
+    numbers = {rounds_of(path): path for path in _checkpoints(folder)}
     kept = sorted(n for n in numbers if n <= rounds)[-keep:]
     for number, path in numbers.items():
         if number not in kept:
-            # out of sight first, so that a kill leaves no half of a checkpoint
-            hidden = path.rename(folder / f".tmp-old-{path.name}")
-            shutil.rmtree(hidden)
+            discard(path)
 
 
-def _name(rounds: int) -> str:
-    return f"round-{rounds:06d}"
-
-
-def _number(path: Path) -> int:
-    return int(path.name.removeprefix("round-"))
-
-
-def _describe(folder: Path, rounds: int) -> dict[str, Any]:
-    files = {
-        path.name: {"bytes": path.stat().st_size, "sha256": _digest(path)}
-        for path in sorted(folder.iterdir())
-    }
-    return {"format": FORMAT, "rounds": rounds, "versions": versions(), "files": files}
-
-
-@cache
-def versions() -> dict[str, str]:
-    """Of Python and of the packages that decide what a run computes."""
-    return {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
-
-
-def _seal(content: Mapping[str, Any]) -> bytes:
-    """JSON that ends on the SHA-256 of the rest."""
-    digest = hashlib.sha256(_encode(content)).hexdigest()
-    return _encode({**content, "sha256": digest})
-
-
-def _encode(content: Any) -> bytes:
-    return json.dumps(content, indent=1).encode()
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _checkpoints(folder: Path) -> list[Path]:
+    """All that stand there, whole or not."""
+    named = [path for path in folder.glob("round-*") if CHECKPOINT.fullmatch(path.name) and path.is_dir()]
+    return [path for path in named if any(PART.fullmatch(file.name) for file in path.iterdir())]
 
 
 def _write_packed(folder: Path, name: str, packed: Packed) -> None:
     if packed.tensors:
         _write(folder / f"{name}.safetensors", safetensors.torch.save(packed.tensors))
     if packed.plain is not None:
-        _write(folder / f"{name}.json", _encode(packed.plain))
+        _write(folder / f"{name}.json", encode(packed.plain))
 
 
 def _write(path: Path, data: bytes) -> None:

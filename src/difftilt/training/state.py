@@ -1,10 +1,10 @@
 """Everything that one round hands to the next."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -20,10 +20,38 @@ from difftilt.training import checkpoint
 from difftilt.training.checkpoint import Snapshot
 from difftilt.training.ema import EMA
 from difftilt.training.kl_controller import KLController
+from difftilt.training.manifest import CheckpointError
 from difftilt.training.settings import Training
 from difftilt.training.tree import pack
 
 Scheduler = torch.optim.lr_scheduler.LRScheduler
+
+
+class Saved(TypedDict):
+    """The plain part of `training` in a checkpoint."""
+
+    rounds: int
+    steps: int
+    seconds: float
+    log_bytes: int
+    log_sha256: str
+    seed: int
+    processes: int
+    optimizer: dict[str, Any]
+    scheduler: dict[str, Any] | None
+    kl_controller: dict[str, Any] | None
+    body: str | None
+
+
+class Own(TypedDict):
+    """The plain part of `process-N` in a checkpoint."""
+
+    algorithm: dict[str, Any]
+    reward: dict[str, Any]
+    forward: int
+    backward: int
+    random: dict[str, Any]
+    generators: list[Any]
 
 
 @dataclass
@@ -34,10 +62,12 @@ class State:
         generators: Private generators of the reward, the conditions or the networks.
         target_kl: KL in nats that the objective's alpha is moved to reach, if given.
         body: What the caller of `train` changes between rounds.
+        run: What tells this run from others, as JSON holds it; every checkpoint says it.
         rounds: How many are done.
         steps: Gradient steps taken.
         seconds: Spent, over all lives of the run.
         log_bytes: Length of `metrics.jsonl`.
+        log_sha256: Its hash; empty if it is unknown.
     """
 
     policy: Policy
@@ -50,11 +80,13 @@ class State:
     generators: Sequence[torch.Generator] = ()
     target_kl: float | None = None
     body: Stateful | None = None
+    run: Mapping[str, Any] = field(default_factory=dict)
     counter: NetworkCalls = field(default_factory=NetworkCalls)
     rounds: int = 0
     steps: int = 0
     seconds: float = 0.0
     log_bytes: int = 0
+    log_sha256: str = ""
     ema: EMA | None = field(init=False)
     kl_controller: KLController | None = field(init=False)
 
@@ -82,6 +114,7 @@ class State:
             "steps": self.steps,
             "seconds": self.seconds,
             "log_bytes": self.log_bytes,
+            "log_sha256": self.log_sha256,
             "seed": self.training.seed,
             "processes": self.accelerator.num_processes,
             "optimizer": self.optimizer.state_dict(),
@@ -101,14 +134,31 @@ class State:
             "generators": [generator.get_state() for generator in self.generators],
             "body": None if self.body is None else self.body.state_dict(),
         }
-        return Snapshot(self.rounds, shared, pack(own))
+        return Snapshot(self.rounds, shared, pack(own), self.run)
 
     def restore(self, path: Path) -> None:
-        """Takes over what a checkpoint holds."""
-        training = checkpoint.read(path, "training")
+        """Takes over what a checkpoint holds.
+
+        Raises:
+            CheckpointError: If it is whole, but holds the state of something else.
+        """
+        training = checkpoint.read(path, "training", Saved)
+        own = checkpoint.read(path, f"process-{self.accelerator.process_index}", Own)
+        if training is None:
+            raise CheckpointError(f"{path} holds no training.json; bring the checkpoint back from a copy")
         self._check(path, training)
-        own = checkpoint.read(path, f"process-{self.accelerator.process_index}")
+        if own is None:
+            raise CheckpointError(f"{path} lacks the state of a process; bring it back from a copy")
         load_weights(self.policy, checkpoint.read(path, "policy") or {})  # it may have nothing to train
+        try:
+            self._restore(path, training, own)
+        except (KeyError, IndexError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+            raise CheckpointError(
+                f"{path} does not hold the state of this run ({type(error).__name__}:"
+                f" {' '.join(str(error).split())[:200]}); resume it as it was started"
+            ) from error
+
+    def _restore(self, path: Path, training: dict[str, Any], own: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(training["optimizer"])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(training["scheduler"])
@@ -117,7 +167,8 @@ class State:
         if self.kl_controller is not None:
             self.kl_controller.load_state_dict(training["kl_controller"])
         self.rounds, self.steps = training["rounds"], training["steps"]
-        self.seconds, self.log_bytes = training["seconds"], training["log_bytes"]
+        self.seconds = training["seconds"]
+        self.log_bytes, self.log_sha256 = training["log_bytes"], training["log_sha256"]
         self.algorithm.load_state_dict(own["algorithm"])
         self.objective.reward.load_state_dict(own["reward"])
         self.counter.forward, self.counter.backward = own["forward"], own["backward"]
@@ -133,7 +184,7 @@ class State:
             "seed": (training["seed"], self.training.seed),
             "number of processes": (training["processes"], self.accelerator.num_processes),
             "target KL": (
-                training["kl_controller"] and training["kl_controller"]["target_kl"],
+                training["kl_controller"] and training["kl_controller"].get("target_kl"),
                 self.target_kl,
             ),
             "moving average": (ema, None if self.ema is None else "one"),

@@ -9,6 +9,8 @@ from typing import Any
 
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 
+from difftilt.data.atomic import atomic_file
+from difftilt.data.read import read_text
 from difftilt.training.log import Row
 from difftilt.training.settings import TrackerName
 
@@ -76,7 +78,8 @@ def _make(name: TrackerName, folder: Path, step: int, settings: Mapping[str, Any
         return TensorBoardTracker("tensorboard", folder, purge_step=step + 1)
     file = folder / WANDB_ID
     if not file.exists():
-        file.write_text(uuid.uuid4().hex)
+        with atomic_file(file) as new:
+            new.write_text(uuid.uuid4().hex)
     return WandBTracker(
-        "difftilt", id=file.read_text(), name=folder.name, resume="allow", config=dict(settings)
+        "difftilt", id=read_text(file, 1000), name=folder.name, resume="allow", config=dict(settings)
     )

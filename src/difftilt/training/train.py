@@ -1,14 +1,17 @@
 """A run that can be killed at any moment and goes on as if nothing had happened."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
 
-from difftilt.objective import Algorithm, Objective, standard_error
+from difftilt.data.owned import check_inside, sweep
+from difftilt.data.replaced import let_go
+from difftilt.objective import Algorithm, Objective, part_means
 from difftilt.policy import Policy
 from difftilt.settings import Count, check_value
 from difftilt.shapes import Cond, Stateful
@@ -16,10 +19,11 @@ from difftilt.training import checkpoint
 from difftilt.training.distributed import check_accelerator, largest, make_accelerator, start_alike, total
 from difftilt.training.fit import denoisers, fit
 from difftilt.training.log import MetricLog, Row
+from difftilt.training.manifest import CheckpointError
 from difftilt.training.progress import progress
 from difftilt.training.settings import Training
 from difftilt.training.signals import Preempted, watch_signals
-from difftilt.training.state import Scheduler, State, load_weights
+from difftilt.training.state import Own, Saved, Scheduler, State, load_weights
 from difftilt.training.trackers import Trackers, check_trackers
 
 
@@ -69,6 +73,7 @@ def train(
     generators: Sequence[torch.Generator] = (),
     target_kl: float | None = None,
     body: Stateful | None = None,
+    run: Mapping[str, Any] | None = None,
     keep: int = 2,
     show: bool = True,
 ) -> Iterator[Round]:
@@ -89,6 +94,7 @@ def train(
         target_kl: If given, KL in nats that the objective's alpha is moved to reach; see `KLController`.
         body: Keeper of what the caller's body changes, if that is neither the policy, the algorithm nor the
             reward: it is saved and restored with them.
+        run: What tells this run from others, as JSON holds it; every checkpoint says it.
         keep: Checkpoints that remain, at least 1; with fewer than 2 a damaged one has no successor.
         show: Draw a bar if the terminal can, else print a line now and then.
 
@@ -101,9 +107,8 @@ def train(
     """
     training, accelerator = training or Training(), accelerator or make_accelerator()
     start_alike([policy, objective.reference, algorithm], accelerator)
-    state = State(
-        policy, objective, algorithm, optimizer, training, accelerator, scheduler, generators, target_kl, body
-    )
+    parts = (scheduler, generators, target_kl, body, run or {})
+    state = State(policy, objective, algorithm, optimizer, training, accelerator, *parts)
     with (
         _Keeper(folder, state, keep) as keeper,
         state.counter.watching(denoisers(policy, objective.reference, algorithm)),
@@ -135,8 +140,8 @@ def load_policy(folder: Path, policy: Policy, *, average: bool = True) -> int:
     """
     path = _newest(folder)
     averaged = checkpoint.read(path, "ema") if average else None
-    load_weights(policy, checkpoint.read(path, "policy") | (averaged or {}))
-    return checkpoint.read(path, "training")["rounds"]
+    load_weights(policy, (checkpoint.read(path, "policy") or {}) | (averaged or {}))
+    return _saved(path)["rounds"]
 
 
 def load_algorithm(folder: Path, algorithm: Algorithm) -> int:
@@ -146,28 +151,34 @@ def load_algorithm(folder: Path, algorithm: Algorithm) -> int:
         How many rounds it was trained for.
     """
     path = _newest(folder)
-    algorithm.load_state_dict(checkpoint.read(path, "process-0")["algorithm"])
-    return checkpoint.read(path, "training")["rounds"]
+    try:
+        algorithm.load_state_dict(_own(path, 0)["algorithm"])
+    except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} does not hold what this algorithm learns ({' '.join(str(error).split())[:200]}); name"
+            " the run of another one"
+        ) from error
+    return _saved(path)["rounds"]
 
 
 def load_alpha(folder: Path) -> float | None:
     """The alpha that a run with a target KL had reached at its newest good checkpoint."""
     path = checkpoint.newest(folder / "checkpoints")
-    controller = None if path is None else checkpoint.read(path, "training")["kl_controller"]
-    return controller and controller["alpha"]
+    controller = None if path is None else _saved(path)["kl_controller"]
+    return controller and controller.get("alpha")
 
 
 def rounds_done(folder: Path) -> int:
     """For how many rounds a run has been trained; it is finished if its training asks for no more."""
     path = checkpoint.newest(folder / "checkpoints")
-    return 0 if path is None else checkpoint.read(path, "training")["rounds"]
+    return 0 if path is None else _saved(path)["rounds"]
 
 
 def load_totals(folder: Path) -> Totals:
     """What a run has cost up to its newest good checkpoint."""
     path = _newest(folder)
-    training = checkpoint.read(path, "training")
-    own = [checkpoint.read(path, f"process-{rank}") for rank in range(training["processes"])]
+    training = _saved(path)
+    own = [_own(path, rank) for rank in range(training["processes"])]
     return Totals(
         rounds=training["rounds"],
         steps=training["steps"],
@@ -185,6 +196,18 @@ def _newest(folder: Path) -> Path:
     return path
 
 
+def _saved(path: Path) -> dict[str, Any]:
+    return checkpoint.read(path, "training", Saved) or _lacks(path, "training.json")
+
+
+def _own(path: Path, rank: int) -> dict[str, Any]:
+    return checkpoint.read(path, f"process-{rank}", Own) or _lacks(path, f"process-{rank}.json")
+
+
+def _lacks(path: Path, name: str) -> NoReturn:
+    raise CheckpointError(f"{path / name} is missing; bring the checkpoint back from a copy")
+
+
 class _Keeper:
     """Keeps the last finished round at hand, so that whatever happens later it can be saved."""
 
@@ -196,12 +219,13 @@ class _Keeper:
         check_trackers(training.log_to)
         main = self._accelerator.is_main_process
         if main:
-            checkpoint.sweep(self._folder)
+            check_inside(folder)
+            sweep(folder)
         path = checkpoint.newest(self._folder, self._accelerator)
         if path is not None:
             state.restore(path)
         self._started = time.monotonic() - state.seconds
-        self._log = MetricLog(folder / "metrics.jsonl", state.log_bytes) if main else None
+        self._log = MetricLog(folder / "metrics.jsonl", state.log_bytes, state.log_sha256) if main else None
         names, running = (training.log_to, self._accelerator.trackers) if main else ((), ())
         self._trackers = Trackers(names, folder, state.steps, vars(training), running)
         self._rows: list[Row] = []
@@ -211,13 +235,7 @@ class _Keeper:
         """Books one gradient step; returns its row with the reward calls so far."""
         self.state.stepped()
         reward = self.state.objective.reward
-        parts: dict[str, float] = {}
-        for name, answers in reward.parts.items():
-            asked = answers[answers.isfinite()]
-            if len(asked):
-                parts[f"part {name}"] = asked.mean().item()
-                parts[f"part {name}_se"] = standard_error(asked).item()
-        row = {**row, **parts, "reward_calls": total(reward.calls, self._accelerator)}
+        row = {**row, **part_means(reward), "reward_calls": total(reward.calls, self._accelerator)}
         self._rows.append(row)
         if self._log:
             self._log.write({"step": self.state.steps, **row})
@@ -229,6 +247,7 @@ class _Keeper:
         self.state.finished_round()
         self.state.seconds = time.monotonic() - self._started
         self.state.log_bytes = self._log.flush() if self._log else 0
+        self.state.log_sha256 = self._log.digest if self._log else ""
         rows, self._rows = tuple(self._rows), []
         return Round(self.state.rounds - 1, rows, self.totals())
 
@@ -251,6 +270,8 @@ class _Keeper:
                 self._log.sync()
             checkpoint.save(self._folder, self._snapshot, self._accelerator, self._keep)
             self._saved = True
+            if self._snapshot.rounds and self._accelerator.is_main_process:
+                let_go(self._folder.parent)  # the run that was there before: this one can be resumed now
 
     def totals(self) -> Totals:
         state = self.state
@@ -266,7 +287,7 @@ class _Keeper:
             # with several processes the others are not here to write their part
             alone = self._accelerator.num_processes == 1
             left = isinstance(error, Exception | GeneratorExit)
-            if alone and left and not isinstance(error, checkpoint.CheckpointError):
+            if alone and left and not isinstance(error, CheckpointError):
                 self.save()
         finally:
             if self._log:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn as nn
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from difftilt.data.read import read_tensors
 from difftilt.data.vocabulary import words
 from difftilt.domains.diffusers.scheduler import scheduler_chain
 from difftilt.networks import adapter_layers, adapters
@@ -120,7 +120,7 @@ def load_lora(pipe: "StableDiffusionPipeline", folder: Path | str) -> None:
     """
     adapter_layers.check_bare(pipe.unet)
     path = Path(folder) / LORA_FILE
-    weights = adapter_layers.fitting(load_file(path), pipe.unet, "unet.", path)
+    weights = adapter_layers.fitting(read_tensors(path), pipe.unet, "unet.", path)
     pipe.load_lora_weights(str(folder), weight_name=LORA_FILE)
     adapter_layers.train_adapters(pipe.unet)
     # once more in float32, since diffusers rounds them to the precision of the UNet
