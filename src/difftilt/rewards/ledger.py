@@ -117,7 +117,7 @@ class Ledger:
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute(
                 "PRAGMA synchronous=NORMAL"
-            )  # a kill loses nothing, a power cut the last answers
+            )  # only a power cut loses answers
             connection.executescript(_TABLES)
             self._open = os.getpid(), connection
         return self._open[1]
