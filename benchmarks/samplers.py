@@ -136,7 +136,7 @@ def svdd_on_the_grid(objective: Objective, value: Value, candidates: int) -> tup
         cond = unconditional(1 if last else len(x))
         step = reference.initial(cond) if last else reference(x, level(x, t + 1), cond)
         if not isinstance(step, Gaussian):
-            raise ValueError(f"the grid needs Gaussian steps, but {type(step).__name__} came")
+            raise ValueError(f"the grid needs Gaussian steps, but got {type(step).__name__}")
         base = AXIS.log_kernel(step.mean[:, 0].double(), step.std[:, 0].double()).exp()
         v = value(x, level(x, t), unconditional(len(x))) if t else torch.sin(3 * AXIS.x)
         with torch.no_grad():

@@ -19,7 +19,7 @@ from difftilt.data.store import numbers, read_table
 
 def main(source: Path, out: Path) -> None:
     read_tfbind8("six6", source)  # refuses a table with bad rows or holes
-    words, _, cells = read_table(source, ("8-mer", "8-mer", "E-score"), "\t")
+    words, _, cells = read_table(source, ("8-mer", "8-mer", "E-score"))
     if words != sorted(words):
         raise ValueError(f"the rows of {source} are not in alphabetical order")
     scores = torch.tensor(numbers(cells, "E-score"), dtype=torch.float64)

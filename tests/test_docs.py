@@ -1,5 +1,6 @@
 """Every Python block in the documents runs, J rises where one trains, and what is generated is not stale."""
 
+import ast
 import importlib
 import math
 import re
@@ -101,3 +102,38 @@ def test_tables_of_sequences_take_what_problems_and_methods_there_are(tmp_path, 
     assert beside.index("`student`") < beside.index("`ppo`")
     document.draw([problem], tmp_path / "one.png")
     assert (tmp_path / "one.png").stat().st_size > 10_000
+
+
+def test_files_that_the_documents_name_are_there():
+    places, named = (ROOT, ROOT / "src" / "difftilt"), 0
+    for page in PAGES:
+        for name in re.findall(r"`([\w.-]+/[\w./-]+\.(?:py|json|md|npz))`", page.read_text()):
+            named += 1
+            assert any((place / name).exists() for place in places), f"{page.name}: {name}"
+    assert named > 20
+
+
+def described(docstring: str) -> list[str]:
+    """The names below `Args:`."""
+    found = re.search(r"^Args:\n((?: {4}.*\n?|\n)*)", docstring, re.MULTILINE)
+    return re.findall(r"^ {4}(\w+):", found[1], re.MULTILINE) if found else []
+
+
+def own_names(node: ast.FunctionDef | ast.ClassDef) -> set[str]:
+    """The arguments of a function, or of what makes an instance of a class."""
+    if isinstance(node, ast.FunctionDef):
+        return {arg.arg for arg in ast.walk(node.args) if isinstance(arg, ast.arg)}
+    made = [own_names(f) for f in node.body if isinstance(f, ast.FunctionDef) and f.name == "__init__"]
+    targets = (line.target for line in node.body if isinstance(line, ast.AnnAssign))
+    return {name.id for name in targets if isinstance(name, ast.Name)}.union(*made)
+
+
+def test_what_docstrings_describe_is_there():
+    said = 0
+    for path in sorted((ROOT / "src").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                names = described(ast.get_docstring(node) or "")
+                said += len(names)
+                assert set(names) <= own_names(node), f"{path}:{node.lineno}"
+    assert said > 500

@@ -17,6 +17,8 @@ Share = Annotated[float, at.Interval(gt=0, le=1)]
 Unit = Annotated[float, at.Interval(ge=0, le=1)]
 Count = Annotated[int, at.Ge(1)]
 Natural = Annotated[int, at.Ge(0)]
+Rate = Annotated[float, at.Interval(gt=0, le=10)]  # Adam moves each weight by up to so much per step
+Threads = Annotated[int, at.Interval(ge=1, le=256)]
 
 _SYMBOLS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 

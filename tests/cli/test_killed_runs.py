@@ -6,20 +6,44 @@ import subprocess
 import sys
 import time
 
+import invented
 import pytest
 
 from difftilt.cli.main import main
+from difftilt.cli.runs import RECIPES
 
 RUNS = {
     "digits": ["digits", "--rounds", "6"],
     "digits, first noise tuned": ["digits", "--rounds", "6", "--tune-start", "--eta", "0.5"],
-    "dna": ["dna", "--rounds", "40"],
+    "dna": ["dna", "--rounds", "12"],
     "dna, constrained": [
-        *("dna", "--rounds", "40", "--gc", "0.25", "0.75"),
+        *("dna", "--rounds", "12", "--gc", "0.25", "0.75"),
         *("--forbidden", "GATC", "--template", "NNGANNNN"),
     ],
+    "protein": ["protein", "--rounds", "12"],
+    "protein, constrained": ["protein", "--rounds", "12", "--charged", "0.25", "0.5", "--template", "XDXX"],
+    "utr": ["utr", "--rounds", "8"],
+    "utr, its KL constrained": ["utr", "--rounds", "8", "--target-kl", "0.5"],
 }
 SHORT = ["--batch", "32", "--evaluate", "32"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def home(tmp_path_factory):
+    """A user's folders, with invented data and barely trained models where the repository has none."""
+    home = tmp_path_factory.mktemp("home")
+    invented.gb1(home / "data")
+    invented.utrs(home / "data")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DIFFTILT_DATA", str(home / "data"))
+        patch.setenv("DIFFTILT_HOME", str(home))
+        main(["pretrain", "protein", "--steps", "2", "--batch", "32"])
+        main(["pretrain", "utr", "--steps", "2", "--oracle-steps", "2", "--batch", "32"])
+        yield
+
+
+def test_every_recipe_of_the_package_is_killed_twice():
+    assert sorted(words[0] for words in RUNS.values()) == sorted([*RECIPES] * 2)
 
 
 @pytest.mark.parametrize("name", RUNS)

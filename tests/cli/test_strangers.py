@@ -223,6 +223,27 @@ def test_seeds_are_run_one_after_the_other_and_compared(place, capsys):
     Path("runs/three/seed-1/summary.json").unlink()
     main(["resume", "runs/three"])
     assert Path("runs/three/seed-1/summary.json").exists()
+    capsys.readouterr()
+    main(["report", "runs/three"])
+    assert capsys.readouterr().out.split()[1::2] == [f"runs/three/seed-{k}/report.html" for k in range(3)]
+    assert "such as runs/three/seed-0" in refused(["sample", "runs/three"], capsys)
+
+
+def test_tables_of_comparisons_are_whole_in_a_narrow_terminal(place, monkeypatch, capsys):
+    for folder, words in {"a": [], "b": ["algorithm:own_algorithm.py:Reinforce"]}.items():
+        main(["finetune", "own_recipe.py:walk", *QUICK, "--seeds", "2", "--out", f"runs/{folder}", *words])
+    main(["finetune", "own_recipe.py:walk", *QUICK, "--alpha", "0.25", "--out", "runs/c"])
+    monkeypatch.setenv("COLUMNS", "80")
+    capsys.readouterr()
+    main(["compare", "runs/a", "runs/b", "runs/c"])
+    lines = capsys.readouterr().out.splitlines()
+    titles = [row for row, line in enumerate(lines) if line.startswith("own_recipe.py:walk, alpha")]
+    assert len(titles) == 2 and titles[0] == 0
+    assert all(len(line) <= 80 for line in lines[1 : titles[1]])
+    names = "".join(line.split("  ")[0].strip() for line in lines[2 : titles[1]])
+    assert {"ppo", "own_algorithm.py:Reinforce"} <= {names[:3], names[3:], names[:-3], names[-3:]}
+    ranked = [line for line in lines[2 : titles[1]] if "±" in line]
+    assert [line.count("±") for line in ranked] == [3, 3]
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,7 @@ def test_scores_are_scaled_linearly():
         (WORDS, [0.0, 1.0, None, 3.0], "row 3 (BA) has no finite score (None)"),
         (WORDS, [0.0, 1.0, math.nan, 3.0], "row 3 (BA) has no finite score (nan)"),
         (WORDS, [0.0, math.inf, 2.0, 3.0], "row 2 (AB) has no finite score (inf)"),
-        (WORDS, [0.0, 1.0, 2.0], "4 sequences came with 3 scores"),
+        (WORDS, [0.0, 1.0, 2.0], "one score per sequence is needed, but got 4 sequences and 3 scores"),
         (WORDS, [2.0] * 4, "every score is 2"),
         (["AA", "BB"], [0.0, 1.0], "the landscape x has 2 holes, the first at AB"),
         (["A" * 50, "B" * 50], [0.0, 1.0], "a landscape lists all sequences, and 2^50 are too many"),

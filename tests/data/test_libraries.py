@@ -106,6 +106,13 @@ def test_a_bad_row_of_the_published_table_is_named(tmp_path: Path, row: str, mes
     assert str(error.value).startswith(f"{source}: {message}")
 
 
+def test_smiles_are_read_however_an_editor_writes_them(tmp_path: Path):
+    path = tmp_path / "train.csv"
+    for end, encoding in (("\n", "utf-8"), ("\n\n", "utf-8-sig"), ("", "utf-16"), ("\r\n", "utf-8")):
+        path.write_bytes(f"SMILES\nC\nCCO{end}".encode(encoding))
+        assert read_smiles(path) == ["C", "CCO"]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

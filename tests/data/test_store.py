@@ -22,7 +22,37 @@ def test_packed_and_plain_files_read_alike(tmp_path: Path):
 
 def test_columns_are_found_by_name_and_a_name_that_stands_twice_twice(tmp_path: Path):
     path = written(tmp_path, b"8-mer\tz\t8-mer\nA\t0\tT\nC\t1\tG\n")
-    assert read_table(path, ("8-mer", "8-mer", "z"), "\t") == [["A", "C"], ["T", "G"], ["0", "1"]]
+    assert read_table(path, ("8-mer", "8-mer", "z")) == [["A", "C"], ["T", "G"], ["0", "1"]]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"a,b\n1,2\n3,4\n",
+        b"a;b\n1;2\n3;4\n",
+        b"a\tb\r\n1\t2\r\n3\t4",
+        b"a,b\n1,2\n3,4\n\n\r\n",
+        b'c,b,a\n"x, y",2,1\n,4,3\n',
+        "a,b\n1,2\n3,4\n".encode("utf-8-sig"),
+        "a,b\n1,2\n3,4\n".encode("utf-16"),
+        b"\xfe\xff" + "a\tb\r\n1\t2\r\n3\t4\r\n".encode("utf-16-be"),
+    ],
+    ids=["commas", "semicolons", "tabs", "blank end", "other columns", "marked", "16 bits", "other order"],
+)
+def test_tables_are_read_however_a_spreadsheet_writes_them(tmp_path: Path, content: bytes):
+    for form in (content, gzip.compress(content)):
+        assert read_table(written(tmp_path, form), ("a", "b")) == [["1", "3"], ["2", "4"]]
+
+
+def test_a_table_of_another_kind_is_told_what_is_expected(tmp_path: Path):
+    for content in (b">v0 fitness=1.5\nTSKG\n", b"mutant,mutated_sequence,DMS_score\nV39T,MQY,1.5\n"):
+        with pytest.raises(ValueError) as error:
+            read_table(written(tmp_path, content), ("sequences", "fitness"))
+        header = content.decode().splitlines()[0]
+        assert str(error.value) == (
+            f"there is no column sequences: the header is {header!r}, but a table with the columns sequences,"
+            " fitness is expected"
+        )
 
 
 @pytest.mark.parametrize(

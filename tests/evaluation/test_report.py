@@ -382,6 +382,7 @@ def test_a_trend_needs_to_be_clear_and_to_matter():
         ("Better on J, and gold agrees", {"gold": {"judge": rise(-4.1, -1)}}),  # they never agreed
         ("Better on J, and gold agrees", {"gold": {"judge": rise(-4.01, -0.2)}}),  # by 2 % of the rise
         ("Better on J", {"gold": {}}),
+        ("Better on J", {"gold": {"judge": rise(0.5, 0.5)}, "is_proxy": False}),
         ("The samples have collapsed", {"diversity": rise(3, 0.2)}),
         ("The reward rose while a gold score fell", {"gold": {"a": rise(0, 1), "judge": rise(0.5, 0.1)}}),
         ("The KL costs more than the reward gained", {"objective": rise(-4, -5)}),
@@ -534,6 +535,13 @@ def test_an_optimum_at_another_alpha_is_not_that_of_the_run(folder: Path):
 def test_rounding_does_not_lift_an_exact_j_above_its_optimum():
     best = Optimum(Estimate(0.45, 0.0), exact=True)
     assert not best.exceeded_by(Estimate(0.45 + 1e-9, 0.0)) and best.exceeded_by(Estimate(0.46, 0.0))
+
+
+def test_a_score_is_expected_to_follow_only_the_reward_that_stands_for_it():
+    still, lost = ({"judge": rise(0.5, after)} for after in (0.5, 0.1))
+    assert "did not clearly rise" in said(replace(GOOD, gold=still))
+    assert "did not clearly rise" not in said(replace(GOOD, gold=still, is_proxy=False))
+    assert "fell" in said(replace(GOOD, gold=lost, is_proxy=False))
 
 
 def test_only_a_reward_that_stands_for_a_gold_score_is_called_a_proxy(folder: Path):

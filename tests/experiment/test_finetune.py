@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -158,3 +159,12 @@ def test_samples_drawn_later_are_spelled_too(folder: Path):
     rows = list(csv.DictReader((folder / "samples" / "sample-seed3.csv").open()))
     assert len(rows) == 5 and all(len(row["sample"]) == LENGTH for row in rows)
     assert (folder / "samples" / "sample-seed3.fasta").exists()
+
+
+def test_a_drawing_may_write_its_file_at_once(folder: Path, tmp_path: Path):
+    def draw(seen, path: Path) -> None:
+        path.with_suffix(".txt").write_text(str(len(seen.reward)))
+
+    drawing = replace(job(), view=View(draw=draw))
+    sample(drawing, tmp_path / "new" / "samples" / "mine", 5, seed=3)
+    assert (tmp_path / "new" / "samples" / "mine.txt").read_text() == "5"

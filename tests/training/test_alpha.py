@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from difftilt.training.alpha import alpha_for, expected_tilt, meaning_of_alpha, starting_alpha
+from difftilt.training.alpha import expected_tilt, meaning_of_alpha, starting_alpha
 
 
 def normal(count: int, seed: int) -> torch.Tensor:
@@ -47,7 +47,7 @@ def test_two_rewards_by_hand():
 @pytest.mark.parametrize(("scale", "shift"), [(1.0, 0.0), (1e-4, 5.0), (1e6, -1e6)])
 def test_alpha_has_the_units_of_the_reward(scale, shift):
     rewards = normal(500, 1)
-    found, scaled = alpha_for(rewards, 0.7), alpha_for(scale * rewards + shift, 0.7)
+    found, scaled = starting_alpha(rewards, 0.7), starting_alpha(scale * rewards + shift, 0.7)
     assert found.kl_nats == pytest.approx(0.7, rel=1e-3)
     assert scaled.alpha == pytest.approx(scale * found.alpha, rel=1e-4)
 
@@ -58,13 +58,11 @@ def test_a_start_is_the_alpha_of_the_target(target):
 
 
 def test_what_samples_cannot_tell_starts_on_the_safe_side():
-    """From 100 samples no alpha for 6 nats can be had: the start leads to less, and it is said."""
+    """From 100 samples no alpha for 6 nats can be had: the start leads to less."""
     rewards = normal(100, 3)
     start = starting_alpha(rewards, 6.0)
     assert start.effective_sample_size == pytest.approx(10, rel=1e-3)
     assert start.alpha > (2 / 6.0) ** 0.5 and start.kl_nats < 6
-    with pytest.raises(ValueError, match=r"about .* nats, but got 6; draw more samples"):
-        alpha_for(rewards, 6.0)
 
 
 def test_a_reward_of_two_values_cannot_lead_farther_than_its_best_samples():

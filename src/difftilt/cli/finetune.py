@@ -3,20 +3,21 @@
 import dataclasses
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
 import tyro
 from rich.console import Console
 
+from difftilt.cli.interruption import watch
 from difftilt.cli.options import parse
 from difftilt.cli.report import show_comparison
 from difftilt.cli.runs import (
     CodeOptions,
     accepted,
     build,
+    check_writable,
     going_on,
     load,
     recipe_of,
@@ -35,7 +36,6 @@ from difftilt.experiment.plan import plan
 from difftilt.experiment.record import VALUE, read_run, to_json, write_json
 from difftilt.settings import Count, UsageError
 from difftilt.training.distributed import finish, make_accelerator
-from difftilt.training.signals import Preempted
 
 SEEDS = "seeds.json"  # names the folders of one run over several seeds
 
@@ -70,17 +70,19 @@ def finetune_command(words: list[str]) -> None:
     settings = parse(recipe_of(recipe), rest, f"difftilt finetune {recipe}", RunOptions)
     options: RunOptions = taken(RunOptions, settings)
     job = build(recipe, settings)
-    if options.dry_run:
-        show_json({"settings": {k: to_json(v) for k, v in settings.items()}, "plan": plan(job)})
-        return
     name = to_json(job.algorithm)["name"].rpartition(":")[2]
     folder = options.out or Path("runs") / f"{recipe.rpartition(':')[2]}-{name}"
+    check_writable(folder)
     accelerator = make_accelerator(job.training.mixed_precision)
-    jobs = {folder: job} if options.seeds == 1 else _seeded(folder, recipe, settings, options.seeds)
     first = accelerator.is_main_process
+    sizes = plan(job, accelerator.num_processes) if first else {}
+    if options.dry_run:
+        show_json({"settings": {k: to_json(v) for k, v in settings.items()}, "plan": sizes})
+        return
+    jobs = {folder: job} if options.seeds == 1 else _seeded(folder, recipe, settings, options.seeds)
     if options.seeds > 1 and first and (folder / SEEDS).exists():
         seeds_of(folder)  # somebody else's would be replaced
-    with _hinting(folder), taking(list(jobs), options.overwrite, first):
+    with watch.resumable(folder), taking(list(jobs), options.overwrite, first):
         for place, each in jobs.items() if first else ():
             make_run(each, place, accelerator)
         if options.seeds > 1 and first:
@@ -88,8 +90,8 @@ def finetune_command(words: list[str]) -> None:
         accelerator.wait_for_everyone()
         for place, each in jobs.items():
             conclude(finetune(each, place, accelerator), place)
-    if options.seeds > 1 and accelerator.is_main_process:
-        show_comparison(list(jobs), folder)
+        if options.seeds > 1 and first:
+            show_comparison(list(jobs), folder)
     finish(accelerator)
 
 
@@ -104,16 +106,6 @@ def _seeded(folder: Path, recipe: str, settings: dict[str, Any], count: int) -> 
     return jobs
 
 
-@contextmanager
-def _hinting(folder: Path) -> Iterator[None]:
-    """What is stopped in the block says how to go on."""
-    try:
-        yield
-    except Preempted as stop:
-        stop.hint(f"difftilt resume {folder}")
-        raise
-
-
 def resume_command(words: list[str]) -> None:
     """Goes on with a run from its newest good checkpoint."""
     settings = parse(resume_options, words, "difftilt resume", CodeOptions)
@@ -121,8 +113,9 @@ def resume_command(words: list[str]) -> None:
     folder: Path = settings["run"]
     several = (folder / SEEDS).exists() and not (folder / RUN).exists()
     places = seeds_of(folder) if several else [folder]
-    with going_on(places, first=os.environ.get("RANK", "0") == "0"):
-        _resume(folder, places, options, accepted(options, everything=settings["accept_changes"]))
+    may = accepted(options, everything=settings["accept_changes"])
+    with watch.resumable(folder), going_on(places, first=os.environ.get("RANK", "0") == "0"):
+        _resume(folder, places, options, may)
 
 
 def _resume(folder: Path, places: list[Path], options: CodeOptions, accept_changes: Collection[str]) -> None:
@@ -140,16 +133,15 @@ def _resume(folder: Path, places: list[Path], options: CodeOptions, accept_chang
     if options.named and accelerator.is_main_process:
         for place, job in jobs.items():
             make_run(job, place, accelerator, {"changes": read_run(place).get("changes", [])})
-    with _hinting(folder):
-        for place, job in jobs.items():
-            conclude(finetune(job, place, accelerator, accept_changes), place)
+    for place, job in jobs.items():
+        conclude(finetune(job, place, accelerator, accept_changes), place)
     if len(places) > 1 and accelerator.is_main_process:
         show_comparison(places, folder)
     finish(accelerator)
 
 
 def _finished(folder: Path, job: Job) -> bool:
-    if not (folder / "summary.json").exists():
+    if not all((folder / name).exists() for name in ("summary.json", "report.html")):
         return False
     return (read_json(folder / "summary.json", Summary).get("rounds") or 0) >= job.training.rounds
 

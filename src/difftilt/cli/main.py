@@ -4,10 +4,15 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
-from typing import NoReturn
+from contextlib import suppress
+from pathlib import Path
 
+from difftilt.cli.door import enter
+from difftilt.cli.interruption import watch
 from difftilt.settings import UsageError, choose
+from difftilt.training.signals import Preempted
+
+CLOSED = 141  # the exit code of a process that SIGPIPE ended
 
 # name: (module, function, what it does)
 COMMANDS: Mapping[str, tuple[str, str, str]] = {
@@ -34,34 +39,68 @@ COMMANDS: Mapping[str, tuple[str, str, str]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs one command; errors that a user can mend end in one sentence and a non-zero exit code."""
+    """Runs one command; whatever a user can mend ends in one sentence and a non-zero exit code.
+
+    Args:
+        arguments: Those of the process by default, which then has no other purpose.
+    """
+    if arguments is None:
+        enter()
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        choose_command(words)(words[1:])
-    except KeyboardInterrupt:
-        fail("interrupted", 130)
-    except BrokenPipeError:  # who read the output has gone
+        try:
+            choose_command(words)(words[1:])
+        except SystemExit as stop:
+            if stop.code:
+                raise
+        sys.stdout.flush()
+    except BaseException as error:
+        watch.leave()
+        message, code = outcome(error)
+    else:
+        watch.leave()
+        message, code = watch.sentence, watch.code
+    if code == CLOSED:  # what is left in the buffers has no reader
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(141) from None
-    except UsageError as error:
-        fail(str(error), 2)
-    except Exception as error:
-        code = exit_code(error)
-        if code is None:
-            raise
-        fail(" ".join(str(error).split()) or type(error).__name__, code)
+    if message:
+        with suppress(BrokenPipeError):
+            print(f"difftilt: {message}", file=sys.stderr, flush=True)
+    watch.over(code)
+    if code:
+        raise SystemExit(code)
 
 
-def exit_code(error: Exception) -> int | None:
-    """The exit code of an error that a user can mend or has caused; None for a bug."""
+def outcome(error: BaseException) -> tuple[str, int]:
+    """What to say of an error, and the exit code.
+
+    Raises:
+        BaseException: The error itself, if it is a bug or an exit of its own.
+    """
+    if isinstance(error, Preempted):
+        advice = f": {watch.advice}" if watch.advice else ""
+        return f"{error}{advice}", 128 + error.signal
+    if watch.number:  # whatever third parties made of it
+        return watch.sentence, watch.code
+    # rich makes of a closed pipe an exit of its own
+    if isinstance(error.__context__ if isinstance(error, SystemExit) else error, BrokenPipeError):
+        return "", CLOSED
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", 130
+    if isinstance(error, UsageError):
+        return str(error), 2
+    if isinstance(error, Exception) and _mendable(error):
+        return " ".join(str(error).split()) or type(error).__name__, 1
+    raise error
+
+
+def _mendable(error: Exception) -> bool:
+    """Whether it is an error that a user can mend or has caused, and no bug."""
+    from difftilt.guard import BudgetSpent
     from difftilt.training.checkpoint import CheckpointError
     from difftilt.training.fit import NonFiniteError
-    from difftilt.training.signals import Preempted
 
-    if isinstance(error, Preempted):
-        return 128 + error.signal
-    mendable = (ValueError, ImportError, NonFiniteError, CheckpointError, OSError)
-    return 1 if isinstance(error, mendable) else None
+    mendable = (ValueError, ImportError, NonFiniteError, CheckpointError, BudgetSpent, OSError)
+    return isinstance(error, mendable)
 
 
 def choose_command(words: list[str]) -> Callable[[list[str]], None]:
@@ -69,8 +108,14 @@ def choose_command(words: list[str]) -> Callable[[list[str]], None]:
     if not words or words[0] in ("-h", "--help"):
         return lambda _: print(overview())
     if words[0] == "--version":
+        from importlib.metadata import version  # slow to load, as what follows is
+
         return lambda _: print(version("difftilt"))
     module, function, _ = choose("command", words[0], COMMANDS)
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise UsageError("the working directory has been deleted; change to one that exists") from None
     return getattr(importlib.import_module(f"difftilt.cli.{module}"), function)
 
 
@@ -81,9 +126,3 @@ def overview() -> str:
     return "\n".join(
         [*lines, "", "difftilt COMMAND --help tells a command's options; --version the version."]
     )
-
-
-def fail(message: str, code: int) -> NoReturn:
-    """Prints one sentence to the error stream and exits."""
-    print(f"difftilt: {message}", file=sys.stderr)
-    raise SystemExit(code)

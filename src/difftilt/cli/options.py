@@ -16,11 +16,10 @@ from typing import Annotated, Any
 
 import tyro
 
-from difftilt.algorithms.choices import PRESETS
 from difftilt.experiment import code
-from difftilt.objective import Algorithm
-from difftilt.rewards.combined import SEPARATOR
 from difftilt.settings import UsageError, check_value, kebab
+
+ALGORITHM = "difftilt.objective.Algorithm"
 
 
 def parse(
@@ -87,6 +86,10 @@ def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
 
 def _joined(words: list[str], hints: Mapping[str, Any]) -> list[str]:
     """The words with those of several rewards made one: --reward a.py:f:0.7 qed:0.3."""
+    if "reward" not in hints:
+        return words
+    from difftilt.rewards.combined import SEPARATOR  # loads torch, as recipes have
+
     choices = tuple(f"{name}:" for name, hint in hints.items() if len(typing.get_args(hint)) > 1)
     joined, several = [], False
     for word in words:
@@ -106,8 +109,12 @@ def own_algorithms(words: list[str], hints: dict[str, Any]) -> tuple[list[str], 
     Returns:
         The words with a short name in the place of each; and the classes by their short names.
     """
-    names = [name for name, hint in hints.items() if Algorithm in typing.get_args(hint)]
-    own = {name: entry.load() for name, entry in code.registered("algorithm").items()} if names else {}
+    names = [name for name, hint in hints.items() if _takes_algorithms(hint)]
+    if not names:
+        return words, {}
+    from difftilt.objective import Algorithm  # loads torch, as the hint has, but not all commands need
+
+    own = {name: entry.load() for name, entry in code.registered("algorithm").items()}
     short = []
     for word in words:
         name, _, text = word.partition(":")
@@ -121,6 +128,15 @@ def own_algorithms(words: list[str], hints: dict[str, Any]) -> tuple[list[str], 
             word = f"{name}:{kebab(found.__name__)}"
         short.append(word)
     return short, own
+
+
+def _takes_algorithms(hint: Any) -> bool:
+    """Whether one of the types is that of all algorithms."""
+    return any(f"{o.__module__}.{o.__qualname__}" == ALGORITHM for o in _classes(hint))
+
+
+def _classes(hint: Any) -> list[type]:
+    return [option for option in typing.get_args(hint) if isinstance(option, type)]
 
 
 def _parsed(options: type, words: list[str], program: str) -> Any:
@@ -157,7 +173,7 @@ def subcommands(
     if typing.get_origin(hint) not in (typing.Union, types.UnionType):
         return hint
     choices: list[Any] = [o for o in typing.get_args(hint) if not inspect.isabstract(o)]
-    if Algorithm in typing.get_args(hint):
+    if _takes_algorithms(hint):
         choices = [*(own or {}).values(), *choices]
     options = []
     for option in choices:
@@ -168,11 +184,20 @@ def subcommands(
             line = None if f"{name}:{word}" in words else line
             option = Annotated[option, tyro.conf.subcommand(word, description=line, **settings)]
         options.append(option)
-    for word, (preset, line) in PRESETS.items():
+    for word, (preset, line) in _presets(hint).items():
         if type(preset) in typing.get_args(hint):
             choice = tyro.conf.subcommand(word, default=preset, description=line)
             options.append(Annotated[type(preset), choice])
     return functools.reduce(operator.or_, options)
+
+
+def _presets(hint: Any) -> Mapping[str, tuple[Any, str]]:
+    """Settings that papers published, where a hint asks for an algorithm."""
+    if not _takes_algorithms(hint):
+        return {}
+    from difftilt.algorithms.choices import PRESETS  # loads torch, as the hint has
+
+    return PRESETS
 
 
 def sentence(box: str) -> str:

@@ -1,36 +1,41 @@
 """The commands `difftilt report` and `difftilt compare`."""
 
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 
 import tyro
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
 from difftilt.cli.options import parse
-from difftilt.cli.runs import bring_back
-from difftilt.evaluation.comparison import compare
-from difftilt.evaluation.report import write_report
 
 
 def report_command(words: list[str]) -> None:
-    """Writes a run's report.html anew."""
+    """Writes a run's report.html anew; of several seeds, that of each."""
     run: Path = parse(report_options, words, "difftilt report")["run"]
-    bring_back(run)
-    print(f"report: {write_report(run)}")
+    from difftilt.cli.runs import bring_back  # slow to load, as what follows, and help needs none of it
+    from difftilt.evaluation.report import write_report
+
+    for folder in expanded([run]):
+        bring_back(folder)
+        print(f"report: {write_report(folder)}")
 
 
 def report_options(run: tyro.conf.Positional[Path]) -> None:
     """Writes a run's report.html anew, from its folder alone.
 
     Args:
-        run: The run folder, for instance runs/demo.
+        run: The run folder, for instance runs/demo; a folder of several seeds stands for all of them.
     """
 
 
 def compare_command(words: list[str]) -> None:
     """Compares runs: a table, a picture and a page."""
     options = parse(compare_options, words, "difftilt compare")
+    from difftilt.cli.runs import bring_back
+
     for run in options["runs"]:
         bring_back(run)
     show_comparison(list(options["runs"]), options["out"])
@@ -55,16 +60,24 @@ def expanded(folders: Sequence[Path]) -> list[Path]:
 
 
 def show_comparison(folders: Sequence[Path], out: Path) -> None:
-    """Prints a table of runs, and writes the page into a folder."""
-    found = compare(expanded(folders), out)
-    table = Table("run", "seeds", "reward", "KL (nats)", "J", "reward calls", "seconds", "± over", box=None)
-    for row in found["rows"]:
-        names = ("reward", "kl_nats", "objective")
-        numbers = (f"{row[name]:.3f} ± {row[f'{name}_se']:.3f}" for name in names)
-        calls, seconds = f"{row['reward_calls']:,.0f}", f"{row['seconds']:,.0f}"
-        table.add_row(row["label"], str(len(row["seeds"])), *numbers, calls, seconds, row["error_over"])
-    console = Console()
-    console.print(table)
+    """Prints a table of the runs of each problem, and writes the page into a folder."""
+    from difftilt.evaluation.comparison import compare  # loads matplotlib
+    from difftilt.evaluation.estimate import Estimate
+
+    found, console = compare(expanded(folders), out), Console()
+    for problem, rows in groupby(found["rows"], lambda row: row["problem"]):
+        console.print(problem, markup=False, highlight=False, soft_wrap=True)
+        table = Table(Column("run", overflow="fold"), "J", "reward", "KL (nats)", "± over", box=None)
+        for name in ("calls", "seconds"):
+            table.add_column(name, justify="right")
+        for row in rows:
+            names = ("objective", "reward", "kl_nats")
+            numbers = (str(Estimate(row[name], row[f"{name}_se"])) for name in names)
+            calls, seconds = f"{row['reward_calls']:,.0f}", f"{row['seconds']:,.0f}"
+            table.add_row(Text(row["label"]), *numbers, row["error_over"], calls, seconds)
+        for column in table.columns[1:]:
+            column.no_wrap = True
+        console.print(table)
     for note in found["notes"]:
         console.print(f"note: {note}", markup=False, soft_wrap=True)
     console.print(f"comparison: {found['page']}", soft_wrap=True)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,7 +18,7 @@ from difftilt.experiment.identity import EVERYTHING
 from difftilt.experiment.job import Job, Maker
 from difftilt.experiment.record import VALUE, read_run, restore, trust
 from difftilt.rewards.scoring import Scoring
-from difftilt.settings import Count, UsageError, check_value
+from difftilt.settings import Threads, UsageError, check_value
 from difftilt.training.settings import Training
 
 RECIPES: Mapping[str, str] = {
@@ -33,10 +34,10 @@ class ScoreOptions(Scoring):
     """How to ask the reward.
 
     Args:
-        threads: CPU threads of torch, at least 1.
+        threads: CPU threads of torch, 1 to 256.
     """
 
-    threads: Count = 1
+    threads: Threads = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +123,15 @@ def taken(group: Any, settings: dict[str, Any]) -> Any:
     return group(**{field.name: settings.pop(field.name) for field in dataclasses.fields(group)})
 
 
+def check_writable(folder: Path) -> None:
+    """Raises ValueError if a folder, or the nearest one around it that exists, cannot be written to."""
+    nearest = next((place for place in (folder, *folder.parents) if os.path.lexists(place)), Path())
+    if not nearest.is_dir():
+        raise ValueError(f"{nearest} is no folder, so nothing fits into {folder}; name another --out")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ValueError(f"{nearest} cannot be written to; name another folder with --out")
+
+
 def accepted(options: CodeOptions, *, everything: bool) -> list[str]:
     """What may have changed since a checkpoint, by the beginnings of names: what was named anew, or all."""
     may = {"recipe": ["recipe", "code of "], "reward": ["reward", "code of "], "algorithm": ["algorithm."]}
@@ -151,7 +161,7 @@ def taking(folders: Sequence[Path], overwrite: bool, first: bool) -> Iterator[No
             set_aside(folder)
         try:
             yield
-        except BaseException:
+        except Exception:  # after a signal the new run can be resumed
             if all(waits(folder) for folder in replaced):
                 for folder in replaced:
                     put_back(folder)

@@ -93,9 +93,10 @@ def sample_run(words: list[str]) -> None:
     options, folder = taken(SampleOptions, settings), Path(settings["subject"])
     bring_back(folder)
     if not (folder / "run.json").exists():
+        seeds = [path.parent for path in sorted(folder.glob("seed-*/run.json"))]
         raise UsageError(
             f"{folder / 'run.json'} does not exist, and no recipe is called {folder}: name a run's folder,"
-            f" such as runs/demo, or one of {', '.join(RECIPES)}, or FILE.py:NAME"
+            f" such as {[*seeds, 'runs/demo'][0]}, or one of {', '.join(RECIPES)}, or FILE.py:NAME"
         )
     job, record = trained(load(folder, taken(CodeOptions, settings)), folder), read_run(folder)
     written = {"run": str(folder), "recipe": record["recipe"], "settings": record["settings"]}

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import inspect
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -13,11 +14,13 @@ from accelerate import Accelerator
 from rich.console import Console
 from rich.table import Table
 
+from difftilt.cli.interruption import watch
 from difftilt.cli.options import parse
 from difftilt.cli.runs import (
     CodeOptions,
     ScoreOptions,
     build,
+    check_writable,
     recipe_of,
     settings_of,
     subject,
@@ -28,12 +31,12 @@ from difftilt.evaluation.groups import METHOD
 from difftilt.experiment.finetune import make_run
 from difftilt.experiment.fit_value import RollIn, fit_value, roll_in
 from difftilt.experiment.job import Job
+from difftilt.experiment.plan import plan
 from difftilt.experiment.record import VALUE, read_run, restored, trust
 from difftilt.policy import Policy
-from difftilt.settings import Count, Natural, Positive, UsageError, choose
+from difftilt.settings import Count, Natural, Rate, UsageError, choose
 from difftilt.training.distributed import finish, make_accelerator
 from difftilt.training.settings import Schedule, Training
-from difftilt.training.signals import Preempted
 from difftilt.values.regression import ValueRegression
 
 REGRESSION = ValueRegression()
@@ -49,10 +52,10 @@ class FitOptions:
             real numbers and differentiable rewards.
         rounds: Rounds of sampling and learning, at least 1.
         batch: Chains per round over all processes, at least 1.
-        learning_rate: Adam's step size, above 0.
+        learning_rate: Adam's step size, in (0, 10].
         schedule: How the learning rate falls to zero over the run.
         save_every: Rounds between checkpoints, at least 1.
-        evaluate: Fresh chains that the value is checked on at the end, at least 2.
+        evaluate: Fresh chains that the value is checked on at the end, at least 3.
         seed: Random seed, at least 0.
         out: The run folder; runs/RECIPE-value by default.
         overwrite: Delete what the folder holds of an earlier run, once this one has its first checkpoint.
@@ -62,10 +65,10 @@ class FitOptions:
     roll_in: RollIn = "reference"
     rounds: Count = 100
     batch: Count = 256
-    learning_rate: Positive = 3e-3
+    learning_rate: Rate = 3e-3
     schedule: Schedule = "linear"
     save_every: Count = 10
-    evaluate: Annotated[int, at.Ge(2)] = 1024
+    evaluate: Annotated[int, at.Ge(3)] = 1024
     seed: Natural = 0
     out: Path | None = None
     overwrite: bool = False
@@ -92,8 +95,12 @@ def fit_command(words: list[str]) -> None:
     job, regression = _job(recipe, settings, _training(options, score)), copy.deepcopy(options.value)
     policy = roll_in(options.roll_in, job.objective, regression)
     folder = options.out or Path("runs") / f"{recipe.rpartition(':')[2]}-value"
+    check_writable(folder)
     accelerator = make_accelerator()
-    with taking([folder], options.overwrite, accelerator.is_main_process):
+    if accelerator.is_main_process:
+        trial = dataclasses.replace(job, policy=job.objective.reference, algorithm=options.value)
+        plan(trial, accelerator.num_processes, functools.partial(roll_in, options.roll_in))
+    with watch.resumable(folder), taking([folder], options.overwrite, accelerator.is_main_process):
         if accelerator.is_main_process:
             own = {"training": job.training, "value": options.value, "roll_in": options.roll_in}
             make_run(job, folder, accelerator, {"task": VALUE}, settings | own)
@@ -127,11 +134,7 @@ def _learn(
     accelerator: Accelerator,
     accept_changes: Collection[str] = (),
 ) -> None:
-    try:
-        _conclude(fit_value(job, regression, policy, folder, accelerator, accept_changes), folder)
-    except Preempted as stop:
-        stop.hint(f"difftilt resume {folder}")
-        raise
+    _conclude(fit_value(job, regression, policy, folder, accelerator, accept_changes), folder)
     finish(accelerator)
 
 

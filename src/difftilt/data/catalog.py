@@ -33,7 +33,7 @@ class File:
         sha256: Of its contents, unpacked.
         read: Raises ValueError if a file is not well-formed.
         member: Where it lies in the archive that `Dataset.url` names.
-        pack: Makes what the store keeps from what came.
+        pack: Makes what the store keeps from the file.
     """
 
     sha256: str

@@ -97,7 +97,9 @@ def make_landscape(
             equal; for a sequence that is missing.
     """
     if len(sequences) != len(scores):
-        raise ValueError(f"{len(sequences)} sequences came with {len(scores)} scores: one each is needed")
+        raise ValueError(
+            f"one score per sequence is needed, but got {len(sequences)} sequences and {len(scores)} scores"
+        )
     tokens = encode(sequences, alphabet, length, unique=True, first=first)
     for row, score in enumerate(scores, first):
         if score is None or not math.isfinite(score):
@@ -138,7 +140,7 @@ def load_landscape(name: str) -> Landscape:
 def read_tfbind8(name: str, path: Path) -> Landscape:
     """A landscape from a table of E-scores, one row per 8-mer and its reverse complement."""
     with naming(path):
-        words, mirrored, cells = read_table(path, ("8-mer", "8-mer", "E-score"), "\t")
+        words, mirrored, cells = read_table(path, ("8-mer", "8-mer", "E-score"))
         for row, (word, mirror) in enumerate(zip(words, mirrored, strict=True), 2):
             if mirror != word[::-1].translate(COMPLEMENT):
                 raise ValueError(f"row {row}: {mirror} is not the reverse complement of {word}")

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 
-from difftilt.data.read import contents, read_arrays, read_bytes
+from difftilt.data.read import packed_text, read_arrays, read_bytes
 from difftilt.data.store import locate, naming, numbers, read_table
 from difftilt.data.vocabulary import DNA, encode
 from difftilt.settings import check_value
@@ -77,9 +77,9 @@ def load_moses(split: Split) -> list[str]:
 def read_smiles(path: Path) -> list[str]:
     """The column SMILES of a table."""
     with naming(path):
-        header, *smiles = contents(path).decode(errors="replace").splitlines() or [""]
+        header, *smiles = packed_text(path).splitlines() or [""]
         if header != "SMILES" or not smiles:
-            raise ValueError("a header SMILES with one molecule per row below it is expected")
+            raise ValueError(f"a header SMILES with a molecule per row is expected, but got {header[:80]!r}")
         for row, line in enumerate(smiles, 2):
             if not line or line.strip() != line:
                 raise ValueError(f"row {row} holds {line[:60]!r}, but a SMILES is expected")

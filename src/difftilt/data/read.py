@@ -1,5 +1,6 @@
 """Files from disk, whoever wrote them: what cannot be used is refused in one sentence that names the file."""
 
+import codecs
 import csv
 import gzip
 import io
@@ -147,12 +148,27 @@ def read_rows(path: Path, hint: Any = dict[str, Any]) -> tuple[list[dict[str, An
     return rows, torn
 
 
-def read_cells(path: Path, delimiter: str = ",") -> list[list[str]]:
-    """The rows of a table, packed or not, the header included."""
+def packed_text(path: Path) -> str:
+    """A file's text, packed or not, in UTF-8 or as a byte order mark says, without blank lines at its end."""
+    found = contents(path)
+    marked = found[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
     try:
-        text = contents(path).decode("utf-8-sig")
-        return list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))
-    except (UnicodeDecodeError, csv.Error):
+        return found.decode("utf-16" if marked else "utf-8-sig").rstrip("\r\n")
+    except UnicodeDecodeError:
+        raise UnreadableError(f"{path}: the file holds no text, but a table is expected") from None
+
+
+def read_cells(path: Path, separators: str = ",") -> list[list[str]]:
+    """The rows of a table, packed or not, the header included.
+
+    Args:
+        separators: Of cells; of several, the one that the header has most of.
+    """
+    text = packed_text(path)
+    separator = max(separators, key=text.partition("\n")[0].count)
+    try:
+        return list(csv.reader(io.StringIO(text, newline=""), delimiter=separator))
+    except csv.Error:
         raise UnreadableError(f"{path}: the file holds no text, but a table is expected") from None
 
 

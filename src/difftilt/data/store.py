@@ -41,8 +41,10 @@ def naming(path: Path) -> Iterator[None]:
         raise UnreadableError(str(error) if named else f"{path}: {error}") from None
 
 
-def read_table(path: Path, wanted: Sequence[str], delimiter: str = ",") -> list[list[str]]:
+def read_table(path: Path, wanted: Sequence[str]) -> list[list[str]]:
     """The wanted columns of a table with a header, one list of cells each.
+
+    Cells are separated by what the header has most of: commas, semicolons or tabs.
 
     Args:
         wanted: Names of columns; one that stands twice is found twice.
@@ -50,13 +52,16 @@ def read_table(path: Path, wanted: Sequence[str], delimiter: str = ",") -> list[
     Raises:
         ValueError: If a column or all rows are missing, or for the first row with too few or many cells.
     """
-    lines = read_cells(path, delimiter)
+    lines = read_cells(path, ",;\t")
     header = lines[0] if lines else []
     places: list[int] = []
     for name in wanted:
         start = 1 + max((place for place in places if header[place] == name), default=-1)
         if name not in header[start:]:
-            raise ValueError(f"there is no column {name}: the header is {delimiter.join(header)[:80]!r}")
+            raise ValueError(
+                f"there is no column {name}: the header is {','.join(header)[:80]!r}, but a table with"
+                f" the columns {', '.join(dict.fromkeys(wanted))} is expected"
+            )
         places.append(header.index(name, start))
     columns: list[list[str]] = [[] for _ in wanted]
     for row, cells in enumerate(lines[1:], 2):

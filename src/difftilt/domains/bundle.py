@@ -97,19 +97,3 @@ def user_folder(name: str) -> Path:
     """Where this user's own models of that name lie: ~/.cache/difftilt/models, or below DIFFTILT_HOME."""
     home = os.environ.get("DIFFTILT_HOME")
     return (Path(home) if home else Path.home() / ".cache" / "difftilt") / "models" / name
-
-
-def made(settings: Mapping[str, Any], seconds: float, threads: int, version: str) -> Numbers:
-    """How networks were made, for `config`.
-
-    Args:
-        settings: Of pretraining.
-        seconds: Of processor time.
-        version: Of torch.
-    """
-    return {
-        "settings": dict(settings),
-        "processor_seconds": round(seconds),
-        "threads": threads,
-        "torch": version,
-    }

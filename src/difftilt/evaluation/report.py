@@ -48,6 +48,7 @@ def outcome(run: Run) -> Outcome:
         kl=estimate(after, "kl_nats"),
         objective=_exact_objective(before, after) or _change(before, after, "objective"),
         gold=gold,
+        is_proxy=_is_proxy(run),
         diversity=_change(before, after, "diversity"),
         rounds=[found for row in run.rounds if (found := run.objective(row))],
         optimum=optimum(run),

@@ -27,6 +27,7 @@ class Outcome:
         reward: The reward that was trained on.
         kl: KL(p || pretrained) of the tuned chain, in nats.
         gold: Scores that training never saw, larger meaning better.
+        is_proxy: Whether the reward stands for them, so that they are expected to rise with it.
         diversity: Any positive measure of how different the samples are.
         rounds: J of every round, in order.
         optimum: J*, which no policy exceeds.
@@ -42,6 +43,7 @@ class Outcome:
     kl: Estimate | None = None
     objective: Change | None = None
     gold: Mapping[str, Change] = field(default_factory=dict)
+    is_proxy: bool = True
     diversity: Change | None = None
     rounds: Sequence[Estimate] = ()
     optimum: Optimum | None = None
@@ -92,7 +94,7 @@ def headline(outcome: Outcome) -> str:
     if reward and reward.direction < 0:
         return "The reward fell"
     if objective and objective.direction > 0:
-        golds = outcome.gold.values()
+        golds = outcome.gold.values() if outcome.is_proxy else ()
         agrees = "agrees in part" if reward and any(map(reward.outgrows, golds)) else "agrees"
         gold = agrees if all(gold.direction > 0 for gold in golds) else "does not follow"
         return f"Better on J, and gold {gold}" if golds else "Better on J"
@@ -131,7 +133,7 @@ def _gold(run: Outcome) -> Iterator[Finding]:
                     f"The reward and the gold score “{name}” agreed on the pretrained samples, but now the"
                     f" reward is {run.reward.after - gold.after} higher: that part is over-optimisation."
                 )
-        elif risen:
+        elif risen and (run.is_proxy or gold.direction < 0):
             what = "fell" if gold.direction < 0 else "did not clearly rise"
             cure = " Stop earlier, raise alpha, or mend the reward." if gold.direction < 0 else ""
             yield _watch(

@@ -33,7 +33,7 @@ class TableEvaluation(Evaluation):
     """What a policy or a sampler earns and costs, where all x_0 can be listed.
 
     Args:
-        distribution: Probability under x_0 of every sequence, the last position varying fastest, or of every
+        law: Probability under x_0 of every sequence, the last position varying fastest, or of every
             point of an axis.
     """
 
@@ -48,7 +48,7 @@ class Tilted:
         optimum: max J = alpha log Z.
         reward: E[r] under `law`.
         kl: KL of the optimum from the reference, in nats.
-        distribution: p_r(x_0) = p_pre exp(r / alpha) / Z, as probabilities of all x_0.
+        law: p_r(x_0) = p_pre exp(r / alpha) / Z, as probabilities of all x_0.
     """
 
     optimum: Scalar

@@ -56,7 +56,7 @@ class TabularEvaluation(result.Evaluation):
     """What a policy earns and costs, exactly.
 
     Args:
-        distributions: Probability of every state under x_t, for t = 0, ..., T.
+        laws: Probability of every state under x_t, for t = 0, ..., T.
     """
 
     laws: Values

@@ -22,6 +22,7 @@ from difftilt.evaluation.schema import Info, Numbers, Start
 from difftilt.experiment import code
 from difftilt.experiment.identity import ASKED, check_changes, identity
 from difftilt.experiment.job import Job, Maker
+from difftilt.experiment.plan import per_process, plan
 from difftilt.experiment.record import describe, describe_settings, to_json, write_json
 from difftilt.experiment.sample import judge
 from difftilt.guard import BudgetSpent
@@ -29,9 +30,9 @@ from difftilt.rewards.scoring import begin
 from difftilt.shapes import PerSample
 from difftilt.training.alpha import meaning_of_alpha, starting_alpha
 from difftilt.training.distributed import make_accelerator
+from difftilt.training.load import load_policy, load_totals
 from difftilt.training.seeds import SETUP, seed_round
-from difftilt.training.settings import Training
-from difftilt.training.train import Totals, load_policy, load_totals, train
+from difftilt.training.train import Totals, train
 from difftilt.training.tree import Packed, pack, unpack
 
 
@@ -70,7 +71,7 @@ def _finetune(
         check_changes(folder, identity(made_of(job), folder), accept_changes, cached=job.training.cache)
     accelerator.wait_for_everyone()
     training = job.training
-    share = per_process(training, accelerator)
+    share = per_process(training, accelerator.num_processes)
     torch.set_num_threads(training.threads)
     run = read_json(folder / RUN, Info).get("id", str(folder))
     begin(job.objective.reward, f"{run}/{accelerator.process_index}")
@@ -86,7 +87,7 @@ def _finetune(
     if not accelerator.is_main_process:
         return {}
     load_policy(folder, job.policy)
-    summary = judge(job, folder, "after")[1] | _costs(job, load_totals(folder)) | {"before": before}
+    summary = judge(job, folder, "after")[1] | costs(job, load_totals(folder)) | {"before": before}
     summary |= {"warnings": [*before["warnings"], *ended], "ended": " ".join(ended)}
     if job.target_kl is not None:
         summary["target_kl"] = job.target_kl
@@ -102,6 +103,7 @@ def _claim(job: Job, folder: Path, accelerator: Accelerator) -> None:
     if not (folder / RUN).exists():
         if any(path.name != LOCK for path in folder.iterdir()):
             raise ValueError(f"{folder} is not empty and holds no run; name another folder")
+        plan(job, accelerator.num_processes)
         make_run(job, folder, accelerator)
         return
     record = read_json(folder / RUN, Info)
@@ -156,17 +158,6 @@ def made_of(job: Job, settings: Mapping[str, Any] | None = None) -> dict[str, An
         record = describe_settings(maker.recipe, known)
     record["reward"] = job.objective.reward.name
     return record | ({"cannot_be_made_again": why_not} if why_not else {})
-
-
-def per_process(training: Training, accelerator: Accelerator) -> int:
-    """The conditions of a round that fall to each process."""
-    share, left = divmod(training.batch, accelerator.num_processes)
-    if left or not share:
-        raise ValueError(
-            f"got a batch of {training.batch}, which {accelerator.num_processes} processes cannot share"
-            " equally; make it a multiple of their number"
-        )
-    return share
 
 
 def make_optimizer(job: Job) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
@@ -264,7 +255,7 @@ def place(job: Job, accelerator: Accelerator) -> None:
         module.to(accelerator.device)
 
 
-def _costs(job: Job, totals: Totals) -> dict[str, Any]:
+def costs(job: Job, totals: Totals) -> dict[str, Any]:
     """What the run has spent; the reward calls include those of both evaluations."""
     return {
         "reward_calls": totals.reward_calls + job.training.evaluate,

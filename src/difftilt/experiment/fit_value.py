@@ -13,17 +13,19 @@ from accelerate import Accelerator
 
 from difftilt.conditions import batch_size, on_device_of, take
 from difftilt.data.lock import locked
-from difftilt.experiment.finetune import make_optimizer, per_process, place
+from difftilt.experiment.finetune import costs, make_optimizer, place
 from difftilt.experiment.identity import check_changes, identity
 from difftilt.experiment.job import Job
+from difftilt.experiment.plan import per_process
 from difftilt.experiment.record import VALUE, read_run, restored, write_json
 from difftilt.guidance.value_guided import ValueGuided
 from difftilt.objective import Objective, Value, standard_error
 from difftilt.policy import Policy, level
 from difftilt.samplers.particles import effective_share, log_mean_exp
 from difftilt.shapes import Cond, PerSample, Some, State, Step
+from difftilt.training.load import load_algorithm, load_totals
 from difftilt.training.seeds import EVALUATION, seed_round
-from difftilt.training.train import load_algorithm, load_totals, train
+from difftilt.training.train import train
 from difftilt.values.regression import ValueRegression, linex
 
 RollIn = Literal["reference", "guided"]
@@ -67,7 +69,7 @@ def _fit(
     if accelerator.is_main_process:
         check_changes(folder, run, accept_changes, cached=training.cache)
     accelerator.wait_for_everyone()
-    share = per_process(training, accelerator)
+    share = per_process(training, accelerator.num_processes)
     torch.set_num_threads(training.threads)
     job = dataclasses.replace(job, policy=objective.reference, algorithm=regression)
     place(job, accelerator)
@@ -82,14 +84,7 @@ def _fit(
     totals = load_totals(folder)
     load_algorithm(folder, regression)
     summary = check(regression.value(objective), objective, job.cond(training.evaluate), training.seed)
-    summary |= {
-        "reward_calls": totals.reward_calls + training.evaluate,
-        "network_calls": {"forward": totals.network_calls, "backward": totals.network_calls_backward},
-        "rounds": totals.rounds,
-        "gradient_steps": totals.steps,
-        "seconds": totals.seconds,
-        **objective.reward.failures,
-    }
+    summary |= costs(job, totals)
     write_json(folder / "summary.json", summary)
     return summary
 

@@ -1,49 +1,123 @@
-"""What a run would cost, found by playing a small round of it."""
+"""What a run would cost, and whether its settings fit together, before anything is touched or paid for."""
 
 import copy
 import math
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from difftilt.conditions import on_device_of
 from difftilt.experiment.job import Job
 from difftilt.guard import Guard
+from difftilt.networks.blank import blanked
 from difftilt.networks.network_calls import NetworkCalls
-from difftilt.objective import Objective
+from difftilt.objective import Algorithm, Objective
+from difftilt.policy import Policy
+from difftilt.shapes import Cond, PerSample, Sample
 from difftilt.training.fit import denoisers
+from difftilt.training.settings import Training
+from difftilt.training.trackers import check_trackers
 
-PLAYED = 64  # samples in the round that is played
+MIB = 2**20
 
 
-def plan(job: Job) -> dict[str, Any]:
-    """Sizes, and the calls that a whole run would make, found by playing a small round without the reward."""
-    training, small = job.training, min(job.training.batch, PLAYED)
-    algorithm = copy.deepcopy(job.algorithm)
-    algorithm.setup(job.policy, job.cond(2))
-    reward = Guard(lambda sample, _: sample.flatten(1).sum(1).float(), "plan")
-    objective = Objective(reward, job.objective.reference, job.objective.alpha)
-    counter, yields = NetworkCalls(), 0
-    with counter.watching(denoisers(job.policy, objective.reference, algorithm)):
-        for loss in algorithm.losses(job.policy, objective, job.cond(small)):
-            loss.value.backward()
-            yields += 1
-    job.policy.zero_grad()
-    scale = training.batch / small
+# The chain that an algorithm learns from, given the problem and a copy of the algorithm
+Chain = Callable[[Objective, Any], Policy]
+
+
+def plan(job: Job, processes: int = 1, chain: Chain | None = None) -> dict[str, Any]:
+    """Sizes, and the calls that a whole run would make, found by playing a round on copies.
+
+    The round is as large as those of the run, so what would be refused in one is refused here. Its reward is
+    free, and its networks answer with zeros.
+
+    Args:
+        processes: That share the batch.
+        chain: What is sampled; the job's policy by default.
+
+    Raises:
+        ValueError: If settings do not fit together, or need more memory than there is.
+        ImportError: If a tracker's package is missing.
+    """
+    training = job.training
+    share = per_process(training, processes)
+    check_trackers(training.log_to)
     with torch.no_grad():
         state = job.policy.initial(job.cond(1)).sample()
+    stored = (job.policy.steps + 1) * share * state.nbytes
+    reward = Guard(_free, "of the trial round")
+    objective = Objective(reward, job.objective.reference, job.objective.alpha)
+    with _in_memory(stored, training.batch), torch.random.fork_rng(devices=[]):
+        algorithm = copy.deepcopy(job.algorithm)
+        algorithm.setup(job.policy, job.cond(2))
+        policy = job.policy if chain is None else chain(objective, algorithm)
+        played = _play(policy, objective, algorithm, job.cond(share))
     trainable = sum(p.numel() for p in job.policy.parameters() if p.requires_grad)
+    calls = training.rounds * processes
     return {
         "trainable_parameters": trainable,
         "all_parameters": sum(p.numel() for p in job.policy.parameters()),
         "state_shape": list(state.shape[1:]),
         "decisions_per_sample": job.policy.steps + 1,
-        "stored_states_mib": round((job.policy.steps + 1) * training.batch * state.nbytes / 2**20, 1),
-        "gradient_steps": training.rounds * math.ceil(yields / training.accumulate),
-        "reward_calls": round(training.rounds * reward.calls * scale)
-        + 2 * training.evaluate
-        + 16 * training.check_start,
-        "network_calls": {
-            "forward": round(training.rounds * counter.forward * scale),
-            "backward": round(training.rounds * counter.backward * scale),
-        },
+        "stored_states_mib": round(stored * processes / MIB, 1),
+        "gradient_steps": training.rounds * math.ceil(played.losses / training.accumulate),
+        "reward_calls": calls * reward.calls + 2 * training.evaluate + 16 * training.check_start,
+        "network_calls": {"forward": calls * played.calls.forward, "backward": calls * played.calls.backward},
     }
+
+
+def per_process(training: Training, processes: int) -> int:
+    """The conditions of a round that fall to each process."""
+    share, left = divmod(training.batch, processes)
+    if left or not share:
+        raise ValueError(
+            f"got a batch of {training.batch}, which {processes} processes cannot share equally; make it a"
+            " multiple of their number"
+        )
+    return share
+
+
+@dataclass(frozen=True)
+class _Played:
+    """What a round did."""
+
+    losses: int
+    calls: NetworkCalls
+
+
+def _play(policy: Policy, objective: Objective, algorithm: Algorithm, cond: Cond) -> _Played:
+    """One round without gradient steps."""
+    networks, calls, losses = denoisers(policy, objective.reference, algorithm), NetworkCalls(), 0
+    with blanked(networks), calls.watching(networks):
+        for loss in algorithm.losses(policy, objective, on_device_of(policy, cond)):
+            loss.value.backward()
+            losses += 1
+    policy.zero_grad()
+    return _Played(losses, calls)
+
+
+def _free(sample: Sample, cond: Cond) -> PerSample:
+    """A finite number per sample, with a gradient if the sample has one."""
+    return sample.flatten(1).float().nan_to_num().mean(1).tanh()
+
+
+@contextmanager
+def _in_memory(stored: int, batch: int) -> Iterator[None]:
+    """Says in a sentence that a batch is too large for the machine."""
+    most = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    too_large = (
+        f"a batch of {batch} needs {stored / MIB:,.0f} MiB for its states alone, of {most / MIB:,.0f} MiB of"
+        " memory in all; make it smaller"
+    )
+    if stored > most:
+        raise ValueError(too_large)
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, MemoryError) or "allocate memory" in str(error) or "out of memory" in str(error):
+            raise ValueError(too_large) from error
+        raise

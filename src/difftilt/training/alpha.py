@@ -79,22 +79,6 @@ def expected_tilt(rewards: Tensor, alpha: float) -> Tilt:
     return Tilt(alpha, max(kl.item(), 0.0), error.item(), (a.sum() ** 2 / (a @ a)).item(), len(y))
 
 
-def alpha_for(rewards: Tensor, target_kl: float) -> Tilt:
-    """The alpha whose optimum lies at a target KL.
-
-    Raises:
-        ValueError: If the samples cannot tell, because they are too few or have too few different rewards.
-    """
-    found = starting_alpha(rewards, target_kl)
-    if abs(found.kl_nats / target_kl - 1) > 1e-3:
-        raise ValueError(
-            f"target_kl must be small enough for {found.samples} samples of the pretrained model to tell"
-            f" which alpha leads there, about {found.kl_nats:.2g} nats, but got {target_kl:g}; draw more"
-            " samples, or lower the target"
-        )
-    return found
-
-
 def starting_alpha(rewards: Tensor, target_kl: float) -> Tilt:
     """The alpha from which to look for a target KL: the one that leads there, as far as samples can tell.
 

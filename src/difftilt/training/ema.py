@@ -44,7 +44,8 @@ class EMA:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         if state.keys() != self._average.keys():
             raise ValueError(
-                f"an average of {sorted(state)} came for a model that trains {sorted(self._average)}"
+                f"a model that trains {sorted(self._average)} needs their average, but got one of"
+                f" {sorted(state)}"
             )
         _copy(state, self._average)
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import annotated_types as at
 
 from difftilt.rewards.scoring import Scoring
-from difftilt.settings import Count, Natural, Positive
+from difftilt.settings import Count, Natural, Positive, Rate, Threads
 
 Schedule = Literal["constant", "linear", "cosine"]
 TrackerName = Literal["tensorboard", "wandb"]
@@ -20,18 +20,18 @@ class Training(Scoring):
     Args:
         rounds: Rounds of sampling and learning over all lives of a run, at least 1.
         batch: Conditions per round over all processes, at least 1.
-        learning_rate: Adam's step size for the policy, above 0.
-        own_learning_rate: The same for an algorithm's own networks, such as a critic, above 0.
+        learning_rate: Adam's step size for the policy, in (0, 10].
+        own_learning_rate: The same for an algorithm's own networks, such as a critic, in (0, 10].
         schedule: How the learning rate falls to zero over the run.
         accumulate: Losses per gradient step, at least 1; their mean is descended. A round ends on a step.
         max_norm: Length that the gradient is clipped to, above 0.
         ema_decay: Average the weights over steps with this decay, in [0, 1), for samples; 0 is off.
         save_every: Rounds between checkpoints, at least 1; there is always one at the end.
-        evaluate: Samples to judge the model by, before and after, at least 2.
+        evaluate: Samples to judge the model by, before and after, at least 3.
         check_start: Starts x_T, at least 3, from which to measure before training what a frozen
             distribution of x_T costs, by 16 samples each; 0 is off.
         mixed_precision: Precision of the network's passes; densities stay in float32 or better.
-        threads: CPU threads of torch, at least 1. Small networks are often fastest with one, and a second one
+        threads: CPU threads of torch, 1 to 256. Small networks are often fastest with one, and a second one
             costs more than it brings whenever the other core is busy.
         log_to: Trackers that are told every gradient step beside metrics.jsonl; none by default.
         seed: Random seed, at least 0; what round k of process p draws depends on (seed, k, p) alone.
@@ -39,17 +39,17 @@ class Training(Scoring):
 
     rounds: Count = 40
     batch: Count = 256
-    learning_rate: Positive = 1e-3
-    own_learning_rate: Positive = 3e-3
+    learning_rate: Rate = 1e-3
+    own_learning_rate: Rate = 3e-3
     schedule: Schedule = "constant"
     accumulate: Count = 1
     max_norm: Positive = 1.0
     ema_decay: Annotated[float, at.Interval(ge=0, lt=1)] = 0.0
     save_every: Count = 1
-    evaluate: Annotated[int, at.Ge(2)] = 512
+    evaluate: Annotated[int, at.Ge(3)] = 512
     check_start: Natural = 0
     mixed_precision: Precision = "no"
-    threads: Count = 1
+    threads: Threads = 1
     log_to: tuple[TrackerName, ...] = ()
     seed: Natural = 0
 

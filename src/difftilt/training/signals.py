@@ -25,10 +25,6 @@ class Preempted(Exception):  # noqa: N818  (not an error: the run is safe on dis
             f"got {self.signal.name}; the run stopped after round {rounds} and can be resumed from there"
         )
 
-    def hint(self, command: str) -> None:
-        """Says what to type to go on."""
-        self.args = (f"{self.args[0]}: {command}",)
-
 
 class Stop:
     """Whether a signal has come. `number` is 0 until then.

@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 
+import invented
 import numpy as np
 import pytest
 import torch
@@ -12,7 +13,6 @@ from difftilt.algorithms.backprop import Backprop
 from difftilt.algorithms.ppo import PPO
 from difftilt.cli.main import main
 from difftilt.conditions import unconditional
-from difftilt.data.libraries import UTR
 from difftilt.domains.utr import model as models
 from difftilt.domains.utr import pretrain as pretraining
 from difftilt.domains.utr.model import load_oracle, load_split, utr_policy
@@ -31,13 +31,9 @@ FILES = {
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A user's folders, with 700 invented UTRs: the more G, the higher the load. And what is made of them."""
-    home, rng = tmp_path_factory.mktemp("home"), np.random.default_rng(0)
-    x = rng.integers(0, 4, (700, 50), dtype=np.uint8)
-    y = (4 + 10 * (x == 2).mean(1) + 0.1 * rng.standard_normal(700)).astype(np.float32)
-    store = home / "data" / "utr"
-    store.mkdir(parents=True)
-    np.savez(store / UTR, x=x, y=y, alphabet=np.array(list("ACGT")))
+    """A user's folders, with invented UTRs and what is made of them."""
+    home = tmp_path_factory.mktemp("home")
+    invented.utrs(home / "data")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DIFFTILT_DATA", str(home / "data"))
         patch.setenv("HOME", str(home))

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from difftilt.domains.bundle import Bundle, load_bundle
+from difftilt.domains.split import Split
 from difftilt.processes.gaussian import GaussianPolicy, PredictionType
 from difftilt.processes.noise import DDIM
 from difftilt.processes.schedule import NoiseSchedule, cosine
@@ -36,30 +37,11 @@ class Images:
     label: Index
 
 
-@dataclass(frozen=True)
-class Split:
-    """Three disjoint parts of the data, each with the same share of every class.
+def load_split() -> Split[Images]:
+    """The 1797 images that ship with the package, always split in the same way: 40 %, 40 % and 20 %.
 
-    Args:
-        proxy: 40 %. The diffusion model and the proxy classifier, which may be a reward, learn from it.
-        gold: 40 %. The diffusion model and the gold classifier, which only ever judges, learn from it.
-        held_out: 20 %. Nothing learns from it.
+    Each part has the same share of every class.
     """
-
-    proxy: Images
-    gold: Images
-    held_out: Images
-
-    @property
-    def train(self) -> Images:
-        """What the diffusion model learns from."""
-        return Images(
-            torch.cat([self.proxy.image, self.gold.image]), torch.cat([self.proxy.label, self.gold.label])
-        )
-
-
-def load_split() -> Split:
-    """The 1797 images that ship with the package, always split in the same way."""
     with np.load(IMAGES) as file:
         image = torch.as_tensor(file["image"], dtype=torch.float32) / 16
         label = torch.as_tensor(file["label"], dtype=torch.long)

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from rich.progress import track
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from difftilt.domains.bundle import Numbers, made, save_bundle
+from difftilt.domains.bundle import Numbers, save_bundle
+from difftilt.domains.card import command, made, mean, shown
 from difftilt.domains.digits.model import (
     CLASSES,
     NULL,
@@ -25,10 +26,9 @@ from difftilt.domains.digits.model import (
     training_schedule,
 )
 from difftilt.evaluation.metrics import diversity, frechet, two_sample
-from difftilt.objective import standard_error
 from difftilt.policy import rollout
-from difftilt.settings import Count, Natural, Positive
-from difftilt.shapes import PerSample, Samples
+from difftilt.settings import Count, Natural, Rate, Threads
+from difftilt.shapes import Samples
 from difftilt.training.pretrain import classify, denoise, noisy, shifted, warm_cosine
 
 NETWORK = {"patch": 4, "width": 128, "depth": 2, "heads": 4, "expand": 4}
@@ -41,9 +41,9 @@ def pretrain_digits(
     out: Path = Path("models/digits"),
     steps: Count = 4500,
     batch: Count = 128,
-    learning_rate: Positive = 2e-3,
+    learning_rate: Rate = 2e-3,
     classifier_steps: Count = 800,
-    threads: Count = 1,
+    threads: Threads = 1,
     seed: Natural = 0,
 ) -> None:
     """Trains the digits model and its two classifiers, measures them and writes weights and model card.
@@ -146,8 +146,8 @@ def quality(folder: Path, steps: int | None = None, seed: int = 0) -> Numbers:
         "images": len(real.label),
         "held_out_images": len(held_out.label),
         "classifiers": {name: accuracy(name, folder, held_out) for name in ("proxy", "gold")},
-        "gold_accuracy": _mean(hits),
-        "gold_confidence": _mean(chosen[:, 0].double()),
+        "gold_accuracy": mean(hits),
+        "gold_confidence": mean(chosen[:, 0].double()),
         "gold_on_real": accuracy("gold", folder, real),
         "unconditional_classes": gold(free).argmax(1).bincount(minlength=CLASSES).tolist(),
         "frechet": {k: frechet(gold.features(x), gold.features(held_out.image)) for k, x in sets.items()},
@@ -167,14 +167,10 @@ def accuracy(name: str, folder: Path, data: Images) -> Numbers:
     logits = load_classifier(name, folder)(data.image)
     right = (logits.argmax(1) == data.label).double()
     return {
-        "accuracy": _mean(right),
+        "accuracy": mean(right),
         "nats": F.cross_entropy(logits, data.label).item(),
-        "confidence": _mean(logits.softmax(1).gather(1, data.label[:, None])[:, 0]),
+        "confidence": mean(logits.softmax(1).gather(1, data.label[:, None])[:, 0]),
     }
-
-
-def _mean(values: PerSample) -> tuple[float, float]:
-    return values.mean().item(), standard_error(values).item()
 
 
 def _nearest(sample: Samples, train: Samples) -> float:
@@ -184,38 +180,12 @@ def _nearest(sample: Samples, train: Samples) -> float:
 
 def card(about: Numbers, found: Numbers) -> str:
     """The model card, in Markdown."""
-    options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in about["settings"].items())
-    rows = "\n".join(
-        f"| {label} | {' | '.join(_cell(found[key][name]) for name in SETS)} |" for label, key in TABLE
-    )
-    proxy, gold = (found["classifiers"][name] for name in ("proxy", "gold"))
-    nearest = found["nearest_training_image"]
+    found = shown(found)
+    rows = (f"| {label} | {' | '.join(found[key][name] for name in SETS)} |" for label, key in TABLE)
+    classes = ", ".join(map(str, found["unconditional_classes"]))
     return CARD.format(
-        command=f"difftilt pretrain digits {options}",
-        busy=about["processor_seconds"],
-        threads=about["threads"],
-        torch=about["torch"],
-        steps=found["steps"],
-        images=found["images"],
-        held_out=found["held_out_images"],
-        proxy=_cell(proxy["accuracy"]),
-        proxy_nats=f"{proxy['nats']:.3f}",
-        gold=_cell(gold["accuracy"]),
-        gold_nats=f"{gold['nats']:.3f}",
-        hits=_cell(found["gold_accuracy"]),
-        confidence=_cell(found["gold_confidence"]),
-        real_hits=_cell(found["gold_on_real"]["accuracy"]),
-        real_confidence=_cell(found["gold_on_real"]["confidence"]),
-        classes=", ".join(map(str, found["unconditional_classes"])),
-        rows=rows,
-        nearest=f"{nearest['conditional']:.2f}",
-        nearest_real=f"{nearest['held_out']:.2f}",
+        command=command("digits", about), **about, **found, rows="\n".join(rows), classes=classes
     )
-
-
-def _cell(estimate: tuple[float, float]) -> str:
-    value, se = estimate
-    return f"{value:.3f} ± {se:.3f}"
 
 
 SETS = ("real", "conditional", "unconditional")
@@ -243,20 +213,20 @@ Weights are float16 on disk and float32 in memory.
 
     {command}
 
-{busy} s of processor time, CPU threads: {threads}, torch {torch}.
+{processor_seconds} s of processor time, CPU threads: {threads}, torch {torch}.
 
 ## How good it is
 
-Measured on the {held_out} held-out images, which no network has seen. Errors are standard errors.
+Measured on the {held_out_images} held-out images, which no network has seen. Errors are standard errors.
 
 | | proxy | gold |
 | --- | --- | --- |
-| accuracy | {proxy} | {gold} |
-| cross-entropy in nats | {proxy_nats} | {gold_nats} |
+| accuracy | {classifiers[proxy][accuracy]} | {classifiers[gold][accuracy]} |
+| cross-entropy in nats | {classifiers[proxy][nats]:.3f} | {classifiers[gold][nats]:.3f} |
 
 {images} images were drawn in {steps} steps with the labels of the proxy part. The gold classifier sees the
-asked digit in a share of {hits} of them, with a confidence of {confidence}.
-For the real images of the proxy part the two are {real_hits} and {real_confidence}.
+asked digit in a share of {gold_accuracy} of them, with a confidence of {gold_confidence}.
+For the real images of the proxy part the two are {gold_on_real[accuracy]} and {gold_on_real[confidence]}.
 Digits 0 to 9 among as many unconditional images: {classes}.
 
 Distances from sets of as many images to the held-out ones; `real` is the proxy part, which the gold
@@ -267,7 +237,7 @@ classifier has not seen either; pixels are scaled to [-1, 1] here:
 {rows}
 
 The Frechet distance of finite sets is biased upwards, so that of the real images is the mark and not 0.
-The nearest training image is {nearest} away from a drawn one, and {nearest_real} from a held-out one; much
-less would mean copying.
+The nearest training image is {nearest_training_image[conditional]:.2f} away from a drawn one, and
+{nearest_training_image[held_out]:.2f} from a held-out one; much less would mean copying.
 `benchmarks/digits_card.py` measures the same for other numbers of steps.
 """

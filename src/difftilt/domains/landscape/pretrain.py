@@ -12,7 +12,8 @@ from rich.progress import track
 
 from difftilt.conditions import unconditional
 from difftilt.data.landscape import Landscape, load_landscape
-from difftilt.domains.bundle import Numbers, made, save_bundle
+from difftilt.domains.bundle import Numbers, save_bundle
+from difftilt.domains.card import command, made
 from difftilt.domains.landscape.model import (
     ROWS,
     WIDTH,
@@ -25,7 +26,7 @@ from difftilt.domains.landscape.model import (
 )
 from difftilt.exact import landscape as exact
 from difftilt.objective import Objective
-from difftilt.settings import Count, Natural, Positive, check_settings
+from difftilt.settings import Count, Natural, Rate, Threads, check_settings
 from difftilt.shapes import Tokens
 from difftilt.training.pretrain import explain, warm_cosine
 
@@ -49,10 +50,10 @@ class Pretraining:
     out: Path | None = None
     steps: Count = 4000
     batch: Count = 1024
-    learning_rate: Positive = 3e-3
+    learning_rate: Rate = 3e-3
     width: Count = WIDTH
     rows: Count = ROWS
-    threads: Count = 1
+    threads: Threads = 1
     seed: Natural = 0
 
     def __post_init__(self):
@@ -132,25 +133,15 @@ def quality(table: Landscape, folder: Path) -> Numbers:
 def card(table: Landscape, config: Numbers, found: Numbers) -> str:
     """The model card, in Markdown."""
     about = config["made"]
-    options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in about["settings"].items())
-    return CARD.format(
-        name=table.name,
-        seen=f"{len(table.lower_half()):,}",
-        best=best_seen(table),
-        note=table.note,
-        command=f"{pretrain_command(table)} {options}",
-        processor_seconds=about["processor_seconds"],
-        threads=about["threads"],
-        torch=about["torch"],
-        count=f"{len(table.score):,}",
-        **found,
-    )
+    words = pretrain_command(table).removeprefix("difftilt pretrain ")
+    seen, best = len(table.lower_half()), best_seen(table)
+    return CARD.format(command=command(words, about), table=table, seen=seen, best=best, **about, **found)
 
 
-CARD = """# {name}: a masked diffusion model of the lower half of a landscape
+CARD = """# {table.name}: a masked diffusion model of the lower half of a landscape
 
-Data: the {seen} measured sequences that score at or below the median, {best:.4f}; each as likely as the
-others. {note}
+Data: the {seen:,} measured sequences that score at or below the median, {best:.4f}; each as likely as the
+others. {table.note}
 
 `model.safetensors` holds a multilayer perceptron that sees words of neighbouring letters. Weights are float16
 on disk and float32 in memory.
@@ -163,12 +154,12 @@ on disk and float32 in memory.
 
 ## How good it is
 
-Computed from the model's law of all {count} sequences, without sampling.
+Computed from the model's distribution of all {table.score.shape[0]:,} sequences, without sampling.
 
 | | |
 | --- | --- |
 | KL(data \\|\\| model), nats | {kl_nats:.3f} |
-| KL(data \\|\\| uniform law), nats | {uniform_kl_nats:.3f} |
+| KL(data \\|\\| uniform distribution), nats | {uniform_kl_nats:.3f} |
 | share of samples that score above all data | {above:.3f} |
 | mean score of samples | {reward:.3f} |
 | mean score of data | {data_reward:.3f} |

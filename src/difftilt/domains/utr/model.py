@@ -15,6 +15,7 @@ from torch import Tensor
 from difftilt.data.libraries import UTR_LENGTH, load_utr
 from difftilt.data.vocabulary import DNA
 from difftilt.domains.bundle import Bundle, load_bundle, user_folder
+from difftilt.domains.split import Split
 from difftilt.processes.masked import MaskedPolicy
 from difftilt.shapes import Cond, OneHot, Output, PerSample, Sequences, State, Step
 from difftilt.transition import one_hot
@@ -33,28 +34,7 @@ class Measured:
     load: PerSample
 
 
-@dataclass(frozen=True)
-class Split:
-    """Three disjoint parts of the data.
-
-    Args:
-        proxy: The diffusion model and the proxy oracle, which is the reward, learn from it.
-        gold: The diffusion model and the gold oracle, which only ever judges, learn from it.
-        held_out: Nothing learns from it.
-    """
-
-    proxy: Measured
-    gold: Measured
-    held_out: Measured
-
-    @property
-    def train(self) -> Measured:
-        """What the diffusion model learns from."""
-        parts = (self.proxy, self.gold)
-        return Measured(torch.cat([p.sequence for p in parts]), torch.cat([p.load for p in parts]))
-
-
-def load_split() -> Split:
+def load_split() -> Split[Measured]:
     """The measured UTRs, always split in the same way.
 
     Raises:
@@ -63,7 +43,7 @@ def load_split() -> Split:
     return split(*load_utr())
 
 
-def split(sequence: Sequences, load: PerSample) -> Split:
+def split(sequence: Sequences, load: PerSample) -> Split[Measured]:
     """Holds some UTRs out, and halves the rest."""
     order = torch.randperm(len(load), generator=torch.Generator().manual_seed(0))
     held_out = len(load) // HELD_OUT

@@ -8,8 +8,10 @@ import torch.nn as nn
 from rich.progress import track
 
 from difftilt.conditions import unconditional
-from difftilt.domains.bundle import Numbers, made, save_bundle, user_folder
+from difftilt.domains.bundle import Numbers, save_bundle, user_folder
+from difftilt.domains.card import command, made, mean, shown
 from difftilt.domains.sequences.view import diversity, entropy, kmer_correlation
+from difftilt.domains.split import Split
 from difftilt.domains.utr.model import (
     LETTERS,
     ORACLES,
@@ -17,17 +19,15 @@ from difftilt.domains.utr.model import (
     Denoiser,
     Measured,
     Oracle,
-    Split,
     chain_of,
     load_oracle,
     load_split,
     utr_policy,
 )
 from difftilt.evaluation.estimate import Estimate
-from difftilt.objective import standard_error
 from difftilt.policy import rollout
 from difftilt.processes.likelihood import elbo
-from difftilt.settings import Count, Natural, Positive
+from difftilt.settings import Count, Natural, Rate, Threads
 from difftilt.shapes import PerSample, Sequences
 from difftilt.training.pretrain import explain, regress, warm_cosine
 
@@ -43,8 +43,8 @@ def pretrain_utr(
     steps: Count = 2000,
     oracle_steps: Count = 2200,
     batch: Count = 256,
-    oracle_rate: Positive = 3e-3,
-    threads: Count = 1,
+    oracle_rate: Rate = 3e-3,
+    threads: Threads = 1,
     seed: Natural = 0,
 ) -> None:
     """Trains a model of random 5' UTRs and two oracles, measures them and writes weights and model card.
@@ -132,9 +132,9 @@ def quality(folder: Path, held_out: Measured, seed: int = 0) -> Numbers:
         "pearson": {name: pearson(load, held_out.load) for name, load in loads.items()},
         "error": {name: (load - held_out.load).square().mean().sqrt().item() for name, load in loads.items()},
         "agreement": pearson(loads["proxy"], loads["gold"]),
-        "bound": _mean(bound),
+        "bound": mean(bound),
         "entropy": entropy(x, LETTERS).sum().item() * torch.tensor(2.0).log().item(),
-        "load": {name: _mean(_in_parts(load_oracle("gold", folder), y)) for name, y in sets.items()},
+        "load": {name: mean(_in_parts(load_oracle("gold", folder), y)) for name, y in sets.items()},
         "diversity": {name: diversity(y) for name, y in sets.items()},
         "words": {name: kmer_correlation(y, x[len(drawn) :], LETTERS) for name, y in sets.items()},
     }
@@ -150,37 +150,12 @@ def _in_parts(oracle: Oracle, x: Sequences) -> PerSample:
     return torch.cat([oracle(part) for part in x.split(1000)])
 
 
-def _mean(values: PerSample) -> Estimate:
-    return Estimate(values.mean().item(), standard_error(values).item())
-
-
 def card(about: Numbers, found: Numbers) -> str:
     """The model card, in Markdown."""
-    options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in about["settings"].items())
-    rows = "\n".join(
-        f"| {label} | {_cell(found[key]['measured'])} | {_cell(found[key]['drawn'])} |"
-        for label, key in TABLE
-    )
-    return CARD.format(
-        command=f"difftilt pretrain utr {options}",
-        **about,
-        steps=STEPS,
-        held_out=found["held_out"],
-        drawn=found["drawn"],
-        proxy=_cell(found["pearson"]["proxy"]),
-        gold=_cell(found["pearson"]["gold"]),
-        proxy_error=f"{found['error']['proxy']:.3f}",
-        gold_error=f"{found['error']['gold']:.3f}",
-        agreement=_cell(found["agreement"]),
-        bound=_cell([-found["bound"][0], found["bound"][1]]),
-        entropy=f"{found['entropy']:.3f}",
-        rows=rows,
-    )
-
-
-def _cell(estimate: list[float] | Estimate) -> str:
-    value, se = estimate
-    return f"{value:.3f} ± {se:.3f}"
+    value, se = found["bound"]
+    found = shown(found | {"bound": (-value, se)})
+    rows = (f"| {label} | {found[key]['measured']} | {found[key]['drawn']} |" for label, key in TABLE)
+    return CARD.format(command=command("utr", about), **about, **found, rows="\n".join(rows), steps=STEPS)
 
 
 TABLE = (
@@ -215,12 +190,12 @@ Measured on the {held_out} held-out UTRs, which no network has seen. Errors are 
 
 | | proxy | gold |
 | --- | --- | --- |
-| Pearson's correlation with the measured load | {proxy} | {gold} |
-| root mean square error, ribosomes | {proxy_error} | {gold_error} |
+| Pearson's correlation with the measured load | {pearson[proxy]} | {pearson[gold]} |
+| root mean square error, ribosomes | {error[proxy]:.3f} | {error[gold]:.3f} |
 
 The two oracles correlate by {agreement} with each other.
 The model's evidence lower bound says at most {bound} nats per UTR; letters that do not know of each other
-have an entropy of {entropy} nats.
+have an entropy of {entropy:.3f} nats.
 
 {drawn} UTRs were drawn in {steps} steps, and are compared with as many measured ones:
 

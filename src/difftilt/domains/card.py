@@ -1,0 +1,50 @@
+"""What the model cards of pretrained networks say: how they were made, and what was measured of them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from difftilt.domains.bundle import Numbers
+from difftilt.evaluation.estimate import Estimate
+from difftilt.objective import standard_error
+from difftilt.shapes import PerSample
+
+
+def made(settings: Mapping[str, Any], seconds: float, threads: int, version: str) -> Numbers:
+    """How networks were made, for `config`.
+
+    Args:
+        settings: Of pretraining.
+        seconds: Of processor time.
+        version: Of torch.
+    """
+    return {
+        "settings": dict(settings),
+        "processor_seconds": round(seconds),
+        "threads": threads,
+        "torch": version,
+    }
+
+
+def command(words: str, about: Numbers) -> str:
+    """What to type to make networks again.
+
+    Args:
+        words: The recipe, and what else is no setting of pretraining.
+        about: What `made` says.
+    """
+    options = (f"--{name.replace('_', '-')} {value}" for name, value in about["settings"].items())
+    return " ".join([f"difftilt pretrain {words}", *options])
+
+
+def shown(found: Any) -> Any:
+    """What was measured, as a model card shows it: a pair is a number and its standard error."""
+    if isinstance(found, Mapping):
+        return {name: shown(value) for name, value in found.items()}
+    if isinstance(found, tuple | list) and len(found) == 2:
+        return "{:.3f} ± {:.3f}".format(*found)
+    return found
+
+
+def mean(values: PerSample) -> Estimate:
+    """The mean of a sample, with its standard error."""
+    return Estimate(values.mean().item(), standard_error(values).item())
