@@ -260,11 +260,12 @@ def _blocks(file: Any) -> Iterator[bytes]:
         yield block
 
 
-def _whole(text: str) -> int:
-    """A whole number of JSON that a float can hold."""
+def _whole(text: str) -> int | float:
+    """A whole number of JSON that a float can hold, as one where no computer's integer can."""
     if len(text) > DIGITS:
         raise ValueError(f"a whole number has {len(text)} digits, but at most {DIGITS} are read")
-    return int(text)
+    value = int(text)
+    return value if -(2**63) <= value < 2**64 else float(value)
 
 
 def _why(error: Exception) -> str:
