@@ -5,8 +5,9 @@ import os
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Annotated, Any, TypedDict
 
+import annotated_types as at
 import tyro
 from rich.console import Console
 
@@ -34,7 +35,7 @@ from difftilt.experiment.finetune import finetune, make_run
 from difftilt.experiment.job import Job
 from difftilt.experiment.plan import plan
 from difftilt.experiment.record import VALUE, read_run, to_json, write_json
-from difftilt.settings import Count, UsageError
+from difftilt.settings import UsageError
 from difftilt.training.distributed import finish, make_accelerator
 
 SEEDS = "seeds.json"  # names the folders of one run over several seeds
@@ -54,14 +55,14 @@ class RunOptions:
         out: The run folder; runs/RECIPE-ALGORITHM by default.
         overwrite: Delete what the folder holds of an earlier run, once this one has its first checkpoint.
         dry_run: Print the resolved settings, sizes and expected calls, and stop.
-        seeds: Repeat the run with so many seeds, at least 1, from the given one on, each in a folder of its
+        seeds: Repeat the run with so many seeds, 1 to 1000, from the given one on, each in a folder of its
             own below, and compare them.
     """
 
     out: Path | None = None
     overwrite: bool = False
     dry_run: bool = False
-    seeds: Count = 1
+    seeds: Annotated[int, at.Interval(ge=1, le=1000)] = 1
 
 
 def finetune_command(words: list[str]) -> None:

@@ -29,6 +29,7 @@ MIB = 2**20
 Chain = Callable[[Objective, Any], Policy]
 
 
+@torch.random.fork_rng(devices=[])
 def plan(job: Job, processes: int = 1, chain: Chain | None = None) -> dict[str, Any]:
     """Sizes, and the calls that a whole run would make, found by playing a round on copies.
 
@@ -51,7 +52,7 @@ def plan(job: Job, processes: int = 1, chain: Chain | None = None) -> dict[str, 
     stored = (job.policy.steps + 1) * share * state.nbytes
     reward = Guard(_free, "of the trial round")
     objective = Objective(reward, job.objective.reference, job.objective.alpha)
-    with _in_memory(stored, training.batch), torch.random.fork_rng(devices=[]):
+    with _in_memory(stored, training.batch):
         algorithm = copy.deepcopy(job.algorithm)
         algorithm.setup(job.policy, job.cond(2))
         policy = job.policy if chain is None else chain(objective, algorithm)

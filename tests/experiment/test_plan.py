@@ -1,0 +1,140 @@
+"""A trial round says what a round would say, and what can be refused is refused before anything is touched."""
+
+import typing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from difftilt.algorithms.choices import PRESETS, AnyAlgorithm
+from difftilt.cli.main import main
+from difftilt.domains.digits.recipe import digits
+from difftilt.domains.landscape.recipe import dna
+from difftilt.experiment.finetune import make_optimizer, place
+from difftilt.experiment.job import Job
+from difftilt.experiment.plan import plan
+from difftilt.objective import Algorithm
+from difftilt.training.distributed import make_accelerator
+from difftilt.training.fit import fit
+from difftilt.training.settings import Training
+
+ALGORITHMS: dict[str, typing.Callable[[], Algorithm]] = {
+    **{kind.__name__: kind for kind in typing.get_args(AnyAlgorithm)[:-1]},
+    **{name: lambda preset=preset: preset for name, (preset, _) in PRESETS.items()},
+}
+BATCHES = (2, 32)
+
+
+def jobs(algorithm: Algorithm, batch: int) -> dict[str, Job]:
+    training = Training(rounds=1, batch=batch, evaluate=3)
+    given = {"training": training, "algorithm": algorithm}
+    return {
+        "digits": digits(reward="ink", steps=2, **given),
+        "digits, first noise tuned": digits(reward="ink", steps=2, eta=0.5, tune_start=True, **given),
+        "dna": dna(**given),
+        "dna, constrained": dna(template="NNGANNNN", gc=(0.25, 0.75), forbidden=("GATC",), **given),
+    }
+
+
+def played(job: Job) -> str:
+    """What one round of training says, if it is refused."""
+    place(job, make_accelerator())
+    try:
+        list(
+            fit(
+                job.policy,
+                job.objective,
+                job.algorithm,
+                [job.cond(job.training.batch)],
+                make_optimizer(job)[0],
+            )
+        )
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_a_trial_says_what_a_round_says(name):
+    refused = 0
+    for batch in BATCHES:
+        for recipe, job in jobs(ALGORITHMS[name](), batch).items():
+            weights = {key: value.clone() for key, value in job.policy.state_dict().items()}
+            state = torch.get_rng_state()
+            try:
+                said = "" if plan(job)["gradient_steps"] else "no steps"
+            except ValueError as error:
+                said = str(error)
+            assert torch.equal(state, torch.get_rng_state())
+            assert all(torch.equal(value, weights[key]) for key, value in job.policy.state_dict().items())
+            assert all(p.grad is None for p in job.policy.parameters()) and not job.objective.reward.calls
+            of_a_round = played(job)
+            if "detaches its input" in of_a_round:  # a reward is not asked for a trial
+                of_a_round = ""
+            assert said == of_a_round, f"{recipe}, batch {batch}"
+            refused += bool(said)
+    assert name not in ("PPO", "GRPO", "Backprop", "NFT") or 0 < refused < len(BATCHES) * 4
+
+
+def test_processes_share_a_round():
+    job = digits(reward="ink", steps=2, training=Training(rounds=3, batch=32, evaluate=8))
+    assert plan(job, 4)["reward_calls"] == plan(job)["reward_calls"] == 3 * 32 + 2 * 8
+    with pytest.raises(ValueError, match="32, which 5 processes cannot share"):
+        plan(job, 5)
+
+
+REFUSED = {
+    "groups": ["--batch", "8", "algorithm:grpo", "--algorithm.group-size", "16"],
+    "minibatches": ["algorithm:ppo", "--algorithm.minibatches", "100000"],
+    "parts": ["--batch", "4", "algorithm:backprop", "--algorithm.minibatches", "5"],
+    "comparisons": ["--batch", "4", "algorithm:trajectory-balance", "--algorithm.minibatches", "4"],
+    "the sampler of a distillation": ["algorithm:distill", "algorithm.sampler:discrete-guidance"],
+    "batch": ["--batch", "99999999999"],
+    "evaluate": ["--evaluate", "2"],
+    "threads": ["--threads", "1000000"],
+    "learning rate": ["--learning-rate", "1e6"],
+    "own learning rate": ["--own-learning-rate", "1e30"],
+    "target": ["--target-kl", "0"],
+    "a missing reward": ["--reward", "none.py:score"],
+    "a missing tracker": ["--log-to", "wandb"],
+    "budget": ["--reward-budget", "4"],
+    "seeds": ["--seeds", "99999999999"],
+}
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def refusal(words: list[str], capsys) -> str:
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code in (1, 2)
+    return capsys.readouterr().err
+
+
+def test_what_is_refused_leaves_the_earlier_run_as_it_was(tmp_path, monkeypatch, capsys):
+    small = ["finetune", "digits", "--reward", "ink", "--rounds", "1", "--batch", "8", "--steps", "2"]
+    small += ["--evaluate", "4", "--out", str(tmp_path / "run")]
+    main(small)
+    before = content(tmp_path)
+    monkeypatch.setattr("difftilt.training.trackers.find_spec", lambda name: None)
+    capsys.readouterr()
+    for name, words in REFUSED.items():
+        said = refusal([*small, "--overwrite", *words], capsys)
+        assert len(said.splitlines()) == 1, (name, said)
+        assert refusal([*small, *words, "--dry-run"], capsys) == said, name
+        assert content(tmp_path) == before, name
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "run"):
+        for also in ([], ["--dry-run"]):
+            assert "is no folder" in refusal([*small, "--out", str(out), *also], capsys)
+    job = digits(reward="ink", steps=2, training=Training(batch=8, evaluate=4))
+    assert plan(replace(job, algorithm=ALGORITHMS["RewardWeighted"]()))["gradient_steps"]
+
+
+def test_values_are_tried_too(tmp_path, capsys):
+    words = ["value", "fit", "digits", "--reward", "ink", "--batch", "2", "--value.minibatches", "1000"]
+    assert "cannot be dealt" in refusal([*words, "--out", str(tmp_path / "run")], capsys)
+    assert not (tmp_path / "run").exists()
