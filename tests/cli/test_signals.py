@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ OTHERS: dict[str, Place] = {
 }
 
 
-def hit(owner: Any, name: str, call: int, numbers: list[int], pause: float = 0.0) -> Callable[[], None]:
+def hit(owner: Any, name: str, call: int, numbers: Sequence[int], pause: float = 0.0) -> Callable[[], None]:
     """What makes a command signal itself when it calls something for the n-th time."""
 
     def prepare() -> None:
@@ -122,9 +122,9 @@ def unbroken(tmp_path_factory) -> dict[str, dict[str, Any]]:
 
 @pytest.mark.parametrize("phase", RUNS)
 def test_a_run_is_ended_in_a_phase_and_goes_on(phase, unbroken, tmp_path):
-    words, *place = RUNS[phase]
+    words, owner, name, call = RUNS[phase]
     number, folder = SIGNALS[list(RUNS).index(phase) % 3], tmp_path / "run"
-    ended = Command([*words, "--out", str(folder)], tmp_path, hit(*place, [number])).wait()
+    ended = Command([*words, "--out", str(folder)], tmp_path, hit(owner, name, call, [number])).wait()
     check(ended, number)
     if phase == "start-up":
         assert not folder.exists()
@@ -135,13 +135,13 @@ def test_a_run_is_ended_in_a_phase_and_goes_on(phase, unbroken, tmp_path):
 
 @pytest.mark.parametrize("phase", OTHERS)
 def test_other_commands_are_ended_in_a_phase(phase, tmp_path):
-    words, *place = OTHERS[phase]
+    words, owner, name, call = OTHERS[phase]
     if words[0] in ("report", "compare"):
         assert Command([*TUNE, "--out", str(tmp_path / "run")], tmp_path).wait().code == 0
         words = [*words, str(tmp_path / "run")]
     else:
         words = [*words[:2], "--out", str(tmp_path / "out"), *words[2:]]
-    check(Command(words, tmp_path, hit(*place, [signal.SIGTERM])).wait(), signal.SIGTERM)
+    check(Command(words, tmp_path, hit(owner, name, call, [signal.SIGTERM])).wait(), signal.SIGTERM)
     assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
 
 

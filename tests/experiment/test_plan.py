@@ -1,4 +1,4 @@
-"""A trial round says what a round would say, and what can be refused is refused before anything is touched."""
+"""A trial round says what a round would say; what can be refused is refused before anything is touched."""
 
 import typing
 from dataclasses import replace
@@ -39,17 +39,10 @@ def jobs(algorithm: Algorithm, batch: int) -> dict[str, Job]:
 
 def played(job: Job) -> str:
     """What one round of training says, if it is refused."""
-    place(job, make_accelerator())
     try:
-        list(
-            fit(
-                job.policy,
-                job.objective,
-                job.algorithm,
-                [job.cond(job.training.batch)],
-                make_optimizer(job)[0],
-            )
-        )
+        place(job, make_accelerator())
+        conds = [job.cond(job.training.batch)]
+        list(fit(job.policy, job.objective, job.algorithm, conds, make_optimizer(job)[0]))
     except ValueError as error:
         return str(error)
     return ""
@@ -74,7 +67,7 @@ def test_a_trial_says_what_a_round_says(name):
                 of_a_round = ""
             assert said == of_a_round, f"{recipe}, batch {batch}"
             refused += bool(said)
-    assert name not in ("PPO", "GRPO", "Backprop", "NFT") or 0 < refused < len(BATCHES) * 4
+    assert name not in ("GRPO", "Backprop", "NFT") or 0 < refused < len(BATCHES) * 4
 
 
 def test_processes_share_a_round():
