@@ -35,7 +35,7 @@ from difftilt.experiment.finetune import finetune, make_run
 from difftilt.experiment.job import Job
 from difftilt.experiment.plan import plan
 from difftilt.experiment.record import VALUE, read_run, to_json, write_json
-from difftilt.settings import UsageError
+from difftilt.settings import Count, UsageError
 from difftilt.training.distributed import finish, make_accelerator
 
 SEEDS = "seeds.json"  # names the folders of one run over several seeds
@@ -116,22 +116,28 @@ def resume_command(words: list[str]) -> None:
     places = seeds_of(folder) if several else [folder]
     may = accepted(options, everything=settings["accept_changes"])
     with watch.resumable(folder), going_on(places, first=os.environ.get("RANK", "0") == "0"):
-        _resume(folder, places, options, may)
+        _resume(folder, places, options, may, settings["reward_budget"])
 
 
-def _resume(folder: Path, places: list[Path], options: CodeOptions, accept_changes: Collection[str]) -> None:
+def _resume(
+    folder: Path,
+    places: list[Path],
+    options: CodeOptions,
+    accept_changes: Collection[str],
+    budget: int | None,
+) -> None:
     if len(places) == 1 and read_run(places[0]).get("task") == VALUE:
         resume_value(places[0], options, accept_changes)
         return
-    jobs = {place: load(place, options) for place in places}
-    finished = [place for place, job in jobs.items() if _finished(place, job)]
-    for place in finished:
-        rounds = jobs.pop(place).training.rounds
-        print(f"{place} is finished: all {rounds} rounds are done; its report is {place / 'report.html'}")
+    jobs = {place: _with_budget(load(place, options), budget) for place in places}
+    for place in places:
+        if finished := _finished(place, jobs[place], budget):
+            jobs.pop(place)
+            print(f"{place} is finished: {finished}; its report is {place / 'report.html'}")
     if not jobs:
         return
     accelerator = make_accelerator(next(iter(jobs.values())).training.mixed_precision)
-    if options.named and accelerator.is_main_process:
+    if (options.named or budget) and accelerator.is_main_process:
         for place, job in jobs.items():
             make_run(job, place, accelerator, {"changes": read_run(place).get("changes", [])})
     for place, job in jobs.items():
@@ -141,10 +147,23 @@ def _resume(folder: Path, places: list[Path], options: CodeOptions, accept_chang
     finish(accelerator)
 
 
-def _finished(folder: Path, job: Job) -> bool:
+def _with_budget(job: Job, budget: int | None) -> Job:
+    """The job, made again with another budget of its reward if one is given."""
+    if budget is None or job.maker is None:
+        return job
+    training = dataclasses.replace(job.training, reward_budget=budget)
+    return build(job.maker.recipe, {**job.maker.settings, "training": training})
+
+
+def _finished(folder: Path, job: Job, budget: int | None) -> str:
+    """Why a run is finished; empty if it is not."""
     if not all((folder / name).exists() for name in ("summary.json", "report.html")):
-        return False
-    return (read_json(folder / "summary.json", Summary).get("rounds") or 0) >= job.training.rounds
+        return ""
+    summary = read_json(folder / "summary.json", Summary)
+    if (summary.get("rounds") or 0) >= job.training.rounds:
+        return f"all {job.training.rounds} rounds are done"
+    ended = summary.get("ended")
+    return f"{ended}; go on with --reward-budget and a larger number" if ended and budget is None else ""
 
 
 def seeds_of(folder: Path) -> list[Path]:
@@ -158,13 +177,17 @@ def seeds_of(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def resume_options(run: tyro.conf.Positional[Path], accept_changes: bool = False) -> None:
+def resume_options(
+    run: tyro.conf.Positional[Path], accept_changes: bool = False, reward_budget: Count | None = None
+) -> None:
     """Goes on with a run from its newest good checkpoint.
 
     Args:
         run: The run folder, for instance runs/demo.
         accept_changes: Go on although its settings, its reward or its before.json have changed since, and
             write into run.json what has.
+        reward_budget: Most samples that the run may ask about from now on in all, in the place of what it was
+            started with, at least 1.
     """
 
 
