@@ -74,8 +74,8 @@ if TYPE_CHECKING:
     from difftilt.samplers.value_guidance import ValueGuidance as ValueGuidance
     from difftilt.training.fit import NonFiniteError as NonFiniteError
     from difftilt.training.fit import fit as fit
+    from difftilt.training.load import load_policy as load_policy
     from difftilt.training.settings import Training as Training
-    from difftilt.training.train import load_policy as load_policy
     from difftilt.training.train import train as train
     from difftilt.transition import Categorical as Categorical
     from difftilt.transition import Gaussian as Gaussian
@@ -129,8 +129,9 @@ _PUBLIC = {
     "samplers.svdd": ("SVDD",),
     "samplers.value_guidance": ("ValueGuidance",),
     "training.fit": ("NonFiniteError", "fit"),
+    "training.load": ("load_policy",),
     "training.settings": ("Training",),
-    "training.train": ("load_policy", "train"),
+    "training.train": ("train",),
     "transition": ("Categorical", "Gaussian", "Transition"),
     "values.nested": ("NestedMonteCarlo",),
     "values.regression": ("ValueRegression",),

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.nn as nn
 
-from difftilt.answers import Failure, RewardError, check_arguments, is_missing, kind_of, numbers_of
+from difftilt.answers import Failure, RewardError, check_arguments, described, is_missing, kind_of, numbers_of
 from difftilt.conditions import copied, sample_keys, take
 from difftilt.shapes import Cond, PerSample, Sample, Stateful
 
@@ -212,7 +212,7 @@ class Guard:
         if self.on_error == "stop":
             raise self._culprit(asked, value) from value
         if len(asked.rows) == 1:
-            self._raised[asked.rows[0]] = f"raised {_describe(value)}"
+            self._raised[asked.rows[0]] = f"raised {described(value)}"
             return torch.full((1,), torch.nan, device=asked.sample.device)
         each = [self._checked(asked.some(i, i + 1)) for i in range(len(asked.rows))]
         return torch.cat(each)
@@ -230,11 +230,11 @@ class Guard:
             if isinstance(answer, BaseException):
                 part, cause, alone = part.some(0, half), answer, half == 1
             elif len(part.rows) == 1:
-                what = f"raised {_describe(error)} on {asked.total} samples, but on none of them alone"
+                what = f"raised {described(error)} on {asked.total} samples, but on none of them alone"
                 return self._error(f"{what} as far as they were tried,")
             else:
                 part = part.some(half, len(part.rows))
-        return self._error(f"raised {_describe(cause)}", part.rows[0], asked.total)
+        return self._error(f"raised {described(cause)}", part.rows[0], asked.total)
 
     def _tried(self, asked: _Asked) -> PerSample | BaseException:
         """The reward's answer, or what it raised: also an attempt to exit, but not Ctrl-C."""
@@ -288,7 +288,3 @@ class Guard:
             f"reward '{self.name}' {what}{where} in round {self.round}; {todo}"
             + (", or drop such samples with on_error='drop'" if row is not None else "")
         )
-
-
-def _describe(error: BaseException) -> str:
-    return f"{type(error).__name__} ({' '.join(str(error).split())[:200]})"

@@ -26,6 +26,7 @@ from difftilt.objective import Objective
 from difftilt.processes.gaussian import GaussianPolicy
 from difftilt.processes.noise import FixedLarge
 from difftilt.rewards.command import CommandReward
+from difftilt.rewards.ledger import Streaming
 from difftilt.rewards.process_tree import kill_group, lives
 from difftilt.rewards.worker_pool import Pool, PoolLost
 from difftilt.rewards.workers import Workers
@@ -48,7 +49,7 @@ def crash() -> None:
 FAULTS: dict[str, Any] = {
     "raised KeyError ('no such pocket')": lambda x: {}["no such pocket"],
     "raised KeyboardInterrupt ()": lambda x: (_ for _ in ()).throw(KeyboardInterrupt),
-    "took longer than 1 s": lambda x: hang(),
+    "took longer than 2 s": lambda x: hang(),
     "raised SystemExit (3)": lambda x: sys.exit(3),
     "ended its process with code 7": lambda x: os._exit(7),
     "ended its process with code 0": lambda x: os._exit(0),
@@ -65,7 +66,8 @@ FAULTS: dict[str, Any] = {
 
 
 def square(x: Sample, c: Cond) -> Any:
-    print("what rewards print is no answer" if x[0, 0] % 97 == 0 else "", end="")
+    if x[0, 0] % 97 == 0:
+        print("what rewards print is no answer")
     return x[:, 0].square()
 
 
@@ -103,7 +105,7 @@ def test_every_sample_is_accounted_for_and_every_fault_named(capfd):
     x = with_faults(400, 0.3)
     told: dict[int, float] = {}
     start = time.monotonic()
-    with Workers(faulty, 4, timeout=1.0, memory=256, on_result=told.__setitem__) as workers:
+    with Workers(faulty, 4, timeout=2.0, memory=256, on_result=told.__setitem__) as workers:
         answers = workers(x, unconditional(len(x)))
     seconds = time.monotonic() - start
     expected = [
@@ -113,8 +115,9 @@ def test_every_sample_is_accounted_for_and_every_fault_named(capfd):
     assert told == {row: number for row, number in enumerate(answers) if not isinstance(number, Failure)}
     named = Counter(answer.reason for answer in answers if isinstance(answer, Failure))
     assert set(named) == set(FAULTS) and min(named.values()) >= 8
-    assert seconds < 20  # one worker after the other would hang for 8 s, beside the restarts of 40 others
-    assert "no answer" in capfd.readouterr().out
+    assert seconds < 30  # for 8 that hang, and 40 others after which a worker is made anew
+    good = sum(fault < 0 and number % 97 == 0 for number, fault in x.tolist())
+    assert capfd.readouterr().out == "what rewards print is no answer\n" * good and good >= 2
 
 
 def test_a_hung_worker_stops_nothing():
@@ -128,6 +131,7 @@ def test_a_hung_worker_stops_nothing():
         return hang() if x[0, 0] == 0 else square(x, c)
 
     with Workers(reward, 2, timeout=3.0, on_result=result) as workers:
+        assert isinstance(workers, Streaming)  # a ledger writes down what it is told
         answers = ask(workers, *map(float, range(60)))
     assert answers == [Failure("took longer than 3 s")] + [float(k * k) for k in range(1, 60)]
     assert max(told.values()) < 2.5 <= time.monotonic() - start
@@ -202,7 +206,7 @@ def test_the_guard_says_which_sample_failed_and_why():
         guard = Guard(workers, on_error="drop")
         assert guard(x, unconditional(3)).nan_to_num().tolist() == [1, 0, 9]
         assert guard.failure == "ended its process with code 7 for sample 1 of 3"
-        assert Guard(workers).name == "faulty"
+        assert guard.name == "faulty" and guard.state_dict()["reward"] == {"asked": 3}
         with pytest.raises(RewardError, match=r"'faulty' ended its process with code 7 for sample 1 of 3"):
             Guard(workers)(x, unconditional(3))
         reference = GaussianPolicy(torch.nn.Identity(), gmm_schedule(3), (2,), noise=FixedLarge())

@@ -14,7 +14,7 @@ from faults import at_operation
 from toy_run import Job, make_policy, remains
 
 from difftilt.training.checkpoint import CheckpointError, CheckpointWarning, Snapshot, newest, read, save
-from difftilt.training.train import load_policy
+from difftilt.training.load import load_policy
 from difftilt.training.tree import pack, unpack
 
 FILES = [

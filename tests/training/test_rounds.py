@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from toy_run import Job, remains, rounds_saved
 
+from difftilt.training.load import load_totals, rounds_done
 from difftilt.training.signals import Preempted
-from difftilt.training.train import load_totals, rounds_done
 
 
 class Ruler:

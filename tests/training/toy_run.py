@@ -22,8 +22,9 @@ from difftilt.objective import Objective
 from difftilt.processes import schedule as grid
 from difftilt.processes.gaussian import GaussianPolicy
 from difftilt.shapes import Cond
+from difftilt.training.load import load_totals
 from difftilt.training.settings import Training
-from difftilt.training.train import Round, Totals, load_totals, train
+from difftilt.training.train import Round, Totals, train
 
 
 class Net(nn.Module):

@@ -17,8 +17,9 @@ from difftilt.processes.gaussian import GaussianPolicy
 from difftilt.processes.noise import FixedLarge
 from difftilt.samplers.value_guidance import ValueGuided
 from difftilt.training.fit import fit
+from difftilt.training.load import load_algorithm
 from difftilt.training.settings import Training
-from difftilt.training.train import load_algorithm, train
+from difftilt.training.train import train
 from difftilt.transition import Categorical
 from difftilt.values.network import ValueNetwork
 from difftilt.values.regression import LARGEST, ValueRegression, exponential, linex

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 
-from difftilt.data.read import read_arrays, read_bytes, read_table_text
+from difftilt.data.read import packed_text, read_arrays, read_bytes
 from difftilt.data.store import locate, naming, numbers, read_table
 from difftilt.data.vocabulary import DNA, encode
 from difftilt.settings import check_value
@@ -77,7 +77,7 @@ def load_moses(split: Split) -> list[str]:
 def read_smiles(path: Path) -> list[str]:
     """The column SMILES of a table."""
     with naming(path):
-        header, *smiles = read_table_text(path).splitlines() or [""]
+        header, *smiles = packed_text(path).splitlines() or [""]
         if header != "SMILES" or not smiles:
             raise ValueError(f"a header SMILES with a molecule per row is expected, but got {header[:80]!r}")
         for row, line in enumerate(smiles, 2):

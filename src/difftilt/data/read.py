@@ -148,8 +148,8 @@ def read_rows(path: Path, hint: Any = dict[str, Any]) -> tuple[list[dict[str, An
     return rows, torn
 
 
-def read_table_text(path: Path) -> str:
-    """A table's text, packed or not, without blank lines at its end: UTF-8, or as its mark says."""
+def packed_text(path: Path) -> str:
+    """A file's text, packed or not, in UTF-8 or as a byte order mark says, without blank lines at its end."""
     found = contents(path)
     marked = found[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
     try:
@@ -158,12 +158,16 @@ def read_table_text(path: Path) -> str:
         raise UnreadableError(f"{path}: the file holds no text, but a table is expected") from None
 
 
-def read_cells(path: Path) -> list[list[str]]:
-    """The rows of a table, the header included; cells are separated by what that has most of: , ; or tabs."""
-    text = read_table_text(path)
-    delimiter = max(",;\t", key=text.partition("\n")[0].count)
+def read_cells(path: Path, separators: str = ",") -> list[list[str]]:
+    """The rows of a table, packed or not, the header included.
+
+    Args:
+        separators: Of cells; of several, the one that the header has most of.
+    """
+    text = packed_text(path)
+    separator = max(separators, key=text.partition("\n")[0].count)
     try:
-        return list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))
+        return list(csv.reader(io.StringIO(text, newline=""), delimiter=separator))
     except csv.Error:
         raise UnreadableError(f"{path}: the file holds no text, but a table is expected") from None
 
@@ -256,11 +260,12 @@ def _blocks(file: Any) -> Iterator[bytes]:
         yield block
 
 
-def _whole(text: str) -> int:
-    """A whole number of JSON that a float can hold."""
+def _whole(text: str) -> int | float:
+    """A whole number of JSON that a float can hold, as one where no computer's integer can."""
     if len(text) > DIGITS:
         raise ValueError(f"a whole number has {len(text)} digits, but at most {DIGITS} are read")
-    return int(text)
+    value = int(text)
+    return value if -(2**63) <= value < 2**64 else float(value)
 
 
 def _why(error: Exception) -> str:

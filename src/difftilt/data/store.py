@@ -52,7 +52,7 @@ def read_table(path: Path, wanted: Sequence[str]) -> list[list[str]]:
     Raises:
         ValueError: If a column or all rows are missing, or for the first row with too few or many cells.
     """
-    lines = read_cells(path)
+    lines = read_cells(path, ",;\t")
     header = lines[0] if lines else []
     places: list[int] = []
     for name in wanted:

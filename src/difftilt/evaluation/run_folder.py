@@ -54,7 +54,7 @@ class Run:
     def alpha(self) -> float | None:
         """The alpha in force: the last one, if a target KL moves it."""
         last = self.rounds[-1] if self.rounds else {}
-        return self.summary.get("alpha", last.get("alpha", _number(self.settings.get("alpha"))))
+        return _number(self.summary.get("alpha", last.get("alpha", self.settings.get("alpha"))))
 
     @property
     def target_kl(self) -> float | None:
@@ -143,7 +143,7 @@ def as_float(value: Any) -> float:
 def _number(value: Any) -> float | None:
     """The value, if it is a finite number."""
     known = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return value if known else None
+    return float(value) if known else None
 
 
 @dataclass(frozen=True)

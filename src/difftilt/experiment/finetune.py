@@ -15,12 +15,12 @@ from safetensors.torch import save_file
 from difftilt.data.atomic import atomic_file
 from difftilt.data.lock import LOCK, locked
 from difftilt.data.owned import RUN, check_inside
-from difftilt.data.read import read_json, read_tensors
+from difftilt.data.read import UnreadableError, read_json, read_tensors
 from difftilt.evaluation.diagnostics import frozen_start_warning
 from difftilt.evaluation.report import write_report
 from difftilt.evaluation.schema import Info, Numbers, Start
 from difftilt.experiment import code
-from difftilt.experiment.identity import check_changes, identity
+from difftilt.experiment.identity import ASKED, check_changes, identity
 from difftilt.experiment.job import Job, Maker
 from difftilt.experiment.plan import per_process, plan
 from difftilt.experiment.record import describe, describe_settings, to_json, write_json
@@ -30,11 +30,10 @@ from difftilt.rewards.scoring import begin
 from difftilt.shapes import PerSample
 from difftilt.training.alpha import meaning_of_alpha, starting_alpha
 from difftilt.training.distributed import make_accelerator
+from difftilt.training.load import load_policy, load_totals
 from difftilt.training.seeds import SETUP, seed_round
-from difftilt.training.train import Totals, load_policy, load_totals, train
+from difftilt.training.train import Totals, train
 from difftilt.training.tree import Packed, pack, unpack
-
-ASKED = "before.safetensors"  # what the reward learned from the evaluation before training, if it learns
 
 
 def finetune(
@@ -193,9 +192,16 @@ def _before(job: Job, folder: Path, accelerator: Accelerator) -> dict[str, Any]:
     accelerator.wait_for_everyone()
     before = read_json(path, Numbers) | read_json(path, Start)
     job.objective.alpha = before["start_alpha"]
+    asked = before.pop("asked")
     if accelerator.is_main_process:
         tensors = read_tensors(folder / ASKED) if (folder / ASKED).exists() else {}
-        job.objective.reward.load_state_dict(unpack(Packed(before.pop("asked"), tensors)))
+        try:
+            job.objective.reward.load_state_dict(unpack(Packed(asked, tensors)))
+        except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+            raise UnreadableError(
+                f"{path} does not hold the state of this reward ({type(error).__name__}: {error}); bring it"
+                " back from a copy"
+            ) from error
     return before
 
 

@@ -23,8 +23,9 @@ from difftilt.objective import Objective, Value, standard_error
 from difftilt.policy import Policy, level
 from difftilt.samplers.particles import effective_share, log_mean_exp
 from difftilt.shapes import Cond, PerSample, Some, State, Step
+from difftilt.training.load import load_algorithm, load_totals
 from difftilt.training.seeds import EVALUATION, seed_round
-from difftilt.training.train import load_algorithm, load_totals, train
+from difftilt.training.train import train
 from difftilt.values.regression import ValueRegression, linex
 
 RollIn = Literal["reference", "guided"]

@@ -15,6 +15,7 @@ from difftilt.training.checkpoint import run_of_newest
 from difftilt.training.manifest import versions
 
 BEFORE = "before.json"
+ASKED = "before.safetensors"  # what the reward learned from the evaluation before training, if it learns
 EVERYTHING = ""  # as a name of what may change
 # settings that may change at any time, and those whose change has a sentence of its own
 FREE = tuple(
@@ -105,7 +106,7 @@ def check_changes(
             " start a new run in another folder"
         )
     if problem:
-        delete(folder, [BEFORE])
+        delete(folder, [BEFORE, ASKED])
     record = read_json(folder / RUN)
     told = [{"round": rounds, **row} for row in (*changed, *noted)]
     write_json(folder / RUN, record | {"changes": [*record.get("changes", []), *told]})

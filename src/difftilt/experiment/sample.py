@@ -20,8 +20,8 @@ from difftilt.guard import Guard
 from difftilt.objective import Value, standard_error
 from difftilt.policy import Policy
 from difftilt.samplers.base import Sampler
+from difftilt.training.load import load_alpha, load_policy
 from difftilt.training.seeds import EVALUATION, seed_round
-from difftilt.training.train import load_alpha, load_policy
 
 FEWEST = 4  # populations: what fewer differ by says little of their error
 

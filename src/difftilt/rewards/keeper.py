@@ -6,6 +6,8 @@ notices, and ends the workers with all that they have started.
 """
 
 import ctypes
+import gc
+import io
 import json
 import multiprocessing
 import os
@@ -22,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.random import SeedSequence  # now, not in each worker
 from pebble import CONSTS, ProcessExpired, ProcessPool
 
 from difftilt.answers import Failure, described, is_missing, kind_of, numbers_of
@@ -48,6 +51,7 @@ def keep(reward: Any, limits: Limits, tasks: Connection, results: int, owner: in
     """Runs the pool until nobody asks any more."""
     os.setsid()
     _ignore_signals()
+    gc.freeze()  # else collections in workers would copy all memory that they share
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     CONSTS.sleep_unit, CONSTS.term_timeout = TICK, TICK / 2
     began = (reward, limits, results, os.getpid())
@@ -106,6 +110,8 @@ def _begin(reward: Any, limits: Limits, results: int, keeper: int) -> None:
         if os.getppid() != keeper:
             os._exit(1)
     torch.set_num_threads(1)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # a worker is killed in the end, with what waits there
     if limits.memory is not None:
         most = _held() + limits.memory * 2**20
         resource.setrlimit(resource.RLIMIT_DATA, (most, resource.getrlimit(resource.RLIMIT_DATA)[1]))
@@ -149,7 +155,7 @@ def _score(task: int, content: bytes) -> None:
 
 
 def _seed(seed: int, number: int, attempt: int) -> None:
-    words = np.random.SeedSequence([seed, number, attempt, 1]).generate_state(3).tolist()
+    words = SeedSequence([seed, number, attempt, 1]).generate_state(3).tolist()
     random.seed(words[0])
     np.random.seed(words[1])
     torch.default_generator.manual_seed(words[2])

@@ -115,6 +115,7 @@ class Ledger:
                 raise sqlite3.OperationalError("it is no file")
             connection = sqlite3.connect(self.path, timeout=60, isolation_level=None)
             connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=NORMAL")  # only a power cut loses answers
             connection.executescript(_TABLES)
             self._open = os.getpid(), connection
         return self._open[1]

@@ -27,13 +27,14 @@ def kill_sessions(leaders: Iterable[int]) -> None:
     sessions = set(leaders)
     for leader in sessions:
         kill_group(leader)
-    for entry in Path("/proc").glob("[0-9]*/stat"):
+    for entry in Path("/proc").glob("[0-9]*"):
+        process = int(entry.name)
         try:
-            session = int(entry.read_text().rpartition(")")[2].split()[3])
-        except (OSError, IndexError):  # it has ended
+            session = os.getsid(process)
+        except (ProcessLookupError, PermissionError):
             continue
         if session in sessions:
-            _kill(os.kill, int(entry.parent.name))
+            _kill(os.kill, process)
 
 
 def _kill(how: Callable[[int, int], None], number: int) -> None:

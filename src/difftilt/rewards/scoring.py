@@ -1,5 +1,6 @@
 """How a reward is asked: what failures do, what is remembered, what it may cost, in how many processes."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,7 +97,8 @@ def _guard(reward: Reward, name: str, scoring: Scoring, spell: Spell, seed: int,
     inner = reward
     if scoring.reward_workers:
         limits = scoring.reward_timeout, scoring.reward_retries, scoring.reward_memory
-        inner = Workers(reward, scoring.reward_workers, *limits, seed=seed)
+        rank = int(os.environ.get("RANK", "0"))  # what a worker draws depends on the process that asks, too
+        inner = Workers(reward, scoring.reward_workers, *limits, seed=seed * 2**16 + rank)
     if scoring.ledger is not None:
         version = scoring.reward_version or fingerprint(reward, name)
         inner = Recorded(

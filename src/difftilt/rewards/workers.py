@@ -23,7 +23,7 @@ QUEUED = 2  # tasks per worker that are given out: one is scored while the next 
 SILENCE = 10.0  # seconds beyond the time limit after which workers that say nothing are replaced
 LOOK = 0.02  # seconds between looks at whether workers live
 REAPED = 0.5  # seconds after which a process that is gone, and of which nothing is said, ended with code 0
-LOSSES = 3  # pools that may be lost over one sample, or before any sample is begun
+LOSSES = 3  # pools that may be lost before any sample is begun
 RECENT = 0.1  # weight of the latest sample in what a sample is thought to take
 
 
@@ -131,15 +131,21 @@ class Workers:
     def _advance(self, batch: "_Batch") -> None:
         """Gives out what workers can take, and takes what they say."""
         pool = self._ready()
-        while batch.waiting and len(batch.running) < QUEUED * self.limits.count:
+        if batch.suspects and not batch.running:
+            self._give(pool, batch, [batch.suspects.popleft()])
+        most = 0 if batch.doubtful else QUEUED * self.limits.count
+        while batch.waiting and len(batch.running) < most:
             rows = [batch.waiting.popleft() for _ in range(self._size(len(batch.waiting)))]
-            self.tasks += 1
-            batch.running[self.tasks] = _Task(deque(rows))
-            pool.send(self.tasks, batch.work(rows, self.seed))
+            self._give(pool, batch, rows)
         for message in pool.receive(LOOK):
             batch.heard = time.monotonic()
             self._note(batch, message)
         self._watch(batch)
+
+    def _give(self, pool: Pool, batch: "_Batch", rows: Sequence[int]) -> None:
+        self.tasks += 1
+        batch.running[self.tasks] = _Task(deque(rows))
+        pool.send(self.tasks, batch.work(rows, self.seed))
 
     def _size(self, waiting: int) -> int:
         """How many samples the next task gets, so that it takes `CHUNK` and all workers end together."""
@@ -214,10 +220,12 @@ class Workers:
                 f" {why} {LOSSES} times before a sample was begun; score it without workers"
             )
         kill_sessions(task.worker for task in batch.running.values() if task.worker is not None)
-        for task in begun:
-            batch.lost[task.rows[0]] += 1
-            if batch.lost[task.rows[0]] >= LOSSES:
-                self._failed(batch, task.rows.popleft(), "ended the processes beside its own", again=False)
+        for row in [task.rows.popleft() for task in begun]:
+            if row in batch.doubted:  # it was scored alone
+                self._failed(batch, row, "ended the processes beside its own", again=False)
+            else:
+                batch.doubted.add(row)
+                batch.suspects.append(row)
         for task in batch.running.values():
             batch.waiting.extend(task.rows)
         batch.running.clear()
@@ -247,13 +255,20 @@ class _Batch:
         self.answers: dict[int, float | Failure] = {}
         self.waiting = deque(range(len(sample)))
         self.running: dict[int, _Task] = {}
-        self.attempts, self.lost = [0] * len(sample), [0] * len(sample)
-        self.losses = 0
+        self.suspects: deque[int] = deque()  # waiting to be scored alone, for one of them ended all processes
+        self.doubted: set[int] = set()  # they, and those that were
+        self.attempts, self.losses = [0] * len(sample), 0
         self.heard, self.looked = time.monotonic(), 0.0
 
     @property
     def open(self) -> bool:
         return len(self.answers) < len(self.sample)
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether samples must be scored alone."""
+        alone = any(row in self.doubted for task in self.running.values() for row in task.rows)
+        return alone or bool(self.suspects)
 
     def work(self, rows: Sequence[int], seed: int) -> Work:
         index = torch.tensor(rows)
