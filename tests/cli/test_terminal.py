@@ -5,6 +5,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from commands import Command, Ended, environment
@@ -81,6 +82,20 @@ def test_a_folder_that_is_gone(tmp_path):
     check(ended, 2)
     assert "working directory has been deleted" in ended.err
     check(Command(["--help"], tmp_path, before).wait())
+
+
+def test_a_user_without_a_home(tmp_path, monkeypatch):
+    def homeless(_: type) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", classmethod(homeless))
+    monkeypatch.chdir(tmp_path)
+    for variable, words in (("DIFFTILT_DATA", ["data", "list"]), ("DIFFTILT_HOME", ["finetune", "utr"])):
+        monkeypatch.delenv(variable, raising=False)
+        ended = Command(words, tmp_path).wait()
+        check(ended, 1)
+        assert f"set {variable}" in ended.err
+    check(Command(DRAW, tmp_path).wait())
 
 
 def test_warnings_of_third_parties_are_left_out_and_others_are_not(tmp_path, monkeypatch):
