@@ -46,6 +46,7 @@ class Command:
 
     def __init__(self, words: Sequence[str], folder: Path, before: Callable[[], object] | None = None):
         self._out, self._err = (folder / name for name in ("stdout", "stderr"))
+        self._encoding = os.environ.get("PYTHONIOENCODING", "utf-8")
         sys.stdout.flush()
         self.process = os.fork()
         if not self.process:
@@ -63,7 +64,8 @@ class Command:
                 os.waitpid(self.process, 0)
                 raise TimeoutError(f"no end after {seconds} s; it had said {self._err.read_text()}")
             time.sleep(0.005)
-        return Ended(os.waitstatus_to_exitcode(found[1]), self._out.read_text(), self._err.read_text())
+        out, err = (path.read_text(encoding=self._encoding) for path in (self._out, self._err))
+        return Ended(os.waitstatus_to_exitcode(found[1]), out, err)
 
     def _child(self, words: Sequence[str], before: Callable[[], object] | None) -> NoReturn:
         code = 97
@@ -71,9 +73,8 @@ class Command:
             for number, path in ((1, self._out), (2, self._err)):
                 os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), number)
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-            encoding = os.environ.get("PYTHONIOENCODING", "utf-8")
-            sys.stdout = os.fdopen(1, "w", encoding=encoding)
-            sys.stderr = os.fdopen(2, "w", encoding=encoding, errors="backslashreplace", buffering=1)
+            sys.stdout = os.fdopen(1, "w", encoding=self._encoding)
+            sys.stderr = os.fdopen(2, "w", encoding=self._encoding, errors="backslashreplace", buffering=1)
             sys.argv = ["difftilt", *words]
             torch.set_num_threads(1)
             if before is not None:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from commands import Command, Ended, environment
@@ -83,6 +84,20 @@ def test_a_folder_that_is_gone(tmp_path):
     check(Command(["--help"], tmp_path, before).wait())
 
 
+def test_a_user_without_a_home(tmp_path, monkeypatch):
+    def homeless(_: type) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", classmethod(homeless))
+    monkeypatch.chdir(tmp_path)
+    for variable, words in (("DIFFTILT_DATA", ["data", "list"]), ("DIFFTILT_HOME", ["finetune", "utr"])):
+        monkeypatch.delenv(variable, raising=False)
+        ended = Command(words, tmp_path).wait()
+        check(ended, 1)
+        assert f"set {variable}" in ended.err
+    check(Command(DRAW, tmp_path).wait())
+
+
 def test_warnings_of_third_parties_are_left_out_and_others_are_not(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(
@@ -121,4 +136,4 @@ def test_help_comes_soon():
     torch = seconds("-c", "import torch")
     assert seconds("-m", "difftilt.cli", "--help") < 0.3 * torch
     assert seconds("-m", "difftilt.cli", "report", "--help") < 0.6 * torch
-    assert seconds("-m", "difftilt.cli", "finetune", "digits", "--help") < 1.6 * torch
+    assert seconds("-m", "difftilt.cli", "finetune", "digits", "--help") < 1.9 * torch

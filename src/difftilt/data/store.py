@@ -13,7 +13,22 @@ VARIABLE = "DIFFTILT_DATA"
 
 def root() -> Path:
     """The folder of all data sets: $DIFFTILT_DATA, or ~/.cache/difftilt/data."""
-    return Path(os.environ.get(VARIABLE) or Path.home() / ".cache" / "difftilt" / "data")
+    return Path(os.environ.get(VARIABLE) or cache(VARIABLE) / "data")
+
+
+def cache(variable: str) -> Path:
+    """~/.cache/difftilt.
+
+    Args:
+        variable: Of the environment, that names another folder; for the message.
+
+    Raises:
+        ValueError: If the user has no home.
+    """
+    try:
+        return Path.home() / ".cache" / "difftilt"
+    except RuntimeError:
+        raise ValueError(f"this user has no home folder; set {variable} to a folder of yours") from None
 
 
 def locate(name: str, file: str) -> Path:

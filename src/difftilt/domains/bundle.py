@@ -19,7 +19,9 @@ from torch import Tensor
 
 from difftilt.data.atomic import atomic_folder
 from difftilt.data.read import read_json, read_tensors
+from difftilt.data.store import cache
 
+HOME = "DIFFTILT_HOME"  # the variable that names another folder than ~/.cache/difftilt
 Network = TypeVar("Network", bound=nn.Module)
 Numbers = dict[str, Any]  # as JSON holds them
 
@@ -95,5 +97,5 @@ def save_bundle(
 
 def user_folder(name: str) -> Path:
     """Where this user's own models of that name lie: ~/.cache/difftilt/models, or below DIFFTILT_HOME."""
-    home = os.environ.get("DIFFTILT_HOME")
-    return (Path(home) if home else Path.home() / ".cache" / "difftilt") / "models" / name
+    home = os.environ.get(HOME)
+    return (Path(home) if home else cache(HOME)) / "models" / name
