@@ -3,8 +3,11 @@
 import os
 import random
 from collections import Counter
+from pathlib import Path
 
 from commands import Command, Ended, environment
+
+import difftilt
 
 LINES = int(os.environ.get("DIFFTILT_LINES", "60"))
 COMMANDS = (
@@ -93,8 +96,14 @@ def check(ended: Ended) -> str:
     return "letters are lost" if "\ufffd" in ended.err else ""
 
 
+def shipped() -> dict[str, int]:
+    """When each file of the package was written last, but for byte code."""
+    root = Path(difftilt.__file__).parent
+    return {str(path): path.stat().st_mtime_ns for path in root.rglob("*.*") if path.suffix != ".pyc"}
+
+
 def test_no_command_line_ends_in_a_traceback(tmp_path, monkeypatch):
-    work = tmp_path / "work"
+    work, before = tmp_path / "work", shipped()
     (work / "sub dir").mkdir(parents=True)
     (work / "file").write_text("x")
     monkeypatch.chdir(work)
@@ -118,4 +127,5 @@ def test_no_command_line_ends_in_a_traceback(tmp_path, monkeypatch):
                 print(number, *wrong[-1], flush=True)
     print(f"{sum(codes.values())} lines: {dict(codes)}, wrong: {len(wrong)}")
     assert not wrong, wrong
+    assert shipped() == before, "a command has changed the package"
     assert codes[0] > LINES / 20 and codes[1] > LINES / 20 and codes[2] > LINES / 5, codes

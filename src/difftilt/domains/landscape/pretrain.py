@@ -16,6 +16,7 @@ from difftilt.domains.bundle import Numbers, save_bundle
 from difftilt.domains.card import command, made
 from difftilt.domains.landscape.model import (
     ROWS,
+    SHIPPED,
     WIDTH,
     best_seen,
     chain_of,
@@ -37,7 +38,7 @@ class Pretraining:
 
     Args:
         out: The folder to write; an existing one is replaced once all is done. By default
-            ~/.cache/difftilt/models/LANDSCAPE, or for six6 the one in the package.
+            ~/.cache/difftilt/models/LANDSCAPE, or for six6, which ships with the package, models/six6 here.
         steps: Gradient steps.
         batch: Sequences per gradient step.
         learning_rate: The highest of the schedule.
@@ -100,7 +101,8 @@ def _pretrain(table: Landscape, asked: Pretraining) -> None:
         found = quality(table, folder)
         return found, card(table, config, found)
 
-    save_bundle(asked.out or default_folder(table.name), {"model": network}, config, judge)
+    out = Path("models") / table.name if table.name == SHIPPED else default_folder(table.name)
+    save_bundle(asked.out or out, {"model": network}, config, judge)
 
 
 def train(
