@@ -1,7 +1,6 @@
 """A trial round says what a round would say; what can be refused is refused before anything is touched."""
 
 import typing
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -84,7 +83,9 @@ REFUSED = {
     "comparisons": ["--batch", "4", "algorithm:trajectory-balance", "--algorithm.minibatches", "4"],
     "the sampler of a distillation": ["algorithm:distill", "algorithm.sampler:discrete-guidance"],
     "batch": ["--batch", "99999999999"],
-    "evaluate": ["--evaluate", "2"],
+    "evaluate": ["--evaluate", "1"],
+    "what is measured": ["--evaluate", "2"],
+    "a target for few samples": ["--evaluate", "2", "--target-kl", "1"],
     "threads": ["--threads", "1000000"],
     "learning rate": ["--learning-rate", "1e6"],
     "own learning rate": ["--own-learning-rate", "1e30"],
@@ -123,8 +124,9 @@ def test_what_is_refused_leaves_the_earlier_run_as_it_was(tmp_path, monkeypatch,
     for out in (tmp_path / "file", tmp_path / "file" / "run"):
         for also in ([], ["--dry-run"]):
             assert "is no folder" in refusal([*small, "--out", str(out), *also], capsys)
-    job = digits(reward="ink", steps=2, training=Training(batch=8, evaluate=4))
-    assert plan(replace(job, algorithm=ALGORITHMS["RewardWeighted"]()))["gradient_steps"]
+    few = ["finetune", "dna", "--rounds", "1", "--batch", "8", "--evaluate", "2"]
+    main([*few, "--out", str(tmp_path / "few")])
+    assert "too few to tell" in capsys.readouterr().err
 
 
 def test_values_are_tried_too(tmp_path, capsys):

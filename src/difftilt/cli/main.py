@@ -88,9 +88,17 @@ def outcome(error: BaseException) -> tuple[str, int]:
         return "interrupted", 130
     if isinstance(error, UsageError):
         return str(error), 2
+    if isinstance(error, RuntimeError | MemoryError) and _out_of_memory(error):
+        return "the memory of this machine is too small for these sizes; lower a batch, a count or a width", 1
     if isinstance(error, Exception) and _mendable(error):
         return " ".join(str(error).split()) or type(error).__name__, 1
     raise error
+
+
+def _out_of_memory(error: Exception) -> bool:
+    from difftilt.experiment.plan import out_of_memory
+
+    return out_of_memory(error)
 
 
 def _mendable(error: Exception) -> bool:

@@ -55,7 +55,7 @@ class FitOptions:
         learning_rate: Adam's step size, in (0, 10].
         schedule: How the learning rate falls to zero over the run.
         save_every: Rounds between checkpoints, at least 1.
-        evaluate: Fresh chains that the value is checked on at the end, at least 3.
+        evaluate: Fresh chains that the value is checked on at the end, at least 2.
         seed: Random seed, at least 0.
         out: The run folder; runs/RECIPE-value by default.
         overwrite: Delete what the folder holds of an earlier run, once this one has its first checkpoint.
@@ -68,7 +68,7 @@ class FitOptions:
     learning_rate: Rate = 3e-3
     schedule: Schedule = "linear"
     save_every: Count = 10
-    evaluate: Annotated[int, at.Ge(3)] = 1024
+    evaluate: Annotated[int, at.Ge(2)] = 1024
     seed: Natural = 0
     out: Path | None = None
     overwrite: bool = False

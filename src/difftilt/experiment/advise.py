@@ -12,7 +12,7 @@ FEW_CALLS = 20_000  # reward calls below which each one should be used more than
 PASSES = 40  # network passes that a chain costs in a round: sampling, reference and training
 GRAPHS = 4.0  # memory of full backpropagation, in models
 BATCH, ROUNDS = 256, 30
-FEWEST_CALLS = 8  # two samples for one round, and three for each evaluation
+FEWEST_CALLS = 8  # two samples each for two rounds and two evaluations
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def _size(facts: Facts) -> list[str]:
             f" {FEWEST_CALLS}; raise calls or hours, or make the reward faster"
         )
     calls = int(facts.affordable)
-    evaluate = max(3, min(BATCH, calls // 8))
+    evaluate = max(2, min(BATCH, calls // 8))
     left = calls - 2 * evaluate
     batch = max(2, min(BATCH, left // ROUNDS))
     return [f"--rounds {min(ROUNDS, left // batch)}", f"--batch {batch}", f"--evaluate {evaluate}"]

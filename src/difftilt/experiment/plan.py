@@ -16,13 +16,15 @@ from difftilt.guard import Guard
 from difftilt.networks.blank import blanked
 from difftilt.networks.network_calls import NetworkCalls
 from difftilt.objective import Algorithm, Objective
-from difftilt.policy import Policy
+from difftilt.policy import Policy, rollout
 from difftilt.shapes import Cond, PerSample, Sample
+from difftilt.training.alpha import FEWEST_REWARDS
 from difftilt.training.fit import denoisers
 from difftilt.training.settings import Training
 from difftilt.training.trackers import check_trackers
 
 MIB = 2**20
+FEW = 64  # samples of an evaluation, up to which what is measured of them is tried before
 
 
 # The chain that an algorithm learns from, given the problem and a copy of the algorithm
@@ -46,6 +48,11 @@ def plan(job: Job, processes: int = 1, chain: Chain | None = None) -> dict[str, 
     """
     training = job.training
     share = per_process(training, processes)
+    if job.target_kl is not None and training.evaluate < FEWEST_REWARDS:
+        raise ValueError(
+            f"a target KL needs an evaluation of {FEWEST_REWARDS} samples or more to start from, but got"
+            f" {training.evaluate}; raise evaluate"
+        )
     check_trackers(training.log_to)
     with torch.no_grad():
         state = job.policy.initial(job.cond(1)).sample()
@@ -56,6 +63,8 @@ def plan(job: Job, processes: int = 1, chain: Chain | None = None) -> dict[str, 
         algorithm = copy.deepcopy(job.algorithm)
         algorithm.setup(job.policy, job.cond(2))
         policy = job.policy if chain is None else chain(objective, algorithm)
+        if chain is None and training.evaluate <= FEW:
+            _try_view(job)
         played = _play(policy, objective, algorithm, job.cond(share))
     trainable = sum(p.numel() for p in job.policy.parameters() if p.requires_grad)
     calls = training.rounds * processes
@@ -101,6 +110,16 @@ def _play(policy: Policy, objective: Objective, algorithm: Algorithm, cond: Cond
     return _Played(losses, calls)
 
 
+@torch.no_grad()
+def _try_view(job: Job) -> None:
+    """Measures what an evaluation measures of samples, which may need more of them."""
+    with blanked([job.policy.network]):
+        sample = rollout(job.policy, job.cond(job.training.evaluate)).sample
+    for measure in (job.view.diversity, job.view.distances):
+        if measure is not None:
+            measure(sample)
+
+
 def _free(sample: Sample, cond: Cond) -> PerSample:
     """A finite number per sample, with a gradient if the sample has one."""
     return sample.flatten(1).float().nan_to_num().mean(1).tanh()
@@ -119,6 +138,12 @@ def _in_memory(stored: int, batch: int) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, MemoryError) or "allocate memory" in str(error) or "out of memory" in str(error):
+        if out_of_memory(error):
             raise ValueError(too_large) from error
         raise
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is short; torch raises RuntimeError for that of the CPU."""
+    said = str(error)
+    return isinstance(error, MemoryError) or "allocate memory" in said or "out of memory" in said

@@ -17,6 +17,7 @@ FEWEST = 10.0  # effective samples from which an estimate is one
 FAINT = 0.05  # nats, below which a model hardly changes
 REACH = 0.9  # share of the largest KL that samples can show, up to which alpha is looked for
 HALVINGS = 60
+FEWEST_REWARDS = 3  # from which the error of an estimate can be told
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,8 @@ def starting_alpha(rewards: Tensor, target_kl: float) -> Tilt:
 
 def meaning_of_alpha(rewards: Tensor, alpha: float) -> str:
     """What alpha asks for, in a sentence, and a second one that warns where it suits the reward badly."""
+    if (count := int(rewards.isfinite().sum())) < FEWEST_REWARDS:
+        return f"got {count} rewards, too few to tell what alpha {alpha:.3g} asks for"
     tilt = expected_tilt(rewards, alpha)
     sentence = (
         f"alpha {alpha:.3g} asks for a policy {tilt.kl_nats:.2g} ± {tilt.kl_nats_se:.1g} nats from the"
@@ -134,6 +137,8 @@ def _kl(weight: Tensor, slope: Tensor, count: int) -> Tensor:
 def _finite(rewards: Tensor) -> Tensor:
     finite = rewards.detach().double().cpu()
     finite = finite[finite.isfinite()]
-    if len(finite) < 3:
-        raise ValueError(f"at least 3 finite rewards are needed to judge alpha, but got {len(finite)}")
+    if len(finite) < FEWEST_REWARDS:
+        raise ValueError(
+            f"at least {FEWEST_REWARDS} finite rewards are needed to judge alpha, but got {len(finite)}"
+        )
     return finite

@@ -27,7 +27,7 @@ class Training(Scoring):
         max_norm: Length that the gradient is clipped to, above 0.
         ema_decay: Average the weights over steps with this decay, in [0, 1), for samples; 0 is off.
         save_every: Rounds between checkpoints, at least 1; there is always one at the end.
-        evaluate: Samples to judge the model by, before and after, at least 3.
+        evaluate: Samples to judge the model by, before and after, at least 2.
         check_start: Starts x_T, at least 3, from which to measure before training what a frozen
             distribution of x_T costs, by 16 samples each; 0 is off.
         mixed_precision: Precision of the network's passes; densities stay in float32 or better.
@@ -46,7 +46,7 @@ class Training(Scoring):
     max_norm: Positive = 1.0
     ema_decay: Annotated[float, at.Interval(ge=0, lt=1)] = 0.0
     save_every: Count = 1
-    evaluate: Annotated[int, at.Ge(3)] = 512
+    evaluate: Annotated[int, at.Ge(2)] = 512
     check_start: Natural = 0
     mixed_precision: Precision = "no"
     threads: Threads = 1
