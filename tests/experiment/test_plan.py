@@ -14,6 +14,7 @@ from difftilt.experiment.finetune import make_optimizer, place
 from difftilt.experiment.job import Job
 from difftilt.experiment.plan import plan
 from difftilt.objective import Algorithm
+from difftilt.training.alpha import meaning_of_alpha
 from difftilt.training.distributed import make_accelerator
 from difftilt.training.fit import fit
 from difftilt.training.settings import Training
@@ -125,8 +126,12 @@ def test_what_is_refused_leaves_the_earlier_run_as_it_was(tmp_path, monkeypatch,
         for also in ([], ["--dry-run"]):
             assert "is no folder" in refusal([*small, "--out", str(out), *also], capsys)
     few = ["finetune", "dna", "--rounds", "1", "--batch", "8", "--evaluate", "2"]
-    main([*few, "--out", str(tmp_path / "few")])
-    assert "too few to tell" in capsys.readouterr().err
+    assert "got 2; draw more" in refusal([*few, "--out", str(tmp_path / "few")], capsys)
+
+
+def test_two_rewards_do_not_tell_what_alpha_means():
+    assert "too few to tell" in meaning_of_alpha(torch.tensor([1.0, 2.0]), 0.1)
+    assert "asks for a policy" in meaning_of_alpha(torch.tensor([1.0, 2.0, 3.0]), 0.1)
 
 
 def test_values_are_tried_too(tmp_path, capsys):
