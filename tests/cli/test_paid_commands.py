@@ -71,6 +71,17 @@ def test_a_second_run_is_paid_for_by_the_first(tmp_path, words, capsys):
     assert "line 2 of" in failing(line, capsys) and not (tmp_path / "third.db").exists()
 
 
+def test_a_foreign_run_opens_no_ledger(tmp_path, words, capsys):
+    ledger = tmp_path / "answers.db"
+    main([*words, "--reward", "ink", "--ledger", str(ledger)])
+    main(["sample", str(tmp_path / "run"), "--count", "4"])
+    run, victim = tmp_path / "run" / "run.json", tmp_path / "victim.db"
+    run.write_text(run.read_text().replace(str(ledger), str(victim)))
+    for command in ("sample", "resume"):
+        assert "so that file is not opened" in failing([command, str(tmp_path / "run")], capsys)
+    assert not victim.exists()
+
+
 def test_several_rewards_are_told_apart_everywhere(tmp_path, words, capsys):
     parts = [f"{tmp_path}/mine.py:dark:2@sigmoid(0.1,0.5)", f"{tmp_path}/mine.py:left", "--alpha", "0.5"]
     main([*words, "--reward", *parts])

@@ -187,6 +187,11 @@ def sign(content: Mapping[str, Any]) -> str:
     return hmac.new(key, text, "sha256").hexdigest() if key else ""
 
 
+def is_signed(content: Mapping[str, Any], signature: Any) -> bool:
+    """Whether this user signed that on this machine."""
+    return bool(signature) and hmac.compare_digest(sign(content), str(signature))
+
+
 def _key() -> bytes:
     """32 random bytes that are made once, which only this user can read."""
     try:
@@ -213,7 +218,7 @@ def check_trusted(content: Mapping[str, Any], code: Mapping[str, Any], signature
     """
     for text, about in code.items():
         again = f"look at it, and name it again to go on: --{_option(content, text)} {text}"
-        if not signature or not hmac.compare_digest(sign(content), str(signature)):
+        if not is_signed(content, signature):
             raise ValueError(
                 f"{folder} asks for code outside of difftilt, {text}, but was not made by this user on this"
                 f" machine, or was changed since, so nothing was executed; {again}"

@@ -59,39 +59,46 @@ def finetune(
         Preempted: After SIGINT, SIGTERM or SIGUSR1, once the round is done and saved.
     """
     folder, accelerator = Path(folder), accelerator or make_accelerator(job.training.mixed_precision)
+    training, share = job.training, per_process(job.training, accelerator.num_processes)
     with locked(folder) if accelerator.is_main_process else nullcontext():
-        return _finetune(job, folder, accelerator, accept_changes)
+        _begin(job, folder, accelerator, accept_changes)
+        before = _before(job, folder, accelerator)
+        optimizer, scheduler = make_optimizer(job)
+        with _within_budget(job, accelerator) as ended:
+            for _ in train(
+                folder, job.policy, job.objective, job.algorithm, lambda _: job.cond(share), optimizer,
+                training, accelerator, scheduler=scheduler, target_kl=job.target_kl,
+                run=identity(made_of(job), folder),
+            ):  # fmt: skip
+                pass
+        return _ended(job, folder, before, ended) if accelerator.is_main_process else {}
 
 
-def _finetune(
-    job: Job, folder: Path, accelerator: Accelerator, accept_changes: Collection[str]
-) -> dict[str, Any]:
+def _begin(job: Job, folder: Path, accelerator: Accelerator, accept_changes: Collection[str]) -> None:
+    """Makes sure that the folder is this job's, and sets the process up for it."""
     if accelerator.is_main_process:
         _claim(job, folder, accelerator)
         check_changes(folder, identity(made_of(job), folder), accept_changes, cached=job.training.cache)
     accelerator.wait_for_everyone()
-    training = job.training
-    share = per_process(training, accelerator.num_processes)
-    torch.set_num_threads(training.threads)
+    torch.set_num_threads(job.training.threads)
     run = read_json(folder / RUN, Info).get("id", str(folder))
     begin(job.objective.reward, f"{run}/{accelerator.process_index}")
     place(job, accelerator)
-    before = _before(job, folder, accelerator)
-    optimizer, scheduler = make_optimizer(job)
-    with _within_budget(job, accelerator) as ended:
-        for _ in train(
-            folder, job.policy, job.objective, job.algorithm, lambda _: job.cond(share), optimizer, training,
-            accelerator, scheduler=scheduler, target_kl=job.target_kl, run=identity(made_of(job), folder),
-        ):  # fmt: skip
-            pass
-    if not accelerator.is_main_process:
-        return {}
+
+
+def _ended(job: Job, folder: Path, before: Mapping[str, Any], ended: list[str]) -> dict[str, Any]:
+    """Judges what was trained, and writes the summary and the report.
+
+    Args:
+        before: The pretrained model's numbers.
+        ended: Why training ended early, if it did.
+    """
     load_policy(folder, job.policy)
     summary = judge(job, folder, "after")[1] | costs(job, load_totals(folder)) | {"before": before}
     summary |= {"warnings": [*before["warnings"], *ended], "ended": " ".join(ended)}
     if job.target_kl is not None:
         summary["target_kl"] = job.target_kl
-        write_json(folder / "run.json", read_json(folder / RUN) | {"final_alpha": summary["alpha"]})
+        write_json(folder / RUN, read_json(folder / RUN) | {"final_alpha": summary["alpha"]})
     write_json(folder / "summary.json", summary)
     write_report(folder)
     return summary
@@ -134,7 +141,8 @@ def make_run(
     """
     where = (job.training.seed, accelerator.num_processes, str(accelerator.device))
     record = made_of(job, settings) | describe(*where) | {"threads": job.training.threads} | dict(also or {})
-    if "code" in record:
+    if "code" in record or job.training.ledger is not None:
+        record.setdefault("code", {})
         record["signature"] = code.sign({name: record[name] for name in ("recipe", "settings", "code")})
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / RUN).exists():  # of the same run, made of code that is named anew

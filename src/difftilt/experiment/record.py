@@ -169,6 +169,13 @@ def trust(folder: Path, record: Mapping[str, Any], named: Mapping[str, str]) -> 
     for option in named:
         unnamed.pop(str(replaced[option]), None)
     code.check_trusted(made_of | {"code": about}, unnamed, record.get("signature"), folder)
+    training = settings.get("training")
+    ledger = training.get("ledger") if isinstance(training, dict) else None
+    if ledger and not code.is_signed(made_of | {"code": about}, record.get("signature")):
+        raise ValueError(
+            f"{folder} asks for the ledger {ledger}, but was not made by this user on this machine, or was"
+            " changed since, so that file is not opened; start a run of your own with --ledger"
+        )
     if "reward" in named:
         settings["reward"] = named["reward"]
     if "algorithm" in named:
