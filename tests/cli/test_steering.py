@@ -75,7 +75,9 @@ def test_every_guidance_draws_judges_and_writes(recipe, name, tmp_path, capsys):
         row["gold"].keys() == row["gold_se"].keys() == ({"gold confidence"} if recipe == "digits" else set())
     )
 
-    files = {path.suffix: path for path in tmp_path.iterdir()}
+    listed = json.loads((tmp_path / "contents.json").read_text())["files"]
+    files = {path.suffix: path for path in tmp_path.iterdir() if path.name != "contents.json"}
+    assert sorted(listed) == sorted(path.name for path in files.values())
     assert files.keys() == {".csv", ".json", ".png"} | ({".fasta"} if recipe == "dna" else set())
     assert {path.stem for path in files.values()} == {f"{name}-seed1"}
     table = list(csv.DictReader(files[".csv"].open()))

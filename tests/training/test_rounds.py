@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from toy_run import Job, remains, rounds_saved
 
+from difftilt.training.checkpoint import CheckpointError
 from difftilt.training.load import load_totals, rounds_done
 from difftilt.training.signals import Preempted
 
@@ -136,7 +137,7 @@ def test_a_network_is_saved_as_a_reward_if_it_can_learn(ram, trainable):
     before = again.linear.bias.item()
     Job(reward=again).train(ram, 2)
     assert (again.linear.bias.item() != before) == trainable
-    with pytest.raises(ValueError, match=r"state of reward .* which was .*, but got"):
+    with pytest.raises(CheckpointError, match=r"state of reward .* which was .*, but got"):
         Job(reward=Network(not trainable)).train(ram, 3)
 
 

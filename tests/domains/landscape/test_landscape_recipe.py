@@ -110,9 +110,8 @@ def test_a_missing_model_says_how_to_make_it(tmp_path):
 
 def test_the_command_that_is_named_exists(capsys):
     for landscape in (load_landscape("six6"), replace(load_landscape("six6"), name="gb1", alphabet=PROTEIN)):
-        with pytest.raises(SystemExit) as stop:
-            main([*pretrain_command(landscape).split()[1:], "--help"])
-        assert stop.value.code == 0
+        main([*pretrain_command(landscape).split()[1:], "--help"])
+        assert "usage: difftilt pretrain" in capsys.readouterr().out
 
 
 def tiny():
