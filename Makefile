@@ -14,6 +14,7 @@ demo-dna: $(VENV)/installed
 
 test: lint
 	$(VENV)/bin/pytest -n $(WORKERS)
+	$(VENV)/bin/pytest -n 0 tests/cli/test_interrupted_commands.py
 
 lint: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .
