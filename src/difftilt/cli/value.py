@@ -10,7 +10,6 @@ from typing import Annotated, Any
 
 import annotated_types as at
 import tyro
-from accelerate import Accelerator
 from rich.console import Console
 from rich.table import Table
 
@@ -33,7 +32,6 @@ from difftilt.experiment.fit_value import RollIn, fit_value, roll_in
 from difftilt.experiment.job import Job
 from difftilt.experiment.plan import plan
 from difftilt.experiment.record import VALUE, read_run, restored, trust
-from difftilt.policy import Policy
 from difftilt.settings import Count, Natural, Rate, UsageError, choose
 from difftilt.training.distributed import finish, make_accelerator
 from difftilt.training.settings import Schedule, Training
@@ -105,7 +103,8 @@ def fit_command(words: list[str]) -> None:
             own = {"training": job.training, "value": options.value, "roll_in": options.roll_in}
             make_run(job, folder, accelerator, {"task": VALUE}, settings | own)
         accelerator.wait_for_everyone()
-        _learn(job, regression, policy, folder, accelerator)
+        _conclude(fit_value(job, regression, policy, folder, accelerator), folder)
+    finish(accelerator)
 
 
 def resume_value(folder: Path, options: CodeOptions, accept_changes: Collection[str]) -> None:
@@ -116,7 +115,9 @@ def resume_value(folder: Path, options: CodeOptions, accept_changes: Collection[
     regression, chain, training = (restored(name, settings.pop(name, None), hints[name]) for name in hints)
     job = _job(made_of["recipe"], settings_of(made_of["recipe"], settings), training)
     policy = roll_in(chain, job.objective, regression)
-    _learn(job, regression, policy, folder, make_accelerator(), accept_changes)
+    accelerator = make_accelerator()
+    _conclude(fit_value(job, regression, policy, folder, accelerator, accept_changes), folder)
+    finish(accelerator)
 
 
 def _job(recipe: str, settings: Mapping[str, Any], training: Training) -> Job:
@@ -124,18 +125,6 @@ def _job(recipe: str, settings: Mapping[str, Any], training: Training) -> Job:
     known = inspect.signature(recipe_of(recipe)).parameters
     job = build(recipe, {**settings, "training": training} if "training" in known else settings)
     return dataclasses.replace(job, training=training)
-
-
-def _learn(
-    job: Job,
-    regression: ValueRegression,
-    policy: Policy,
-    folder: Path,
-    accelerator: Accelerator,
-    accept_changes: Collection[str] = (),
-) -> None:
-    _conclude(fit_value(job, regression, policy, folder, accelerator, accept_changes), folder)
-    finish(accelerator)
 
 
 ACTIONS = {"fit": fit_command}

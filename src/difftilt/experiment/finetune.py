@@ -64,7 +64,7 @@ def finetune(
         _begin(job, folder, accelerator, accept_changes)
         before = _before(job, folder, accelerator)
         optimizer, scheduler = make_optimizer(job)
-        with _within_budget(job, accelerator) as ended:
+        with within_budget(job, accelerator) as ended:
             for _ in train(
                 folder, job.policy, job.objective, job.algorithm, lambda _: job.cond(share), optimizer,
                 training, accelerator, scheduler=scheduler, target_kl=job.target_kl,
@@ -80,10 +80,7 @@ def _begin(job: Job, folder: Path, accelerator: Accelerator, accept_changes: Col
         _claim(job, folder, accelerator)
         check_changes(folder, identity(made_of(job), folder), accept_changes, cached=job.training.cache)
     accelerator.wait_for_everyone()
-    torch.set_num_threads(job.training.threads)
-    run = read_json(folder / RUN, Info).get("id", str(folder))
-    begin(job.objective.reward, f"{run}/{accelerator.process_index}")
-    place(job, accelerator)
+    set_up(job, folder, accelerator)
 
 
 def _ended(job: Job, folder: Path, before: Mapping[str, Any], ended: list[str]) -> dict[str, Any]:
@@ -230,7 +227,7 @@ def _start_alpha(job: Job, rewards: PerSample) -> float:
 
 
 @contextmanager
-def _within_budget(job: Job, accelerator: Accelerator) -> Iterator[list[str]]:
+def within_budget(job: Job, accelerator: Accelerator) -> Iterator[list[str]]:
     """Ends a block when the budget of the reward is spent, but for what the last evaluation needs.
 
     Yields:
@@ -253,6 +250,14 @@ def _warnings(job: Job) -> list[str]:
         return []
     warning = frozen_start_warning(job.policy, job.objective, job.cond(1), starts)
     return [warning] if warning else []
+
+
+def set_up(job: Job, folder: Path, accelerator: Accelerator) -> None:
+    """Sets the process up for a run: its threads, the name by which it asks the reward, and its networks."""
+    torch.set_num_threads(job.training.threads)
+    run = read_json(folder / RUN, Info).get("id", str(folder))
+    begin(job.objective.reward, f"{run}/{accelerator.process_index}")
+    place(job, accelerator)
 
 
 def place(job: Job, accelerator: Accelerator) -> None:

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 
 from difftilt.conditions import batch_size, on_device_of, take
 from difftilt.data.lock import locked
-from difftilt.experiment.finetune import costs, make_optimizer, place
+from difftilt.experiment.finetune import costs, make_optimizer, set_up, within_budget
 from difftilt.experiment.identity import check_changes, identity
 from difftilt.experiment.job import Job
 from difftilt.experiment.plan import per_process
@@ -70,21 +70,21 @@ def _fit(
         check_changes(folder, run, accept_changes, cached=training.cache)
     accelerator.wait_for_everyone()
     share = per_process(training, accelerator.num_processes)
-    torch.set_num_threads(training.threads)
     job = dataclasses.replace(job, policy=objective.reference, algorithm=regression)
-    place(job, accelerator)
+    set_up(job, folder, accelerator)
     optimizer, scheduler = make_optimizer(job)
-    for _ in train(
-        folder, policy, objective, regression, lambda _: job.cond(share), optimizer, training, accelerator,
-        scheduler=scheduler, run=run,
-    ):  # fmt: skip
-        pass
+    with within_budget(job, accelerator) as ended:
+        for _ in train(
+            folder, policy, objective, regression, lambda _: job.cond(share), optimizer, training,
+            accelerator, scheduler=scheduler, run=run,
+        ):  # fmt: skip
+            pass
     if not accelerator.is_main_process:
         return {}
     totals = load_totals(folder)
     load_algorithm(folder, regression)
     summary = check(regression.value(objective), objective, job.cond(training.evaluate), training.seed)
-    summary |= costs(job, totals)
+    summary |= costs(job, totals) | {"warnings": ended}
     write_json(folder / "summary.json", summary)
     return summary
 

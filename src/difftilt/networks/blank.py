@@ -1,7 +1,7 @@
 """Networks that answer with zeros, so that what stands around them can be tried at no cost."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -9,24 +9,15 @@ import torch.nn as nn
 from torch import Tensor
 
 from difftilt.conditions import take
+from difftilt.networks.forward import passes_changed
 
 
-@contextmanager
-def blanked(networks: Iterable[nn.Module]) -> Iterator[None]:
+def blanked(networks: Iterable[nn.Module]) -> AbstractContextManager[None]:
     """Networks answer with zeros while the block runs, in the shape that one pass of one row shows.
 
     The zeros pass gradients, of zero, to the weights and to what the network was given.
     """
-    before = {network: vars(network).get("forward") for network in networks}
-    for network in before:
-        network.forward = _blank(network, network.forward)
-    try:
-        yield
-    finally:
-        for network, forward in before.items():
-            del network.forward
-            if forward is not None:  # another library had put its own there
-                network.forward = forward
+    return passes_changed(networks, _blank)
 
 
 def _blank(network: nn.Module, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, DynamoBackend, InitProcessGroupKwargs, broadcast, gather
 from torch import Tensor
 
+from difftilt.networks.forward import passes_changed
 from difftilt.training.settings import Precision
 
 SHARED = (DistributedType.NO, *(kind for kind in DistributedType if kind.value.startswith("MULTI_")))
@@ -120,24 +121,16 @@ def autocast(networks: Iterable[nn.Module], precision: Precision, accelerator: A
     if precision == "no" and accelerator.mixed_precision == "no":
         yield
         return
-    before = {network: vars(network).get("forward") for network in networks}
-    for network in before:
-        network.forward = _cast(network.forward, accelerator)
-    try:
+
+    def cast_pass(_: nn.Module, forward: Any) -> Any:
+        def run(*args: Any, **kwargs: Any) -> Tensor:
+            with torch.autocast(accelerator.device.type, torch.bfloat16), accelerator.autocast():
+                return forward(*args, **kwargs).float()
+
+        return run
+
+    with passes_changed(networks, cast_pass):
         yield
-    finally:
-        for network, forward in before.items():
-            del network.forward
-            if forward is not None:  # another library had put its own there
-                network.forward = forward
-
-
-def _cast(forward: Any, accelerator: Accelerator) -> Any:
-    def run(*args: Any, **kwargs: Any) -> Tensor:
-        with torch.autocast(accelerator.device.type, torch.bfloat16), accelerator.autocast():
-            return forward(*args, **kwargs).float()
-
-    return run
 
 
 def _everywhere(count: int, accelerator: Accelerator) -> list[int]:
