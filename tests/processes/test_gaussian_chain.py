@@ -2,7 +2,6 @@
 
 import inspect
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -31,11 +30,7 @@ PREDICTIONS: list[PredictionType] = ["epsilon", "sample", "v_prediction"]
 SHAPE = (2, 3)
 
 
-@pytest.fixture(autouse=True)
-def double() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 GRIDS = {"vp": linear, "flow": lambda steps: shifted_flow(steps, 3.0), "ve": karras}

@@ -1,6 +1,5 @@
 """Schedules equal diffusers'; levels are taken from alpha-bar and never recomputed from beta."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -21,11 +20,7 @@ ALL = [linear, scaled_linear, cosine, karras, lambda steps: shifted_flow(steps, 
 IDS = ["linear", "scaled_linear", "cosine", "karras", "shifted_flow"]
 
 
-@pytest.fixture(autouse=True)
-def double() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """Chains of diffusers' schedulers: all that a scheduler is told is honoured, or refused in one sentence."""
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -30,12 +29,7 @@ from difftilt.shapes import Cond
 SHAPE = (2, 3)
 
 
-@pytest.fixture(autouse=True)
-def double() -> Iterator[None]:
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 class Loud(nn.Module):

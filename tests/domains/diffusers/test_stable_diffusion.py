@@ -2,7 +2,6 @@
 
 import copy
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +31,6 @@ from difftilt.shapes import Cond
 from difftilt.training.fit import fit
 
 PROMPTS = ["a cat", "a dog", "red"]
-
-
-@pytest.fixture
-def double() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 def in_double(scheduler: Any) -> None:
