@@ -10,6 +10,8 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from difftilt.shapes import Stateful
+
 
 class RewardError(ValueError):
     """A reward broke its contract. The message names the reward, the sample and the round."""
@@ -65,6 +67,26 @@ def is_missing(item: Any) -> bool:
     return (
         item is None or item is np.ma.masked or isinstance(item, Failure) or type(item).__name__ == "NAType"
     )
+
+
+def item_of(number: float, said: Any) -> float | Failure:
+    """A number if it is finite, else why it is none.
+
+    Args:
+        said: What the reward put in its place, if it answered with a list.
+    """
+    if isinstance(said, Failure):
+        return said
+    return number if np.isfinite(number) else Failure(f"returned {said if is_missing(said) else number}")
+
+
+def learner_of(reward: Any) -> Stateful | None:
+    """A reward, if it has a state that a run may change.
+
+    A module without trainable parameters is taken for a fixed one, which has no state.
+    """
+    frozen = isinstance(reward, nn.Module) and not any(p.requires_grad for p in reward.parameters())
+    return reward if isinstance(reward, Stateful) and not frozen else None
 
 
 def kind_of(answer: Any) -> str:

@@ -6,11 +6,19 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-import torch.nn as nn
 
-from difftilt.answers import Failure, RewardError, check_arguments, described, is_missing, kind_of, numbers_of
+from difftilt.answers import (
+    Failure,
+    RewardError,
+    check_arguments,
+    described,
+    is_missing,
+    kind_of,
+    learner_of,
+    numbers_of,
+)
 from difftilt.conditions import copied, sample_keys, take
-from difftilt.shapes import Cond, PerSample, Sample, Stateful
+from difftilt.shapes import Cond, PerSample, Sample
 
 Reward = Callable[[Sample, Cond], PerSample]
 OnError = Literal["stop", "drop", "penalty"]
@@ -156,11 +164,8 @@ class Guard:
         return {"dropped" if self.penalty is None else "penalised": self.dropped}
 
     def state_dict(self) -> dict[str, Any]:
-        """The counters, the remembered answers, and the reward's own state, for a checkpoint.
-
-        A module without trainable parameters is taken for a fixed one, which has no state.
-        """
-        own = self._learner()
+        """The counters, the remembered answers, and the reward's own state, for a checkpoint."""
+        own = learner_of(self.reward)
         return {
             "calls": self.calls,
             "dropped": self.dropped,
@@ -170,7 +175,7 @@ class Guard:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.calls, self.dropped, self._cache = state["calls"], state["dropped"], state["cache"]
-        own = self._learner()
+        own = learner_of(self.reward)
         if (own is None) != (state["reward"] is None):
             saved, now = ("some", "none") if own is None else ("none", "some")
             raise ValueError(
@@ -179,13 +184,6 @@ class Guard:
             )
         if own is not None:
             own.load_state_dict(state["reward"])
-
-    def _learner(self) -> Stateful | None:
-        """The reward, if it has a state that a run may change."""
-        frozen = isinstance(self.reward, nn.Module) and not any(
-            p.requires_grad for p in self.reward.parameters()
-        )
-        return self.reward if isinstance(self.reward, Stateful) and not frozen else None
 
     def _fresh(self, sample: Sample, cond: Cond) -> PerSample:
         return self._checked(_Asked(sample, cond, range(len(sample)), len(sample)))

@@ -68,7 +68,7 @@ def test_a_second_run_is_paid_for_by_the_first(tmp_path, words, capsys):
     rows = list(csv.reader((tmp_path / "answers.csv").open()))
     (tmp_path / "answers.csv").write_text("\n".join(",".join(row).replace(",0.", ",x0.") for row in rows))
     line = ["ledger", "import", str(tmp_path / "third.db"), str(tmp_path / "answers.csv")]
-    assert "line 2 of" in failing(line, capsys) and not (tmp_path / "third.db").exists()
+    assert "row 2 has the number 'x0." in failing(line, capsys) and not (tmp_path / "third.db").exists()
 
 
 def test_a_foreign_run_opens_no_ledger(tmp_path, words, capsys):

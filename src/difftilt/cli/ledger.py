@@ -1,9 +1,8 @@
 """The command `difftilt ledger`."""
 
 import csv
-import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,11 @@ from rich.table import Table
 
 from difftilt.cli.options import parse
 from difftilt.data.atomic import atomic_file
+from difftilt.data.store import naming, numbers, read_table
 from difftilt.rewards.ledger import COLUMNS, Ledger
 from difftilt.settings import UsageError, choose
+
+NUMBERS = ("number", "at")  # columns that hold them
 
 
 def ledger_command(words: list[str]) -> None:
@@ -81,33 +83,12 @@ def export_options(ledger: tyro.conf.Positional[Path], out: Path | None = None) 
 def _import(words: list[str]) -> None:
     settings = parse(import_options, words, "difftilt ledger import")
     path = settings["table"]
-    if not path.is_file():
-        raise UsageError(f"there is no table {path}; name one that difftilt ledger export wrote")
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = list(_rows(path, csv.DictReader(file)))
+    with naming(path):
+        columns = dict(zip(COLUMNS, read_table(path, COLUMNS), strict=True))
+        found = {name: numbers(columns[name], name) if name in NUMBERS else columns[name] for name in COLUMNS}
+    rows = list(zip(*found.values(), strict=True))
     new = Ledger(settings["ledger"]).add(rows)
     print(f"{settings['ledger']}: {new} of {len(rows)} answers were new")
-
-
-def _rows(path: Path, table: "csv.DictReader[str]") -> Iterator[list[Any]]:
-    """The rows of an exported table."""
-    missing = [name for name in COLUMNS if name not in (table.fieldnames or ())]
-    if missing:
-        raise ValueError(
-            f"{path} has no column {missing[0]!r}; give a table that difftilt ledger export wrote, with the"
-            f" columns {', '.join(COLUMNS)}"
-        )
-    for row in table:
-        try:
-            number, at = float(row["number"]), float(row["at"])
-        except (TypeError, ValueError):
-            number = at = math.nan
-        if not (math.isfinite(number) and math.isfinite(at)):
-            raise ValueError(
-                f"line {table.line_num} of {path} has number {row['number']!r} and at {row['at']!r}, but both"
-                " must be finite numbers; mend the line, and nothing was imported"
-            )
-        yield [number if name == "number" else at if name == "at" else row[name] for name in COLUMNS]
 
 
 def import_options(ledger: tyro.conf.Positional[Path], table: tyro.conf.Positional[Path]) -> None:

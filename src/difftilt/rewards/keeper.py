@@ -27,7 +27,7 @@ import torch
 from numpy.random import SeedSequence  # now, not in each worker
 from pebble import CONSTS, ProcessExpired, ProcessPool
 
-from difftilt.answers import Failure, described, is_missing, kind_of, numbers_of
+from difftilt.answers import Failure, described, item_of, kind_of, numbers_of
 from difftilt.conditions import take
 from difftilt.rewards.process_tree import kill_sessions
 from difftilt.rewards.worker_task import CHUNK, Limits, unpacked
@@ -175,7 +175,6 @@ def _answer(reward: Any, sample: Sample, cond: Cond) -> tuple[str, float | str]:
         return "bad", f"returned {kind_of(answer)} instead of one number"
     if numbers.shape != (1,):
         return "bad", f"returned shape {tuple(numbers.shape)} instead of (1,)"
-    if isinstance(answer, list | tuple) and is_missing(answer[0]):
-        return "bad", answer[0].reason if isinstance(answer[0], Failure) else f"returned {answer[0]}"
     number = numbers.item()
-    return ("number", number) if np.isfinite(number) else ("bad", f"returned {number}")
+    item = item_of(number, answer[0] if isinstance(answer, list | tuple) else number)
+    return ("bad", item.reason) if isinstance(item, Failure) else ("number", item)

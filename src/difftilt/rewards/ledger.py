@@ -5,7 +5,6 @@ its conditions. Who asks for a sample claims it first, so that two processes nev
 second waits for the first one's answer, and takes over if that process has died.
 """
 
-import math
 import os
 import socket
 import sqlite3
@@ -18,9 +17,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from difftilt.answers import Failure, RewardError, is_missing, kind_of, numbers_of
+from difftilt.answers import Failure, RewardError, item_of, kind_of, learner_of, numbers_of
 from difftilt.conditions import sample_keys, take
-from difftilt.shapes import Cond, Sample, Stateful
+from difftilt.shapes import Cond, Sample
 
 STALE = 3600.0  # seconds after which a claim of another machine, whose processes cannot be seen, is void
 POLL = 0.05  # seconds between looks at what another process has claimed
@@ -174,13 +173,14 @@ class Recorded:
         return [answers[key] for key in keys]
 
     def state_dict(self) -> dict[str, Any]:
-        inner = self.reward.state_dict() if isinstance(self.reward, Stateful) else None
-        return {"asked": self.asked, "reward": inner}
+        own = learner_of(self.reward)
+        return {"asked": self.asked, "reward": None if own is None else own.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.asked = state["asked"]
-        if isinstance(self.reward, Stateful):
-            self.reward.load_state_dict(state["reward"])
+        own = learner_of(self.reward)
+        if own is not None:
+            own.load_state_dict(state["reward"])
 
     def _keys(self, sample: Sample, cond: Cond) -> list[Key]:
         asks = [f"{self.run}#{self.asked + row}" if self.noisy else "" for row in range(len(sample))]
@@ -239,14 +239,7 @@ def _items(answer: Any, count: int, device: torch.device) -> list[float | Failur
         what = kind_of(answer) if numbers is None else f"shape {tuple(numbers.shape)}"
         raise ValueError(f"returned {what} instead of one number for each of {count} samples")
     listed = answer if isinstance(answer, list | tuple) else [0.0] * count
-    return [_item(number, said) for number, said in zip(numbers.tolist(), listed, strict=True)]
-
-
-def _item(number: float, said: Any) -> float | Failure:
-    if isinstance(said, Failure):
-        return said
-    what = said if is_missing(said) else number
-    return number if math.isfinite(number) else Failure(f"returned {what}")
+    return [item_of(number, said) for number, said in zip(numbers.tolist(), listed, strict=True)]
 
 
 def owner(process: int) -> str:

@@ -9,15 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn as nn
 
-from difftilt.answers import Failure, RewardError
+from difftilt.answers import Failure, RewardError, learner_of
 from difftilt.conditions import take
 from difftilt.rewards.process_tree import kill_sessions, lives
 from difftilt.rewards.worker_pool import Pool, PoolLost
 from difftilt.rewards.worker_task import CHUNK, Limits, Message, Work, unsent
 from difftilt.settings import Natural, check_value
-from difftilt.shapes import Cond, Sample, Stateful
+from difftilt.shapes import Cond, Sample
 
 QUEUED = 2  # tasks per worker that are given out: one is scored while the next one waits
 SILENCE = 10.0  # seconds beyond the time limit after which workers that say nothing are replaced
@@ -73,7 +72,7 @@ class Workers:
         on_result: Callable[[int, float], None] | None = None,
     ):
         self.__name__ = getattr(reward, "__name__", type(reward).__name__)
-        if _learns(reward):
+        if learner_of(reward) is not None:
             raise ValueError(
                 f"reward '{self.__name__}' learns, but got {count} workers, in which what it learns would be"
                 " lost; score it without workers"
@@ -274,9 +273,3 @@ class _Batch:
         index = torch.tensor(rows)
         draws = [(self.first + row, self.attempts[row]) for row in rows]
         return Work(seed, draws, self.sample[index], take(self.cond, index))
-
-
-def _learns(reward: Any) -> bool:
-    """Whether a reward has a state that a run may change."""
-    frozen = isinstance(reward, nn.Module) and not any(p.requires_grad for p in reward.parameters())
-    return isinstance(reward, Stateful) and not frozen
