@@ -15,8 +15,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from difftilt.domains.bundle import Bundle, load_bundle
 from difftilt.domains.split import Split
+from difftilt.networks.bundle import Bundle, load_bundle
 from difftilt.processes.gaussian import GaussianPolicy, PredictionType
 from difftilt.processes.noise import DDIM
 from difftilt.processes.schedule import NoiseSchedule, cosine
@@ -235,4 +235,5 @@ def packaged() -> Path:
 
 def bundle_of(folder: Path | None) -> Bundle:
     """The networks in a folder, or those that come with the package."""
-    return load_bundle(folder or packaged(), "digits model", "make one with difftilt pretrain digits")
+    how = "make one with difftilt pretrain digits, or name its folder with --weights"
+    return load_bundle(folder or packaged(), "digits model", how)

@@ -12,7 +12,7 @@ import torch.nn as nn
 
 from difftilt.data.landscape import Landscape
 from difftilt.data.vocabulary import DNA
-from difftilt.domains.bundle import load_bundle, user_folder
+from difftilt.networks.bundle import load_bundle, user_folder
 from difftilt.networks.sequence import MLP, BothStrands, Corrected, WordValues
 from difftilt.processes.masked import MaskedPolicy
 from difftilt.shapes import Index
@@ -58,7 +58,7 @@ def landscape_policy(
     Raises:
         ValueError: If there are none, with how to make them.
     """
-    how = f"make one with {pretrain_command(landscape)}"
+    how = f"make one with {pretrain_command(landscape)}, or name its folder with --weights"
     bundle = load_bundle(folder or default_folder(landscape.name), f"model of {landscape.name}", how)
     network = bundle.load("model", landscape_network(landscape, **bundle.config["network"]))
     return chain_of(network, landscape, start)

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from difftilt.data.libraries import UTR_LENGTH, load_utr
 from difftilt.data.vocabulary import DNA
-from difftilt.domains.bundle import Bundle, load_bundle, user_folder
 from difftilt.domains.split import Split
+from difftilt.networks.bundle import Bundle, load_bundle, user_folder
 from difftilt.processes.masked import MaskedPolicy
 from difftilt.shapes import Cond, OneHot, Output, PerSample, Sequences, State, Step
 from difftilt.transition import one_hot
@@ -152,6 +152,6 @@ def bundle_of(folder: Path | None) -> Bundle:
     """The networks in a folder; this user's own by default."""
     how = (
         "get the data with difftilt data fetch utr, or with difftilt data import utr PATH, and make them with"
-        " difftilt pretrain utr"
+        " difftilt pretrain utr, or name its folder with --weights"
     )
     return load_bundle(folder or user_folder("utr"), "models of 5' UTRs", how)

@@ -57,16 +57,14 @@ def load_bundle(folder: Path, what: str, how: str) -> Bundle:
 
     Args:
         what: Such as `model of 5' UTRs`; for the message.
-        how: How to make one, as a clause that follows a colon.
+        how: How to make one or name another, as a clause that follows a colon.
 
     Raises:
         ValueError: If the folder holds none.
     """
     path = folder / "config.json"
     if not path.is_file():
-        raise ValueError(
-            f"{folder} holds no {what} (config.json is missing): {how}, or name its folder with --weights"
-        )
+        raise ValueError(f"{folder} holds no {what} (config.json is missing): {how}")
     return Bundle(folder, read_json(path))
 
 
