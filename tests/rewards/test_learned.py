@@ -68,7 +68,7 @@ def test_the_noise_is_where_measurements_scatter():
     x = torch.randint(LETTERS, (3000, LENGTH), generator=generator)
     noise = torch.where(x[:, 0] == 0, 0.8, 0.2)
     y = truth(x) + noise * torch.randn(len(x), generator=generator)
-    found = dataclasses.replace(SMALL, width=32, steps=400, learning_rate=0.03).fit(Labels(x, y))(x).noise
+    found = dataclasses.replace(SMALL, steps=400, batch=128, learning_rate=0.03).fit(Labels(x, y))(x).noise
     loud, quiet = (found[noise == std].mean().item() for std in (0.8, 0.2))
     assert 0.15 < quiet < 0.35 < 0.6 < loud < 1
 

@@ -66,8 +66,9 @@ class EnsembleNetwork(nn.Module):
         share = 1 / max(categories, 1)
         self.whole = layer(size, width, share)
         self.filters = layer(window * categories, width, share) if window else None
-        self.hidden = layer(width * (3 if window else 1), width)
-        self.mean, self.log_noise = layer(width, 1), layer(width, 1)
+        wide = width * (3 if window else 1)
+        self.hidden, self.mean = layer(wide, width), layer(width, 1)
+        self.noise_hidden, self.log_noise = layer(wide, width), layer(width, 1)
         for name, value in (("shift", 0.0), ("unit", 1.0)):  # of the scores
             self.register_buffer(name, torch.tensor(value))
 
@@ -82,8 +83,9 @@ class EnsembleNetwork(nn.Module):
         features = self._features(x)
         if self.both_strands:
             features = torch.maximum(features, self._features(x.flip(-1, -2)))
-        h = F.silu(_apply(features, self.hidden))
-        return _apply(h, self.mean)[..., 0], F.logsigmoid(_apply(h, self.log_noise)[..., 0])
+        # the noise is learned of features that the mean has made, and never at their cost
+        noise = _apply(F.silu(_apply(features.detach(), self.noise_hidden)), self.log_noise)
+        return _apply(F.silu(_apply(features, self.hidden)), self.mean)[..., 0], F.logsigmoid(noise[..., 0])
 
     def inputs(self, sample: Sample) -> Tensor:
         """Samples as the members read them."""
