@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import invented
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from difftilt.cli.main import main
 from difftilt.cli.runs import RECIPES
 
+OWN = Path(__file__).with_name("own_recipe.py")
 RUNS = {
     "digits": ["digits", "--rounds", "6"],
     "digits, first noise tuned": ["digits", "--rounds", "6", "--tune-start", "--eta", "0.5"],
@@ -22,6 +24,11 @@ RUNS = {
     ],
     "protein": ["protein", "--rounds", "12"],
     "protein, constrained": ["protein", "--rounds", "12", "--charged", "0.25", "0.5", "--template", "XDXX"],
+    "sequences": ["sequences", "--rounds", "8", "--reward", f"{OWN}:lengths"],
+    "sequences, constrained": [
+        *("sequences", "--rounds", "8", "--reward", f"{OWN}:lengths"),
+        *("--share", "GC", "0.25", "0.75", "--forbidden", "GATC", "--template", "NNG"),
+    ],
     "utr": ["utr", "--rounds", "8"],
     "utr, its KL constrained": ["utr", "--rounds", "8", "--target-kl", "0.5"],
 }
@@ -38,6 +45,8 @@ def home(tmp_path_factory):
         patch.setenv("DIFFTILT_DATA", str(home / "data"))
         patch.setenv("DIFFTILT_HOME", str(home))
         main(["pretrain", "protein", "--steps", "2", "--batch", "32"])
+        assay = str(invented.assay(home / "assay.csv"))
+        main(["pretrain", "sequences", "--data", assay, "--steps", "20", "--batch", "32"])
         main(["pretrain", "utr", "--steps", "2", "--oracle-steps", "2", "--batch", "32"])
         yield
 

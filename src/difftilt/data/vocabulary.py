@@ -101,7 +101,7 @@ def split(text: str, letters: Collection[str]) -> list[str] | None:
 
 def listed(letters: Sequence[str]) -> str:
     """The letters of an alphabet, for messages."""
-    return "".join(letters) if all(len(letter) == 1 for letter in letters) else " ".join(letters)
+    return ("" if all(len(letter) <= 1 for letter in letters) else " ").join(filter(None, letters))
 
 
 def encode(
