@@ -61,21 +61,25 @@ def test_the_bound_is_one_of_the_exact_probability():
     assert (bound < exact + 0.1).all() and torch.allclose(bound.double(), exact, atol=0.4)
 
 
-def test_a_run_is_tuned_within_its_constraints(model, tmp_path):
+def test_what_is_tuned_obeys_the_constraints_and_the_reward_reads_texts(model, tmp_path):
     reward = tmp_path / "score.py"
     reward.write_text("def score(texts):\n    return [text.count('GA') for text in texts]\n")
-    main(
-        f"finetune sequences --model {model} --reward {reward}:score --alpha 0.3 --rounds 10 --batch 64"
-        f" --evaluate 200 --template GTNT --forbidden GAGA --share GC 0.25 0.6"
-        f" --out {tmp_path / 'run'}".split()
-    )
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    gain = summary["objective"] - summary["before"]["objective"]
-    assert gain > 3 * (summary["objective_se"] ** 2 + summary["before"]["objective_se"] ** 2) ** 0.5
-    lines = (tmp_path / "run" / "samples" / "after.csv").read_text().splitlines()[1:]
-    for text in [line.split(",")[0] for line in lines]:
-        assert text.startswith("GT") and text[3] == "T" and "GAGA" not in text
-        assert 0.25 <= sum(map(text.count, "GC")) / len(text) <= 0.6
+    asked = {"template": "GTNT", "forbidden": ("GAGA",), "share": ("GC", 0.25, 0.6)}
+    job = sequences(model=model, reward=f"{reward}:score", **asked)
+    spell, distances = job.view.spell, job.view.distances
+    assert spell is not None and distances is not None
+    for policy in (job.policy, job.objective.reference):
+        path = rollout(policy, unconditional(100))
+        texts = spell(path.sample)
+        assert job.objective.reward(path.sample, path.cond).tolist() == [text.count("GA") for text in texts]
+        assert len({len(text) for text in texts}) == 4
+        for text in texts:
+            assert text.startswith("GT") and text[3] == "T" and "GAGA" not in text
+            assert 0.25 <= sum(map(text.count, "GC")) / len(text) <= 0.6
+    assert set(distances(path.sample)) == {
+        "3-mers of held-out sequences",
+        "3-mers of the best tenth",
+    }
 
 
 def test_the_network_suits_the_size():
@@ -87,7 +91,7 @@ def test_the_network_suits_the_size():
         x = torch.zeros(2, longest, 21)
         x[0, :, 20] = x[1, :, 20] = 1
         x[1, 0] = torch.eye(21)[3]
-        torch.nn.init.normal_(network.get_submodule("out" if kind != "MLP" else "logits").weight)
+        torch.nn.init.normal_(network.get_parameter("out.weight" if kind != "MLP" else "logits.weight"))
         last = network(x, torch.ones(2, dtype=torch.long), {})[:, -1]
         assert not torch.equal(*last)  # the last position knows of the first
         corrected = tunable(network, vocabulary) is not None and 21**longest <= LISTED

@@ -73,13 +73,9 @@ def pretrain_sequences(
     """
     torch.set_num_threads(threads)
     assay = read_assay(data, sequence, score, alphabet, bad_rows)
-    print(*assay.understood, sep="\n")
     vocabulary = assay.vocabulary()
-    if len(assay.sequences) < FEWEST:
-        raise ValueError(
-            f"{data} holds {len(assay.sequences)} different sequences, but at least {FEWEST} are needed, some"
-            " of which are held out"
-        )
+    print(*assay.understood, sep="\n")
+    _check(assay, data)
     x = vocabulary.encode(assay.sequences)
     held_out, checked, learned = split_rows(x)
     network = network_for(vocabulary, width)
@@ -102,6 +98,15 @@ def pretrain_sequences(
     tensors = {"measured": {name: rows.to(torch.int16) for name, rows in compared.items()}}
     save_bundle(out or user_folder("sequences"), {"model": bare(chain)}, config, judge, tensors)
     print(f"model, and its card README.md: {out or user_folder('sequences')}")
+
+
+def _check(assay: Assay, data: Path) -> None:
+    """Refuses data of which too little could be held out."""
+    if len(assay.sequences) < FEWEST:
+        raise ValueError(
+            f"{data} holds {len(assay.sequences)} different sequences, but at least {FEWEST} are needed, some"
+            " of which are held out"
+        )
 
 
 def split_rows(x: Sequences) -> Iterator[Sequences]:

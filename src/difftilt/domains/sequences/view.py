@@ -234,7 +234,7 @@ def _kmers(sequences: Sequences, categories: int, k: int, end: bool) -> Tensor:
     words = sum(sequences[:, i : i + windows] * categories**i for i in range(k))
     parts, size = min(len(sequences), GROUPS), categories**k
     part = torch.arange(len(sequences), device=sequences.device) % parts
-    whole = sequences[:, k - 1 :] < categories  # after an end, nothing else comes
+    whole = (sequences < categories).unfold(1, k, 1).all(2)
     counted = (words + part[:, None] * size)[whole]
     return counted.bincount(minlength=parts * size).view(parts, size)
 
