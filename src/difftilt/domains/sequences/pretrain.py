@@ -32,7 +32,7 @@ PART, MOST = (
     2000,
 )  # one sequence in so many is held out, and as many choose the best step; at most so many
 TIMES = 20  # that the bound is measured while training
-DRAWS = 1000  # of noise, over which a bound is averaged
+DRAWS = 500  # of noise, over which a bound is averaged
 BEST = 0.1  # share of the sequences with a score that are called the best
 
 
