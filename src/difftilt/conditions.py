@@ -140,13 +140,13 @@ def context_keys(cond: Cond, lasting: bool = False) -> list[str]:
     Raises:
         ValueError: If the keys must last, but a condition holds an object whose content is unknown.
     """
-    columns = {name: _entries(value) for name, value in cond.items()}
+    names = [name.encode() + b"\0" for name in cond]
+    columns = [_contents(value, name if lasting else None) for name, value in cond.items()]
     keys = []
     for i in range(batch_size(cond)):
         digest = hashlib.sha256()
-        for name, value in columns.items():
-            digest.update(name.encode() + b"\0")
-            digest.update(_content(value[i], name if lasting else None))
+        for name, contents in zip(names, columns, strict=True):
+            digest.update(name + contents[i])
         keys.append(digest.hexdigest())
     return keys
 
@@ -154,6 +154,13 @@ def context_keys(cond: Cond, lasting: bool = False) -> list[str]:
 def as_bytes(x: Tensor) -> bytes:
     """The numbers of a tensor, bit for bit, in any precision."""
     return x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
+def rows_as_bytes(x: Tensor) -> list[bytes]:
+    """The same of each row."""
+    whole, rows = as_bytes(x), len(x)
+    width = len(whole) // max(rows, 1)
+    return [whole[i * width : (i + 1) * width] for i in range(rows)]
 
 
 def context(cond: Cond) -> Index:
@@ -219,6 +226,13 @@ def _joined(parts: Sequence[Any]) -> Any:
     return [item for part in parts for item in _entries(part)]
 
 
+def _contents(value: Any, lasting: str | None) -> list[bytes]:
+    """What makes entries of a condition equal, as bytes."""
+    if isinstance(value, Tensor):
+        return rows_as_bytes(value)
+    return [_content(item, lasting) for item in _entries(value)]
+
+
 def _content(item: Any, lasting: str | None) -> bytes:
     """What makes two entries equal, as bytes.
 
@@ -271,5 +285,5 @@ def _digest(item: Any, lasting: str | None) -> bytes:
 
 def sample_keys(sample: Sample, cond: Cond) -> list[str]:
     """A hash of each sample and its conditions."""
-    keys = zip(sample, context_keys(cond, lasting=True), strict=True)
-    return [hashlib.sha256(as_bytes(row)).hexdigest() + key for row, key in keys]
+    pairs = zip(rows_as_bytes(sample), context_keys(cond, lasting=True), strict=True)
+    return [hashlib.sha256(row).hexdigest() + key for row, key in pairs]

@@ -32,6 +32,7 @@ REMAINS = 0.08  # at the optimum, of the gradient's length at the reference
 ALIGNED = 0.98  # cosine with grad J away from the optimum
 # where the expected gradient is that of another divergence from the same optimum, which also falls along it
 UPHILL = {"AdjointMatching": 0.9, "RewardWeighted": 0.6, "PathConsistency": 0.6, "NFT": 0.6, "Distill": 0.6}
+FEW = 2000  # samples that tell a broken copy
 REACHED = 0.1  # share of the gap to J* that may remain after training
 
 
@@ -85,18 +86,25 @@ def expected_gradient(kind, problem, policy, size=8000, rounds=8):
     return -torch.stack([flat(loss.value, policy) for loss in losses]).mean(0)
 
 
-def rests(kind, problem):
+LENGTHS: dict[Any, Any] = {}  # of expected gradients at the reference, which copies are compared with, too
+
+
+def rests(kind, problem, size=8000):
     """Nothing pulls away from the optimum."""
     assert flat(problem.exact(problem.best), problem.best).norm() < 1e-6
-    remains = expected_gradient(kind, problem, problem.best).norm()
-    return bool(remains < REMAINS * expected_gradient(kind, problem, problem.start).norm())
+    whole = next(base for base in kind.__mro__ if base in found())
+    key = whole, type(problem.start), size
+    if key not in LENGTHS:
+        LENGTHS[key] = expected_gradient(whole, problem, problem.start, size).norm()
+    remains = expected_gradient(kind, problem, problem.best, size).norm()
+    return bool(remains < REMAINS * LENGTHS[key])
 
 
-def climbs(kind, problem):
+def climbs(kind, problem, size=8000):
     """Elsewhere the expected step goes up the exact gradient."""
     exact = flat(problem.exact(problem.elsewhere), problem.elsewhere)
     bounds = [UPHILL[base.__name__] for base in kind.__mro__ if base.__name__ in UPHILL]
-    return cosine(expected_gradient(kind, problem, problem.elsewhere), exact) > (bounds or [ALIGNED])[0]
+    return cosine(expected_gradient(kind, problem, problem.elsewhere, size), exact) > (bounds or [ALIGNED])[0]
 
 
 def reaches(kind, problem):
@@ -112,7 +120,7 @@ def reaches(kind, problem):
     return 0 <= left < REACHED * (problem.optimum - before)
 
 
-def counts(kind, problem):
+def counts(kind, problem, size=64):
     """The number of losses depends neither on the reward's values nor on how many samples were dropped."""
 
     def patchy(x, c):
@@ -125,7 +133,7 @@ def counts(kind, problem):
     rewards = [problem.objective.reward, lambda x, c: nothing(x, c).float(), Guard(patchy, on_error="drop")]
     found = set()
     for reward in rewards:
-        objective, cond = Objective(reward, problem.objective.reference, 0.5), unconditional(64)
+        objective, cond = Objective(reward, problem.objective.reference, 0.5), unconditional(size)
         algorithm = made(kind, problem.start, cond)
         found.add(len(list(algorithm.losses(problem.start, objective, cond))))
     return len(found) == 1
@@ -201,7 +209,12 @@ def moody(kind):
     ids=lambda part: part.__name__,
 )
 def test_the_contract_refuses_a_broken_copy(contract, breaking, kind):
-    assert not contract(breaking(kind), PROBLEMS["reversal"]())
+    assert not contract(breaking(kind), PROBLEMS["reversal"](), FEW)
+
+
+@pytest.mark.parametrize("kind", found(), ids=lambda kind: kind.__name__)
+def test_so_few_samples_do_not_refuse_what_is_right(kind):
+    assert rests(kind, PROBLEMS["reversal"](), FEW)
 
 
 @pytest.mark.parametrize("kind", [Backprop, PPO], ids=lambda kind: kind.__name__)

@@ -9,7 +9,7 @@ from commands import Command, Ended, environment
 
 import difftilt
 
-LINES = int(os.environ.get("DIFFTILT_LINES", "60"))
+LINES = int(os.environ.get("DIFFTILT_LINES", "24"))
 COMMANDS = (
     "finetune",
     "sample",

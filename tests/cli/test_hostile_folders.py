@@ -6,7 +6,7 @@ from pathlib import Path
 import hostile
 import pytest
 
-EACH = 10
+EACH = 4
 
 
 @pytest.fixture(scope="module")

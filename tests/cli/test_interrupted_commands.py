@@ -30,7 +30,7 @@ from difftilt.training.signals import SAME
 
 # a process of several that run tests has its own way with signals; make test runs this file by itself, too
 pytestmark = pytest.mark.skipif("PYTEST_XDIST_WORKER" in os.environ, reason="needs a process of its own")
-MOMENTS = int(os.environ.get("DIFFTILT_MOMENTS", "15"))
+MOMENTS = int(os.environ.get("DIFFTILT_MOMENTS", "8"))
 SMALL = ["--reward", "ink", "--rounds", "2", "--batch", "8", "--evaluate", "8", "--steps", "1"]
 TUNE = [
     "finetune",

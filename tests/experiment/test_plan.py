@@ -23,6 +23,7 @@ ALGORITHMS: dict[str, typing.Callable[[], Algorithm]] = {
     **{kind.__name__: kind for kind in typing.get_args(AnyAlgorithm)[:-1]},
     **{name: lambda preset=preset: preset for name, (preset, _) in PRESETS.items()},
 }
+SHORT = 2  # recipes that presets are tried with: what they are presets of is tried with all
 BATCHES = (2, 32)
 
 
@@ -52,7 +53,8 @@ def played(job: Job) -> str:
 def test_a_trial_says_what_a_round_says(name):
     refused = 0
     for batch in BATCHES:
-        for recipe, job in jobs(ALGORITHMS[name](), batch).items():
+        tried = jobs(ALGORITHMS[name](), batch)
+        for recipe, job in list(tried.items())[: SHORT if name in PRESETS else None]:
             weights = {key: value.clone() for key, value in job.policy.state_dict().items()}
             state = torch.get_rng_state()
             try:

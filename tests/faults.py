@@ -3,7 +3,7 @@
 import functools
 import io
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,16 @@ Act = Callable[[str], None]
 
 
 @contextmanager
-def at_operation(number: int, act: Act) -> Iterator[list[str]]:
+def at_operation(
+    number: int, act: Act, places: Sequence[str] = ("/checkpoints", "metrics.jsonl")
+) -> Iterator[list[str]]:
     """Calls `act` with the name of the n-th operation on the checkpoints and the log, from 1.
 
     Each of them counts before and after it, and a write when half of it is on the disk. Yields the names of
     the operations so far.
+
+    Args:
+        places: What one of has to stand in a path whose operations count.
     """
     seen: list[str] = []
 
@@ -28,7 +33,7 @@ def at_operation(number: int, act: Act) -> Iterator[list[str]]:
     def around(function: Callable[..., Any], name: str) -> Callable[..., Any]:
         @functools.wraps(function)
         def run(target: Any, *args: Any, **kwargs: Any) -> Any:
-            if not _ours(target):
+            if not _counts(target, places):
                 return function(target, *args, **kwargs)
             count(f"before {name}")
             result = function(target, *args, **kwargs)
@@ -39,7 +44,7 @@ def at_operation(number: int, act: Act) -> Iterator[list[str]]:
 
     def opened(path: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
         file = real_open(path, mode, *args, **kwargs)
-        return _Half(file, count) if mode == "wb" and _ours(path) else file
+        return _Half(file, count) if mode == "wb" and _counts(path, places) else file
 
     real_open = io.open
     names = [(os, "fsync"), (os, "replace"), (os, "rename"), (os, "mkdir"), (os, "unlink"), (os, "rmdir")]
@@ -78,6 +83,6 @@ class _Half:
         return len(data)
 
 
-def _ours(target: Any) -> bool:
+def _counts(target: Any, places: Sequence[str]) -> bool:
     path = str(Path(f"/proc/self/fd/{target}").readlink() if isinstance(target, int) else target)
-    return "/checkpoints" in path or path.endswith("metrics.jsonl")
+    return any(place in path for place in places)
