@@ -1,6 +1,7 @@
 """A stranger's sequences, from the file to the tuned model, without a line of Python."""
 
 import json
+import math
 from pathlib import Path
 
 import invented
@@ -138,3 +139,15 @@ def test_too_few_sequences_and_a_broken_model_are_refused(model, tmp_path):
     (broken / "model.safetensors").write_bytes((model / "model.safetensors").read_bytes())
     with pytest.raises(UnreadableError, match="holds no whole model"):
         load_sequences(broken)
+
+
+def test_the_card_s_comparisons_are_what_they_say():
+    words = Vocabulary(tuple("ACGT"), 2, 4)
+    data, x = words.encode(["ACGT", "ACG", "TT", "AC"]), words.encode(["ACGA", "TTT"])
+    assert pretraining.nearest(x, data, 5).tolist() == [1, 1]
+    shares = [(3.5, 4), (3.5, 4), (2.5, 4), (0.5, 4)], [(1.5, 4), (1.5, 4), (0.5, 4), (3.5, 4)]
+    expected = [math.prod(count / (n + 2.5) for count, n in row) for row in shares]
+    assert pretraining.independent(x, data, 5).exp().tolist() == pytest.approx(expected)
+    held_out, checked, learned = pretraining.split_rows(torch.arange(40)[:, None])
+    assert sorted(torch.cat([held_out, checked, learned])[:, 0].tolist()) == list(range(40))
+    assert (len(held_out), len(checked)) == (4, 4)

@@ -83,10 +83,9 @@ def pretrain_sequences(
     busy = time.process_time()
     chain = chain_of(build(network, vocabulary), vocabulary)
     train(chain, learned, checked, steps, batch, learning_rate, seed)
-    named = {"sequence": sequence, "score": score, "alphabet": alphabet, "width": width}
-    settings = {name: value for name, value in named.items() if value is not None} | {
-        **{"bad_rows": bad_rows, "steps": steps, "batch": batch, "learning_rate": learning_rate, "seed": seed}
-    }
+    named = {"sequence": sequence, "score": score, "alphabet": alphabet, "bad_rows": bad_rows, "width": width}
+    settings = {**named, "steps": steps, "batch": batch, "learning_rate": learning_rate, "seed": seed}
+    settings = {name: value for name, value in settings.items() if value is not None}
     about = made(settings, time.process_time() - busy, threads, torch.__version__)
     config = {"vocabulary": dataclasses.asdict(vocabulary), "network": network, "made": about}
 
