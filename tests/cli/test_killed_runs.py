@@ -38,7 +38,9 @@ def test_every_recipe_of_the_package_is_killed_twice():
     assert sorted(words[0] for words in RUNS.values()) == sorted([*RECIPES] * 2)
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if "," in name else name for name in RUNS]
+)
 def test_a_killed_run_goes_on_and_is_sampled(name, home, tmp_path):
     folder = tmp_path / "run"
     words = ["finetune", *RUNS[name], *SHORT, "--out"]
