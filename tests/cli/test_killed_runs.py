@@ -8,6 +8,7 @@ from killed import alone, broken, differences, make_home, unbroken
 
 from difftilt.cli.runs import RECIPES
 
+OWN = Path(__file__).with_name("own_recipe.py")
 RUNS = {
     "digits": ["digits"],
     "digits, first noise tuned": ["digits", "--tune-start", "--eta", "0.5"],
@@ -15,6 +16,11 @@ RUNS = {
     "dna, constrained": ["dna", "--gc", "0.25", "0.75", "--forbidden", "GATC", "--template", "NNGANNNN"],
     "protein": ["protein"],
     "protein, constrained": ["protein", "--charged", "0.25", "0.5", "--template", "XDXX"],
+    "sequences": ["sequences", "--reward", f"{OWN}:lengths"],
+    "sequences, constrained": [
+        *("sequences", "--reward", f"{OWN}:lengths", "--template", "NNG", "--forbidden", "GATC"),
+        *("--share", "GC", "0.25", "0.75"),
+    ],
     "utr": ["utr"],
     "utr, its KL constrained": ["utr", "--target-kl", "0.5"],
 }

@@ -52,12 +52,13 @@ class Bundle:
         return read_tensors(self.folder / f"{name}.safetensors")
 
 
-def load_bundle(folder: Path, what: str, how: str) -> Bundle:
+def load_bundle(folder: Path, what: str, how: str, option: str = "--weights") -> Bundle:
     """The networks of a folder.
 
     Args:
         what: Such as `model of 5' UTRs`; for the message.
         how: How to make one, as a clause that follows a colon.
+        option: That names another folder.
 
     Raises:
         ValueError: If the folder holds none.
@@ -65,7 +66,7 @@ def load_bundle(folder: Path, what: str, how: str) -> Bundle:
     path = folder / "config.json"
     if not path.is_file():
         raise ValueError(
-            f"{folder} holds no {what} (config.json is missing): {how}, or name its folder with --weights"
+            f"{folder} holds no {what} (config.json is missing): {how}, or name its folder with {option}"
         )
     return Bundle(folder, read_json(path))
 
