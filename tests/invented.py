@@ -27,3 +27,15 @@ def gb1(data: Path) -> None:
     rows = [f"{word},{word.count('W') + rng.random():.4f}" for word in sorted(words)]
     (data / "gb1").mkdir(parents=True)
     (data / "gb1" / GB1).write_bytes(gzip.compress("\n".join(["sequences,fitness", *rows]).encode()))
+
+
+def assay(path: Path, count: int = 300) -> Path:
+    """DNA of 5 to 8 small letters: G or C and A or T in turn; the longer, the better."""
+    rng = random.Random(0)
+    words = []
+    for _ in range(count):
+        pairs = [rng.choice("gc") + rng.choice("at") for _ in range(4)]
+        words.append("".join(pairs)[: rng.randint(5, 8)])
+    rows = [f"{word};{len(word) + rng.random():.4f}".replace(".", ",") for word in words]
+    path.write_text("\n".join(["construct;read-out", *rows]))
+    return path

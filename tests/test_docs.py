@@ -4,6 +4,7 @@ import ast
 import importlib
 import math
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,15 @@ import folder_map
 import pytest
 
 import difftilt
+from difftilt.cli.main import main
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCKS = {path.name: re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL) for path in PAGES}
+SHORTER = {  # a command of the documents, in a few seconds
+    "pretrain": ["--steps", "20", "--batch", "32"],
+    "finetune": ["--rounds", "2", "--batch", "32", "--evaluate", "32"],
+}
 Rows = list[dict[str, float]]
 
 
@@ -58,6 +64,20 @@ def test_code_blocks_run_and_j_rises_where_they_train(page, tmp_path, monkeypatc
     trains = re.search(r"\b(fit|train|finetune)\(", script.read_text())
     assert bool(trainings) == bool(trains), "a block trains by something that this test does not watch"
     assert all(rise(rows) > 3 for rows in trainings), [round(rise(rows), 1) for rows in trainings]
+
+
+def test_commands_run_on_what_the_block_before_them_wrote(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shown = r"```python\n((?:(?!```).)*)```\n+```sh\n(.*?)```"
+    found = re.findall(shown, "".join(map(Path.read_text, PAGES)), re.DOTALL)
+    for block, commands in found:
+        exec(compile(block, "block", "exec"), {"__name__": "block"})
+        for line in commands.splitlines():
+            program, command, *words = shlex.split(line)
+            assert program == "difftilt"
+            main([command, *words, *SHORTER.get(command, [])])
+    assert found and "difftilt:" not in capsys.readouterr().err
+    assert (tmp_path / "runs" / "own" / "report.html").exists()
 
 
 def test_the_front_pages_have_code():

@@ -141,7 +141,7 @@ class Resampling(Transition):
 
     def kl(self, other: "Resampling") -> PerSample:
         each = relative_entropy(self.probs, other.probs).sum(-1)
-        share = self.count / self.eligible.detach().sum(1).clamp(min=1)
+        share = self.count / self.eligible.detach().to(self.probs.dtype).sum(1).clamp(min=1)
         return event_sum(torch.where(self.eligible > 0, each, 0) * self.eligible) * share
 
     def tempered(self, temperature: float) -> "Resampling":

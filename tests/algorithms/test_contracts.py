@@ -60,7 +60,7 @@ def made(kind, policy, cond):
     return algorithm
 
 
-def settle(algorithm, problem, policy, rounds=30, size=200):
+def settle(algorithm, problem, policy, rounds=12, size=200):
     """Trains the algorithm's own networks, and nothing else, until they know the policy's values."""
     own = [p for p in algorithm.parameters() if p.requires_grad]
     if not own:

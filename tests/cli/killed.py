@@ -34,10 +34,12 @@ DIGITS = ["finetune", "digits", *SMALL, "--steps", "2"]
 INK = [*DIGITS, "--reward", "ink"]
 PAID = ["--reward", "{home}/paid.py:score", "--reward-version", "1"]
 LEDGER, WORKERS = ["--ledger", "{folder}.db"], ["--reward-workers", "2"]
+OWN = Path(__file__).with_name("own_recipe.py")
 KINDS: dict[str, list[str]] = {
     "digits": [*INK, "--ema-decay", "0.5"],
     "dna": ["finetune", "dna", *SMALL, "--save-every", "2"],
     "protein": ["finetune", "protein", *SMALL],
+    "sequences": ["finetune", "sequences", *SMALL, "--reward", f"{OWN}:lengths"],
     "utr": ["finetune", "utr", *SMALL],
     "cache": [*DIGITS, "--reward", "png", "--cache"],
     "target": [*INK, "--target-kl", "2", "algorithm:grpo", "--algorithm.group-size", "4"],
@@ -66,6 +68,8 @@ def make_home(home: Path) -> dict[str, str]:
     variables = {"DIFFTILT_DATA": str(home / "data"), "DIFFTILT_HOME": str(home)}
     with environment(**variables), contextlib.redirect_stdout(sys.stderr):
         main.main(["pretrain", "protein", "--steps", "2", "--batch", "32"])
+        assay = str(invented.assay(home / "assay.csv"))
+        main.main(["pretrain", "sequences", "--data", assay, "--steps", "20", "--batch", "32"])
         main.main(["pretrain", "utr", "--steps", "2", "--oracle-steps", "2", "--batch", "32"])
     return variables
 
@@ -101,7 +105,7 @@ Life = Callable[[list[str], Path, int], tuple[int, str]]
 
 def unbroken(words: list[str], folder: Path) -> tuple[dict[str, str], int]:
     """What a run leaves that nothing breaks, and how many file-system calls it makes on its folder."""
-    with at_operation(0, str, [str(folder)]) as seen, contextlib.redirect_stdout(io.StringIO()):
+    with at_operation(0, lambda name: None, [str(folder)]) as seen, contextlib.redirect_stdout(io.StringIO()):
         main.main(words)
     return fingerprint(folder), len(seen)
 

@@ -8,6 +8,7 @@ from killed import alone, broken, differences, make_home, unbroken
 
 from difftilt.cli.runs import RECIPES
 
+OWN = Path(__file__).with_name("own_recipe.py")
 RUNS = {
     "digits": ["digits"],
     "digits, first noise tuned": ["digits", "--tune-start", "--eta", "0.5"],
@@ -15,6 +16,11 @@ RUNS = {
     "dna, constrained": ["dna", "--gc", "0.25", "0.75", "--forbidden", "GATC", "--template", "NNGANNNN"],
     "protein": ["protein"],
     "protein, constrained": ["protein", "--charged", "0.25", "0.5", "--template", "XDXX"],
+    "sequences": ["sequences", "--reward", f"{OWN}:lengths"],
+    "sequences, constrained": [
+        *("sequences", "--reward", f"{OWN}:lengths", "--template", "NNG", "--forbidden", "GATC"),
+        *("--share", "GC", "0.25", "0.75"),
+    ],
     "utr": ["utr"],
     "utr, its KL constrained": ["utr", "--target-kl", "0.5"],
 }
@@ -32,7 +38,9 @@ def test_every_recipe_of_the_package_is_killed_twice():
     assert sorted(words[0] for words in RUNS.values()) == sorted([*RECIPES] * 2)
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if "," in name else name for name in RUNS]
+)
 def test_a_killed_run_goes_on_and_is_sampled(name, home, tmp_path):
     folder = tmp_path / "run"
     words = ["finetune", *RUNS[name], *SHORT, "--out"]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -68,8 +69,15 @@ def run_in_a_child(words: list[str]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    finetune(folder)
+    return folder
+
+
 @pytest.fixture
-def earlier(tmp_path, monkeypatch):
+def earlier(finished, tmp_path, monkeypatch):
     """A finished run, and a reward that ends the process, or fails, at its n-th call if a file says so."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("difftilt.experiment.code._found", {})
@@ -86,7 +94,7 @@ def earlier(tmp_path, monkeypatch):
         "    return samples.flatten(1).sum(1)\n"
     )
     (tmp_path / "ends").write_text("")
-    finetune(tmp_path / "run")
+    shutil.copytree(finished, tmp_path / "run")
     (tmp_path / "run" / "notes.txt").write_text("mine")
     return tmp_path / "run"
 

@@ -82,7 +82,7 @@ def test_a_file_of_sixty_lines_goes_through_every_command(place, capsys):
 
 
 def test_ctrl_c_and_resume_equal_an_unbroken_run(place):
-    words = [sys.executable, "-m", "difftilt.cli", "finetune", "own_recipe.py:walk", "--rounds", "400"]
+    words = [sys.executable, "-m", "difftilt.cli", "finetune", "own_recipe.py:walk", "--rounds", "120"]
     words += ["--batch", "32", "--out"]
     subprocess.run([*words, "whole"], check=True, capture_output=True)
     run = subprocess.Popen([*words, "broken"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -95,7 +95,7 @@ def test_ctrl_c_and_resume_equal_an_unbroken_run(place):
     error = run.communicate(timeout=60)[1].strip().splitlines()[-1]
     assert run.returncode == 128 + signal.SIGINT
     assert "difftilt resume broken" in error
-    assert 20 < metrics.read_text().count("\n") < 400 * 4
+    assert 20 < metrics.read_text().count("\n") < 120 * 4
     subprocess.run(
         [sys.executable, "-m", "difftilt.cli", "resume", "broken"], check=True, capture_output=True
     )

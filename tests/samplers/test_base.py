@@ -38,7 +38,7 @@ def test_large_batches_go_in_parts_that_fit_into_memory(sampler):
     objective, network = problem()
     value = PosteriorMean(objective)
     rows = []
-    for memory in (1024.0, 0.01):
+    for memory in (1024.0, 0.02):
         network.seen.clear()
         torch.manual_seed(0)
         found = sampler(memory=memory).draw(objective, value, unconditional(640)).summary()

@@ -10,6 +10,7 @@ PRETRAIN: Mapping[str, tuple[str, str]] = {
     "digits": ("difftilt.domains.digits.pretrain", "pretrain_digits"),
     "dna": ("difftilt.domains.landscape.pretrain", "pretrain_dna"),
     "protein": ("difftilt.domains.landscape.pretrain", "pretrain_protein"),
+    "sequences": ("difftilt.domains.sequences.pretrain", "pretrain_sequences"),
     "utr": ("difftilt.domains.utr.pretrain", "pretrain_utr"),
 }
 

@@ -1,10 +1,12 @@
 """Files from disk, whoever wrote them: what cannot be used is refused in one sentence that names the file."""
 
+import bz2
 import codecs
 import csv
 import gzip
 import io
 import json
+import lzma
 import math
 import os
 import stat
@@ -25,6 +27,7 @@ MIB = 2**20
 LONGEST = 512 * MIB  # of a file that is read into memory as a whole
 LARGEST = 4096 * MIB  # of what is unpacked from an archive
 DEEPEST = 64  # levels of JSON within one another
+PACKERS: Mapping[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
 DIGITS = 300  # of a whole number in JSON: what is longer is no real number either
 
 
@@ -150,7 +153,7 @@ def read_rows(path: Path, hint: Any = dict[str, Any]) -> tuple[list[dict[str, An
 
 def packed_text(path: Path) -> str:
     """A file's text, packed or not, in UTF-8 or as a byte order mark says, without blank lines at its end."""
-    found = contents(path)
+    found = _only_member(path) if zipfile.is_zipfile(path) else contents(path)
     marked = found[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
     try:
         return found.decode("utf-16" if marked else "utf-8-sig").rstrip("\r\n")
@@ -214,22 +217,42 @@ def _check_array(archive: zipfile.ZipFile, member: str) -> None:
 
 
 def contents(path: Path, most: int = LARGEST) -> bytes:
-    """A file's bytes, unpacked if gzip packed them.
+    """A file's bytes, unpacked if gzip, bzip2 or xz packed them.
 
     Args:
         most: Bytes that may come out of it.
     """
     found = read_bytes(path, most)
-    if found[:2] != b"\x1f\x8b":
+    unpack = next((opener for magic, opener in PACKERS.items() if found.startswith(magic)), None)
+    if unpack is None:
         return found
     try:
-        with gzip.GzipFile(fileobj=io.BytesIO(found)) as file:
+        with unpack(io.BytesIO(found)) as file:
             unpacked = file.read(most + 1)
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise UnreadableError(f"{path}: the file is damaged ({error}): get it anew") from None
     if len(unpacked) > most:
         raise UnreadableError(f"{path} unpacks to more than the {most:,} bytes that are read")
     return unpacked
+
+
+def _only_member(archive: Path) -> bytes:
+    """The bytes of the one file in a zip archive, beside what a Mac adds to it."""
+    try:
+        with zipfile.ZipFile(archive) as inside:
+            files = [
+                i for i in inside.infolist() if not i.is_dir() and not i.filename.startswith("__MACOSX/")
+            ]
+            if any(file.filename == "[Content_Types].xml" for file in files):
+                raise UnreadableError(f"{archive} is a workbook of Excel: save its sheet as CSV")
+            if len(files) != 1 or files[0].file_size > LARGEST:
+                raise UnreadableError(
+                    f"{archive} holds {len(files)} files, but one of at most {LARGEST:,} bytes is expected:"
+                    " unpack it, and name the file"
+                )
+            return inside.read(files[0])
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError, OSError) as error:
+        raise UnreadableError(f"{archive} is damaged ({error}): get it anew") from None
 
 
 def unzip(archive: Path, members: Mapping[str, Path]) -> None:

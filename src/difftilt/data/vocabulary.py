@@ -1,6 +1,10 @@
 """Text to tokens and back."""
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -10,7 +14,94 @@ from torch import Tensor
 from difftilt.shapes import Tokens
 
 DNA = "ACGT"
+RNA = "ACGU"
 PROTEIN = "ACDEFGHIKLMNPQRSTVWY"
+END = ""  # what the token after a text's end spells
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Which texts a model writes: of which tokens, and of how many.
+
+    Rows of tokens are as long as the longest text. Where texts differ in length, one more token follows each
+    text until the end of its row, and spells nothing.
+
+    Args:
+        letters: What each token spells; none is how another one begins, so that a text has one reading.
+        shortest: Tokens of the shortest text, at least 0.
+        longest: Tokens of the longest, at least 1.
+    """
+
+    letters: tuple[str, ...]
+    shortest: int
+    longest: int
+
+    def __post_init__(self):
+        if not 0 <= self.shortest <= self.longest or not self.longest:
+            raise ValueError(
+                f"texts have 0 <= shortest <= longest tokens and longest >= 1, but got {self.shortest} to"
+                f" {self.longest}"
+            )
+        check_letters(self.letters)
+
+    @property
+    def alphabet(self) -> tuple[str, ...]:
+        """What every token spells, the end's included."""
+        return (*self.letters, END) if self.shortest < self.longest else self.letters
+
+    @cached_property
+    def _token(self) -> dict[str, int]:
+        return {letter: token for token, letter in enumerate(self.letters)}
+
+    def encode(self, lines: Iterable[Any], first: int = 1) -> Tokens:
+        """One row of tokens per text.
+
+        Args:
+            first: What messages call the first text.
+
+        Raises:
+            ValueError: For the first text that has other letters, or too few or many tokens.
+        """
+        rows = []
+        for row, line in enumerate(words(lines, first), first):
+            found = split(line, self.letters)
+            if found is None:
+                raise ValueError(f"row {row} ({line[:60]}) is not made of the letters {listed(self.letters)}")
+            if not self.shortest <= len(found) <= self.longest:
+                raise ValueError(
+                    f"row {row} ({line[:60]}) has {len(found)} letters, but {self.shortest} to {self.longest}"
+                    " are expected"
+                )
+            ends = [len(self.letters)] * (self.longest - len(found))
+            rows.append([self._token[letter] for letter in found] + ends)
+        return torch.tensor(rows, dtype=torch.long).view(-1, self.longest)
+
+    def spell(self, tokens: Any) -> list[str]:
+        """One text per row of tokens."""
+        return spell(tokens, self.alphabet)
+
+
+def check_letters(letters: Sequence[str]) -> None:
+    """Raises ValueError unless every text that letters make has one reading."""
+    if not letters or "" in letters:
+        raise ValueError(f"an alphabet has at least one letter, and none is empty, but got {list(letters)}")
+    for one, other in pairwise(sorted(letters)):  # what begins with a word sorts next to it
+        if other.startswith(one):
+            what = "stands twice" if one == other else f"is how {other!r} begins, so texts can be misread"
+            raise ValueError(f"in the alphabet, {one!r} {what}: write tokens that differ, such as [{one}]")
+
+
+def split(text: str, letters: Collection[str]) -> list[str] | None:
+    """The letters that a text is made of, one after the other; None if it holds anything else."""
+    if set(text) <= set(letters):
+        return list(text)
+    found = re.findall("|".join(map(re.escape, letters)), text)
+    return found if sum(map(len, found)) == len(text) else None
+
+
+def listed(letters: Sequence[str]) -> str:
+    """The letters of an alphabet, for messages."""
+    return ("" if all(len(letter) <= 1 for letter in letters) else " ").join(filter(None, letters))
 
 
 def encode(
@@ -78,7 +169,7 @@ def words(lines: Iterable[Any], first: int = 1) -> list[str]:
     return rows
 
 
-def spell(tokens: Any, alphabet: str) -> list[str]:
+def spell(tokens: Any, alphabet: Sequence[str]) -> list[str]:
     """One word per row of tokens: a tensor, an array, or a list of lists.
 
     Raises:
@@ -98,7 +189,7 @@ def spell(tokens: Any, alphabet: str) -> list[str]:
     return ["".join(row) for row in letters]
 
 
-def check_tokens(tokens: Tokens, alphabet: str) -> None:
+def check_tokens(tokens: Tokens, alphabet: Sequence[str]) -> None:
     """Raises ValueError for the first token that is no letter's."""
     wrong = ((tokens < 0) | (tokens >= len(alphabet))).nonzero().tolist()
     if wrong:

@@ -1,13 +1,17 @@
 """Finite automata: which sequences of tokens obey a constraint, decided letter by letter.
 
 The constructors return the smallest automaton of their constraint, with its states in the order of the
-shortest sequences that lead there, so that two of one meaning are equal.
+shortest sequences that lead there, so that two of one meaning are equal. An alphabet is what each token
+spells; the one that spells nothing stands after the end of a text that is shorter than others, and no
+constraint counts it.
 """
 
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
+
+from difftilt.data.vocabulary import END, Vocabulary, listed, split
 
 LARGEST = 2**14  # states of an automaton, before those that accept alike are merged
 CODES = {
@@ -52,13 +56,30 @@ class Automaton:
         return self.accepting[state] and len(sequence) == self.length
 
 
-def forbid(motifs: Sequence[str], length: int, alphabet: str, *, both_strands: bool = False) -> Automaton:
+def ended(vocabulary: Vocabulary) -> Automaton:
+    """Rows of tokens that spell a text: letters, as many as texts have, and then nothing but its end."""
+    letters, shortest = len(vocabulary.letters), vocabulary.shortest
+
+    def step(read: int | None, token: int) -> int | None:
+        """How many letters were read, up to the fewest; -1 after the end."""
+        if token < letters:
+            return None if read is None or read < 0 else min(read + 1, shortest)
+        return -1 if read in (-1, shortest) else None
+
+    start: int | None = 0
+    accepts = (-1, shortest)
+    return _explore(start, step, lambda read: read in accepts, vocabulary.longest, len(vocabulary.alphabet))
+
+
+def forbid(
+    motifs: Sequence[str], length: int, alphabet: Sequence[str], *, both_strands: bool = False
+) -> Automaton:
     """Sequences that contain none of the motifs.
 
     Args:
         motifs: Words of the alphabet; of nucleotides also in the IUPAC code, such as N for any of them.
         length: Tokens per sequence.
-        alphabet: The letter of each token, such as "ACGT".
+        alphabet: What each token spells, such as "ACGT".
         both_strands: Forbid the reverse complements as well.
 
     Source:
@@ -82,17 +103,17 @@ def forbid(motifs: Sequence[str], length: int, alphabet: str, *, both_strands: b
     return _explore(nothing, step, lambda begun: begun is not None, length, len(alphabet))
 
 
-def count_range(letters: str, low: int, high: int, length: int, alphabet: str) -> Automaton:
+def count_range(
+    letters: Sequence[str], low: int, high: int, length: int, alphabet: Sequence[str]
+) -> Automaton:
     """Sequences of which `low` to `high` tokens, both included, are one of `letters`."""
-    _check_alphabet(alphabet)
-    if unknown := sorted(set(letters) - set(alphabet)):
-        raise ValueError(f"letters {unknown} are not in the alphabet {alphabet!r}; count others")
+    counted = _places(letters, alphabet)
     if not 0 <= low <= high or low > length:
         raise ValueError(
             f"a range of counts among {length} letters needs 0 <= low <= high and low <= {length}, but got"
             f" {low} to {high}"
         )
-    counted, most = {alphabet.index(letter) for letter in letters}, min(high, length)
+    most = min(high, length)
     return _explore(
         0,
         lambda count, token: min(count + (token in counted), most + 1),
@@ -102,19 +123,46 @@ def count_range(letters: str, low: int, high: int, length: int, alphabet: str) -
     )
 
 
-def gc_range(low: float, high: float, length: int, alphabet: str) -> Automaton:
+def gc_range(low: float, high: float, length: int, alphabet: Sequence[str]) -> Automaton:
     """Sequences of nucleotides in which the share of G and C is `low` to `high`, in [0, 1] and included."""
     if not _nucleotides(alphabet):
-        raise ValueError(f"only nucleotides have a share of G and C, but the alphabet is {alphabet!r}")
+        raise ValueError(
+            f"only nucleotides have a share of G and C, but the alphabet is {listed(alphabet)!r}"
+        )
+    return share_range("GC", low, high, length, alphabet)
+
+
+def share_range(
+    letters: Sequence[str], low: float, high: float, length: int, alphabet: Sequence[str]
+) -> Automaton:
+    """Sequences of which a share of `low` to `high`, in [0, 1] and included, is one of `letters`.
+
+    Args:
+        length: Tokens per sequence; where the alphabet has an end, the share is of those ahead of it.
+    """
+    of = " and ".join(letters)
     if not 0 <= low <= high <= 1:
-        raise ValueError(f"a share of G and C needs 0 <= low <= high <= 1, but got {low} to {high}")
+        raise ValueError(f"a share of {of} needs 0 <= low <= high <= 1, but got {low} to {high}")
     slack = 1e-9  # 0.07 * 100 is above 7 in floats
+    if END in list(alphabet):
+        counted, end = _places(letters, alphabet), list(alphabet).index(END)
+
+        def step(seen: tuple[int, int], token: int) -> tuple[int, int]:
+            return min(seen[0] + (token in counted), length), min(seen[1] + (token != end), length)
+
+        return _explore(
+            (0, 0),
+            step,
+            lambda seen: low * seen[1] - slack <= seen[0] <= high * seen[1] + slack,
+            length,
+            len(alphabet),
+        )
     least, most = math.ceil(low * length - slack), math.floor(high * length + slack)
     if least > most:
         raise ValueError(
-            f"no number of G and C among {length} letters is a share of {low} to {high}; widen the range"
+            f"no number of {of} among {length} letters is a share of {low} to {high}; widen the range"
         )
-    return count_range("GC", least, most, length, alphabet)
+    return count_range(letters, least, most, length, alphabet)
 
 
 def both(first: Automaton, second: Automaton) -> Automaton:
@@ -174,31 +222,40 @@ def _smallest(moves: list[list[int]], accepting: list[bool], length: int) -> Aut
     )
 
 
-def _choices(motif: str, length: int, alphabet: str) -> Choices:
+def _choices(motif: str, length: int, alphabet: Sequence[str]) -> Choices:
     """The tokens that each letter of a motif stands for."""
-    codes = {letter: letter for letter in alphabet}
+    codes: dict[str, Sequence[str]] = {letter: (letter,) for letter in alphabet if letter}
     if _nucleotides(alphabet):
         last = "U" if "U" in alphabet else "T"
         codes |= {code: letters.replace("T", last) for code, letters in CODES.items()}
-    if unknown := sorted(set(motif) - set(codes)):
-        raise ValueError(f"motif {motif!r} has letters {unknown}, but the alphabet is {alphabet!r}")
-    if not 1 <= len(motif) <= length:
-        raise ValueError(f"motif {motif!r} has {len(motif)} letters, but the sequences have {length}")
-    return [{alphabet.index(letter) for letter in codes[code]} for code in motif]
+    word = split(motif, codes)
+    if word is None:
+        unknown = sorted(set(motif) - set(codes))
+        raise ValueError(f"motif {motif!r} has letters {unknown}, but the alphabet is {listed(alphabet)!r}")
+    if not 1 <= len(word) <= length:
+        raise ValueError(f"motif {motif!r} has {len(word)} letters, but the sequences have {length}")
+    return [{alphabet.index(letter) for letter in codes[code]} for code in word]
 
 
-def _reverse_complement(word: Choices, alphabet: str) -> Choices:
+def _reverse_complement(word: Choices, alphabet: Sequence[str]) -> Choices:
     if not _nucleotides(alphabet):
-        raise ValueError(f"only nucleotides have a second strand, but the alphabet is {alphabet!r}")
-    pairs = {"A": "TU", "C": "G", "G": "C", "T": "A", "U": "A"}
-    other = [next(i for i, letter in enumerate(alphabet) if letter in pairs[mate]) for mate in alphabet]
-    return [{other[token] for token in choice} for choice in reversed(word)]
+        raise ValueError(f"only nucleotides have a second strand, but the alphabet is {listed(alphabet)!r}")
+    pairs = {"A": "T" if "T" in alphabet else "U", "C": "G", "G": "C", "T": "A", "U": "A"}
+    return [{alphabet.index(pairs[alphabet[token]]) for token in choice} for choice in reversed(word)]
 
 
-def _nucleotides(alphabet: str) -> bool:
-    return sorted(alphabet) in (sorted("ACGT"), sorted("ACGU"))
+def _nucleotides(alphabet: Sequence[str]) -> bool:
+    return sorted(filter(None, alphabet)) in (sorted("ACGT"), sorted("ACGU"))
 
 
-def _check_alphabet(alphabet: str) -> None:
+def _places(letters: Sequence[str], alphabet: Sequence[str]) -> set[int]:
+    """The tokens of letters that are to be counted."""
+    _check_alphabet(alphabet)
+    if unknown := sorted(set(letters) - set(filter(None, alphabet))):
+        raise ValueError(f"letters {unknown} are not in the alphabet {listed(alphabet)!r}; count others")
+    return {alphabet.index(letter) for letter in letters}
+
+
+def _check_alphabet(alphabet: Sequence[str]) -> None:
     if len(set(alphabet)) != len(alphabet):
-        raise ValueError(f"an alphabet has each letter once, but got {alphabet!r}")
+        raise ValueError(f"an alphabet has each letter once, but got {listed(alphabet)!r}")

@@ -52,19 +52,22 @@ class Bundle:
         return read_tensors(self.folder / f"{name}.safetensors")
 
 
-def load_bundle(folder: Path, what: str, how: str) -> Bundle:
+def load_bundle(folder: Path, what: str, how: str, option: str = "--weights") -> Bundle:
     """The networks of a folder.
 
     Args:
         what: Such as `model of 5' UTRs`; for the message.
-        how: How to make one or name another, as a clause that follows a colon.
+        how: How to make one, as a clause that follows a colon.
+        option: That names another folder.
 
     Raises:
         ValueError: If the folder holds none.
     """
     path = folder / "config.json"
     if not path.is_file():
-        raise ValueError(f"{folder} holds no {what} (config.json is missing): {how}")
+        raise ValueError(
+            f"{folder} holds no {what} (config.json is missing): {how}, or name its folder with {option}"
+        )
     return Bundle(folder, read_json(path))
 
 

@@ -58,6 +58,37 @@ class MLP(nn.Module):
         return self.logits(F.silu(h)).view(-1, self.length, self.categories)
 
 
+class Convolutional(nn.Module):
+    """For sequences of any length: residual convolutions, each of which sees twice as far as the one before.
+
+    How much is masked it sees for itself, so it needs no t.
+
+    Args:
+        categories: Letters, K; the state has one more, the mask.
+        length: Tokens per sequence.
+        width: Channels.
+        kernel: Letters that the first convolution sees, an odd number.
+        depth: Convolutions.
+    """
+
+    def __init__(self, categories: int, length: int, width: int, kernel: int, depth: int):
+        super().__init__()
+        self.embed = nn.Conv1d(categories + 1, width, kernel, padding="same")
+        self.position = nn.Parameter(0.1 * torch.randn(width, length))
+        self.layers = nn.ModuleList(
+            nn.Conv1d(width, width, kernel, padding="same", dilation=2**k) for k in range(1, depth)
+        )
+        self.out = nn.Conv1d(width, categories, 1)
+        self.bias = nn.Parameter(torch.zeros(categories, length))
+        nn.init.zeros_(self.out.weight)
+
+    def forward(self, x: OneHot, t: Step, cond: Cond) -> Output:
+        hidden = F.silu(self.embed(x.transpose(1, 2)) + self.position)
+        for layer in self.layers:
+            hidden = hidden + F.silu(layer(hidden))
+        return (self.out(hidden) + self.bias).transpose(1, 2)
+
+
 class Corrected(nn.Module):
     """A frozen network and a new one that is added to its logits: what tuning adds to a pretrained model.
 

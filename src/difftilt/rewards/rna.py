@@ -11,13 +11,12 @@ from typing import Literal
 
 import torch
 
-from difftilt.data.vocabulary import spell
+from difftilt.data.vocabulary import RNA, spell
 from difftilt.guard import Reward
 from difftilt.shapes import Cond, PerSample, State
 from difftilt.transition import tokens
 
 SHORTEST_LOOP = 3  # unpaired letters that a hairpin needs
-RNA = "ACGU"
 
 
 def minimum_free_energy(alphabet: str = RNA, aim: Literal["fold", "unfold"] = "fold") -> Reward:

@@ -112,7 +112,8 @@ def load_reward(folder: Path) -> LearnedReward:
     Raises:
         ValueError: If there is none, or it was changed.
     """
-    bundle = load_bundle(folder, "learned reward", "make one with difftilt reward fit --data TABLE --out DIR")
+    how = "make one with difftilt reward fit --data TABLE --out DIR"
+    bundle = load_bundle(folder, "learned reward", how, "--reward learned:DIR")
     tensors = bundle.tensors(WEIGHTS)
     try:
         if wrong := misfit(bundle.config, _Config):

@@ -7,13 +7,14 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from difftilt.data.vocabulary import DNA, PROTEIN, all_sequences, encode
+from difftilt.data.vocabulary import DNA, PROTEIN, Vocabulary, all_sequences, encode
 from difftilt.domains.sequences import view as sequences
 from difftilt.domains.sequences.view import (
     diversity,
     entropy,
     information,
     kmer_correlation,
+    word_length,
     write_logo,
 )
 from difftilt.evaluation.evaluate import ScoredSamples, write_table
@@ -51,6 +52,19 @@ def test_kmer_correlation_is_what_its_definition_says(k):
     assert kmer_correlation(a, b, 4, k).value == pytest.approx(correlation(a, b, k), abs=1e-12)
     assert kmer_correlation(a, a.flip(0), 4, k).value == pytest.approx(1)
     assert kmer_correlation(a, b, 5, k).value != pytest.approx(correlation(a, b, k), abs=1e-3)
+
+
+def test_kmers_end_where_sequences_do():
+    words = Vocabulary(tuple(DNA), 2, 5)
+    a, b = (words.encode(texts) for texts in (["ACGTA", "ACG", "AC"], ["ACG", "GTAC", "CG", "TT"]))
+    pairs = ["".join(pair) for pair in itertools.product(DNA, repeat=2)]
+    counts = [
+        [sum(text[i:].startswith(pair) for text in texts for i in range(4)) for pair in pairs]
+        for texts in (["ACGTA", "ACG", "AC"], ["ACG", "GTAC", "CG", "TT"])
+    ]
+    expected = torch.corrcoef(torch.tensor(counts).double())[0, 1].item()
+    assert kmer_correlation(a, b, 4, 2, end=True).value == pytest.approx(expected)
+    assert [word_length(words), word_length(Vocabulary(tuple(DNA), 1, 2))] == [3, 2]
 
 
 def test_kmers_read_in_one_direction():

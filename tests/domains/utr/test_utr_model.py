@@ -8,9 +8,9 @@ from difftilt.data.libraries import load_utr
 from difftilt.domains.utr.model import (
     LETTERS,
     STEPS,
-    Denoiser,
     Oracle,
     chain_of,
+    denoiser,
     load_measured,
     load_oracle,
     load_split,
@@ -18,6 +18,7 @@ from difftilt.domains.utr.model import (
     utr_policy,
 )
 from difftilt.domains.utr.pretrain import best, pearson
+from difftilt.networks.sequence import Convolutional
 from difftilt.policy import rollout
 from difftilt.processes.likelihood import elbo
 from difftilt.training.pretrain import explain, regress
@@ -29,9 +30,9 @@ def small_oracle() -> Oracle:
     return Oracle(width=8, kernel=5, depth=2, features=8)
 
 
-def small_denoiser() -> Denoiser:
+def small_denoiser() -> Convolutional:
     torch.manual_seed(0)
-    network = Denoiser(width=8, kernel=5, depth=2)
+    network = denoiser(width=8, kernel=5, depth=2)
     torch.nn.init.normal_(network.out.weight, std=0.3)
     return network
 
@@ -111,7 +112,7 @@ def test_the_chain_draws_whole_utrs(steps):
 def test_a_chain_learns_letters_and_their_neighbours():
     """Of pairs TG and CA after each other, each letter is known from its neighbour: 25 ln 2 nats remain."""
     pairs = torch.tensor([[3, 2], [1, 0]])[random_utrs(2000)[:, :25] % 2].flatten(1)
-    network = Denoiser(width=16, kernel=3, depth=2)
+    network = denoiser(width=16, kernel=3, depth=2)
     policy, optimizer = chain_of(network, 50), torch.optim.Adam(network.parameters(), 2e-2)
     rows = explain(policy, pairs, unconditional(2000), optimizer, steps=70, batch=32)
     losses = [row["loss"] for row in rows]

@@ -235,5 +235,4 @@ def packaged() -> Path:
 
 def bundle_of(folder: Path | None) -> Bundle:
     """The networks in a folder, or those that come with the package."""
-    how = "make one with difftilt pretrain digits, or name its folder with --weights"
-    return load_bundle(folder or packaged(), "digits model", how)
+    return load_bundle(folder or packaged(), "digits model", "make one with difftilt pretrain digits")

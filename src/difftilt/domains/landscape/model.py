@@ -58,7 +58,7 @@ def landscape_policy(
     Raises:
         ValueError: If there are none, with how to make them.
     """
-    how = f"make one with {pretrain_command(landscape)}, or name its folder with --weights"
+    how = f"make one with {pretrain_command(landscape)}"
     bundle = load_bundle(folder or default_folder(landscape.name), f"model of {landscape.name}", how)
     network = bundle.load("model", landscape_network(landscape, **bundle.config["network"]))
     return chain_of(network, landscape, start)

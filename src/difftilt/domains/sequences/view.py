@@ -1,6 +1,7 @@
 """Sequences as people read them, FASTA and logos, and what sets of them are judged by."""
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,7 +16,7 @@ from matplotlib.transforms import Affine2D
 from torch import Tensor
 
 from difftilt.data.atomic import atomic_file
-from difftilt.data.vocabulary import spell
+from difftilt.data.vocabulary import END, Vocabulary, spell
 from difftilt.evaluation.estimate import Estimate, jackknife
 from difftilt.evaluation.evaluate import ScoredSamples
 from difftilt.evaluation.metrics import at_least
@@ -36,10 +37,11 @@ RESIDUES = {  # by chemistry, as WebLogo has it
 }
 
 
-def sequence_view(alphabet: str, best: float = 1.0) -> View:
+def sequence_view(alphabet: Sequence[str], best: float = 1.0) -> View:
     """How sequences of tokens look: as text, as FASTA and as a logo.
 
     Args:
+        alphabet: What each token spells; see `Vocabulary.alphabet`.
         best: As for `draw`.
     """
     return View(
@@ -49,7 +51,7 @@ def sequence_view(alphabet: str, best: float = 1.0) -> View:
     )
 
 
-def draw(seen: ScoredSamples, path: Path, alphabet: str, best: float = 1.0) -> None:
+def draw(seen: ScoredSamples, path: Path, alphabet: Sequence[str], best: float = 1.0) -> None:
     """Writes samples as FASTA, with scores in the headers, and their logo, beginning with a path.
 
     Args:
@@ -61,7 +63,7 @@ def draw(seen: ScoredSamples, path: Path, alphabet: str, best: float = 1.0) -> N
     write_logo(path.with_suffix(".png"), tokens(seen.sample)[shown], alphabet, title)
 
 
-def write_fasta(path: Path, seen: ScoredSamples, alphabet: str) -> None:
+def write_fasta(path: Path, seen: ScoredSamples, alphabet: Sequence[str]) -> None:
     """Writes `>1 reward=0.71 kl_nats=1.2` and the sequence below it, for every sample."""
     scores = {name.replace(" ", "_"): x.tolist() for name, x in seen.scores().items()}
     with atomic_file(path) as part, part.open("w", encoding="utf-8") as file:
@@ -70,7 +72,7 @@ def write_fasta(path: Path, seen: ScoredSamples, alphabet: str) -> None:
             file.write(f">{i + 1} {header}\n{word}\n")
 
 
-def write_logo(path: Path, sequences: Sequences, alphabet: str, title: str = "") -> None:
+def write_logo(path: Path, sequences: Sequences, alphabet: Sequence[str], title: str = "") -> None:
     """Draws a sequence logo: stacks as high as the information, of letters as high as their share in it.
 
     The scale ends at log2 K bits, or earlier where no stack comes near: read it before you compare two.
@@ -100,27 +102,34 @@ def write_logo(path: Path, sequences: Sequences, alphabet: str, title: str = "")
         figure.savefig(file, format="png", dpi=150)
 
 
-def kmer_correlation(a: Sequences, b: Sequences, categories: int, k: int = 3) -> Estimate:
+def kmer_correlation(a: Sequences, b: Sequences, categories: int, k: int = 3, end: bool = False) -> Estimate:
     """Pearson's correlation of how often each of the K^k words of k letters occurs in two sets.
 
-    All windows count. The standard error is the jackknife's over at most 100 parts of each set; for two sets
-    from one distribution it is too wide, by a factor of sqrt 2 in the limit. The correlation is NaN if one of
-    the sets holds all words equally often.
+    All windows count that lie ahead of a sequence's end. The standard error is the jackknife's over at most
+    100 parts of each set; for two sets from one distribution it is too wide, by a factor of sqrt 2 in the
+    limit. The correlation is NaN if one of the sets holds all words equally often.
 
     Args:
         a: Sequences of tokens 0 to K - 1, of k letters or more, 3 or more of them.
         b: As `a`; their number and length may differ.
         categories: K.
+        end: Whether token K follows the end of sequences that are shorter than others.
     Source:
         Wang et al. (2024, DRAKES), naturalness by 3-mers. https://arxiv.org/abs/2410.13643
     """
     at_least(3, a, b)
-    counts_a, counts_b = _kmers(a, categories, k), _kmers(b, categories, k)
+    counts_a, counts_b = (_kmers(x, categories, k, end) for x in (a, b))
     total_a, total_b = counts_a.sum(0), counts_b.sum(0)
     value = _pearson(total_a[None], total_b[None])
     errors = jackknife(_pearson(total_a - counts_a, total_b[None]))
     errors = errors + jackknife(_pearson(total_a[None], total_b - counts_b))
     return Estimate(value.item(), errors.sqrt().item())
+
+
+def word_length(vocabulary: Vocabulary, most: int = 10_000) -> int:
+    """How long words are that sets are compared by: up to three letters, if there are at most so many."""
+    lengths = range(2, min(3, vocabulary.longest) + 1)
+    return max([1, *(k for k in lengths if len(vocabulary.letters) ** k <= most)])
 
 
 def diversity(sequences: Sequences) -> Estimate:
@@ -158,12 +167,19 @@ def information(sequences: Sequences, categories: int) -> Some:
     return (math.log2(categories) - bias - entropy(sequences, categories)).clamp(min=0)
 
 
-def _draw_line(axes: Axes, heights: PerLetter, alphabet: str, first: int, width: int, top: float) -> None:
+def _draw_line(
+    axes: Axes, heights: PerLetter, alphabet: Sequence[str], first: int, width: int, top: float
+) -> None:
     """One line of a logo, `width` positions wide and `top` bits high."""
+    shown = [token for token, letter in enumerate(alphabet) if letter != END]
+    alphabet, heights = [alphabet[token] for token in shown], heights[:, shown]
     letters = BASES if _is_nucleic(alphabet) else {key: colour for key, (_, colour) in RESIDUES.items()}
     colours = dict.fromkeys(alphabet, "#707070") | {c: colour for key, colour in letters.items() for c in key}
     positions = range(first, first + len(heights))
-    if find_spec("logomaker") and bool(heights.any()):  # of empty stacks it warns about its own limits
+    short = all(len(letter) == 1 for letter in alphabet)
+    if (
+        find_spec("logomaker") and short and bool(heights.any())
+    ):  # of empty stacks it warns about its own limits
         import logomaker  # which loads pandas and pyplot
         import pandas as pd
 
@@ -183,7 +199,7 @@ def _draw_line(axes: Axes, heights: PerLetter, alphabet: str, first: int, width:
 
 
 def _stack(axes: Axes, position: int, heights: dict[str, float], colours: dict[str, str]) -> None:
-    """The letters of one position, the highest on top, as logomaker stacks them."""
+    """The letters of one position, the highest on top, as logomaker stacks them, which knows single ones."""
     floor, bold = 0.0, FontProperties(weight="bold")
     widest = 0.95 / TextPath((0, 0), "E", prop=bold).get_extents().width  # or an I would be a block
     for letter, height in sorted(heights.items(), key=lambda item: item[1]):
@@ -196,8 +212,8 @@ def _stack(axes: Axes, position: int, heights: dict[str, float], colours: dict[s
         floor += height
 
 
-def _is_nucleic(alphabet: str) -> bool:
-    return set(alphabet) <= set("".join(BASES))
+def _is_nucleic(alphabet: Sequence[str]) -> bool:
+    return set(filter(None, alphabet)) <= set("".join(BASES))
 
 
 def _counts(sequences: Sequences, categories: int) -> Tensor:
@@ -209,16 +225,18 @@ def _counts(sequences: Sequences, categories: int) -> Tensor:
     return flat.view(length, categories).double()
 
 
-def _kmers(sequences: Sequences, categories: int, k: int) -> Tensor:
+def _kmers(sequences: Sequences, categories: int, k: int, end: bool) -> Tensor:
     """How often each word of k letters occurs in each part of a set: (part, word)."""
-    _check(sequences, categories)
+    _check(sequences, categories + end)
     windows = sequences.shape[1] - k + 1
     if k < 1 or windows < 1:
         raise ValueError(f"k must be 1 to {sequences.shape[1]}, the length of the sequences, but got {k}")
     words = sum(sequences[:, i : i + windows] * categories**i for i in range(k))
     parts, size = min(len(sequences), GROUPS), categories**k
     part = torch.arange(len(sequences), device=sequences.device) % parts
-    return (words + part[:, None] * size).flatten().bincount(minlength=parts * size).view(parts, size)
+    whole = (sequences < categories).unfold(1, k, 1).all(2)
+    counted = (words + part[:, None] * size)[whole]
+    return counted.bincount(minlength=parts * size).view(parts, size)
 
 
 def _pearson(x: Tensor, y: Tensor) -> Tensor:

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 from torch import Tensor
 
 from difftilt.data.libraries import UTR_LENGTH, load_utr
 from difftilt.data.vocabulary import DNA
 from difftilt.domains.split import Split
 from difftilt.networks.bundle import Bundle, load_bundle, user_folder
+from difftilt.networks.sequence import Convolutional
 from difftilt.processes.masked import MaskedPolicy
-from difftilt.shapes import Cond, OneHot, Output, PerSample, Sequences, State, Step
+from difftilt.shapes import PerSample, Sequences, State
 from difftilt.transition import one_hot
 
 LETTERS = len(DNA)
@@ -90,33 +90,9 @@ class Oracle(nn.Module):
         return self.mean + self.spread * self.layers(letters)[:, 0]
 
 
-class Denoiser(nn.Module):
-    """A residual convolutional network from masked UTRs to logits of every position's letter.
-
-    Each layer sees twice as far as the one before. How much is masked it sees for itself, so it needs no t.
-
-    Args:
-        width: Channels.
-        kernel: Letters that the first convolution sees.
-        depth: Convolutions.
-    """
-
-    def __init__(self, width: int, kernel: int, depth: int):
-        super().__init__()
-        self.embed = nn.Conv1d(LETTERS + 1, width, kernel, padding="same")
-        self.position = nn.Parameter(0.1 * torch.randn(width, UTR_LENGTH))
-        self.layers = nn.ModuleList(
-            nn.Conv1d(width, width, kernel, padding="same", dilation=2**k) for k in range(1, depth)
-        )
-        self.out = nn.Conv1d(width, LETTERS, 1)
-        self.bias = nn.Parameter(torch.zeros(LETTERS, UTR_LENGTH))
-        nn.init.zeros_(self.out.weight)
-
-    def forward(self, x: OneHot, t: Step, cond: Cond) -> Output:
-        hidden = F.silu(self.embed(x.transpose(1, 2)) + self.position)
-        for layer in self.layers:
-            hidden = hidden + F.silu(layer(hidden))
-        return (self.out(hidden) + self.bias).transpose(1, 2)
+def denoiser(width: int, kernel: int, depth: int) -> Convolutional:
+    """An untrained network from masked UTRs to logits of every position's letter."""
+    return Convolutional(LETTERS, UTR_LENGTH, width, kernel, depth)
 
 
 def chain_of(network: nn.Module, steps: int) -> MaskedPolicy:
@@ -132,7 +108,7 @@ def utr_policy(steps: int = STEPS, *, folder: Path | None = None) -> MaskedPolic
         folder: Weights; those in ~/.cache/difftilt/models/utr by default.
     """
     bundle = bundle_of(folder)
-    return chain_of(bundle.load("model", Denoiser(**bundle.config["network"])), steps)
+    return chain_of(bundle.load("model", denoiser(**bundle.config["network"])), steps)
 
 
 def load_oracle(name: str, folder: Path | None = None) -> Oracle:
@@ -152,6 +128,6 @@ def bundle_of(folder: Path | None) -> Bundle:
     """The networks in a folder; this user's own by default."""
     how = (
         "get the data with difftilt data fetch utr, or with difftilt data import utr PATH, and make them with"
-        " difftilt pretrain utr, or name its folder with --weights"
+        " difftilt pretrain utr"
     )
     return load_bundle(folder or user_folder("utr"), "models of 5' UTRs", how)

@@ -15,10 +15,10 @@ from difftilt.domains.utr.model import (
     LETTERS,
     ORACLES,
     STEPS,
-    Denoiser,
     Measured,
     Oracle,
     chain_of,
+    denoiser,
     load_oracle,
     load_split,
     utr_policy,
@@ -85,7 +85,7 @@ def pretrain_utr(
 def _train_model(data: Sequences, steps: int, batch: int, seed: int) -> nn.Module:
     """One letter at a time, so that the network meets every number of masks."""
     torch.manual_seed(seed)
-    network = Denoiser(**NETWORK)
+    network = denoiser(**NETWORK)
     optimizer = torch.optim.Adam(network.parameters(), RATE)
     schedule = warm_cosine(optimizer, steps)
     policy, cond = chain_of(network, data.shape[1]), unconditional(len(data))
