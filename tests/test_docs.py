@@ -92,7 +92,12 @@ def test_the_map_of_the_folders_is_that_of_the_tree():
 
 @pytest.mark.parametrize(
     "name, script",
-    [("algorithms", "document"), ("sequences", "document_sequences"), ("steering", "document_steering")],
+    [
+        ("algorithms", "document"),
+        ("sequences", "document_sequences"),
+        ("steering", "document_steering"),
+        ("learned", "document_learned"),
+    ],
 )
 def test_measured_tables_are_those_of_the_results(name, script, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")

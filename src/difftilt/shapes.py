@@ -33,6 +33,7 @@ Levels = Float[Tensor, " level"]  # one number per noise level, the least noisy 
 Times = Shaped[Tensor, " level"]  # what a network is told at each level
 Statistic = Float[Tensor, "*step batch"]  # PerSample or PerStep
 Cond = Mapping[str, Any]  # a tensor, an array or a list of anything, one entry per sample
+Members = Float[Tensor, "member batch"]  # one number per member of an ensemble and sample
 Points = Float[Tensor, " point"]  # one number per point of a grid, or per state of a finite chain
 Mask = Bool[Tensor, " point"]  # whether something holds, per point
 LogWeights = Float[Tensor, "population particle"]

@@ -30,6 +30,7 @@ COMMANDS: Mapping[str, tuple[str, str, str]] = {
         "value_command",
         "Learns the soft value of a recipe's model, for sample --value.",
     ),
+    "reward": ("reward", "reward_command", "Learns a reward from measurements, for --reward learned:DIR."),
     "report": ("report", "report_command", "Writes a run's report.html anew."),
     "compare": ("report", "compare_command", "Compares runs: a table, a picture and a page, over seeds."),
     "advise": ("advise", "advise_command", "Names the algorithm to start with, and what was measured of it."),

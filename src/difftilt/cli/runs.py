@@ -47,7 +47,7 @@ class CodeOptions:
 
     Args:
         recipe: In the place of the run's recipe: FILE.py:NAME.
-        reward: In the place of its reward: FILE.py:NAME or command:COMMAND.
+        reward: In the place of its reward: FILE.py:NAME, command:COMMAND or learned:DIR.
         algorithm: In the place of its algorithm: FILE.py:NAME.
     """
 

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from difftilt.domains.bundle import Numbers
 from difftilt.evaluation.estimate import Estimate
+from difftilt.networks.bundle import Numbers
 from difftilt.objective import standard_error
 from difftilt.shapes import PerSample
 

@@ -4,6 +4,7 @@
     my_file.py:score       a function or class in a file, whose folder it may import from
     package.module:score   the same in an installed package
     command:./dock.sh      for rewards: a command that reads samples as lines and writes numbers
+    learned:runs/reward    for rewards: what difftilt reward fit learned from measurements
 
 A run folder never decides which code is executed. What a run was made of is written into its run.json with
 its hash, and signed with a key that only this user's account holds. Code that was changed, or that a run from
@@ -29,6 +30,7 @@ from difftilt.settings import UsageError, choose, kebab
 
 GROUPS = {"recipe": "difftilt.recipes", "reward": "difftilt.rewards", "algorithm": "difftilt.algorithms"}
 COMMAND = "command:"  # begins a reward that is asked through a shell command
+LEARNED = "learned:"  # begins a reward that was learned, in a folder
 _found: dict[str, Any] = {}  # what was found outside of the package, by the text that named it
 
 
@@ -65,12 +67,12 @@ def registered(kind: str) -> dict[str, Any]:
 def outside(text: str) -> bool:
     """Whether a text names something in a file or module, and not one of a list."""
     place, _, name = text.rpartition(":")
-    return bool(place) and name.isidentifier() and not text.startswith(COMMAND)
+    return bool(place) and name.isidentifier() and not text.startswith((COMMAND, LEARNED))
 
 
 def executes(text: str) -> bool:
-    """Whether code that is not ours runs for this text."""
-    return outside(text) or text.startswith(COMMAND)
+    """Whether something outside of difftilt decides what this text does: code, or a learned reward."""
+    return outside(text) or text.startswith((COMMAND, LEARNED))
 
 
 def name_of(thing: Any) -> str:
@@ -165,6 +167,11 @@ def _fingerprint(text: str) -> dict[str, str]:
     if text.startswith(COMMAND):
         script = Path((shlex.split(text.removeprefix(COMMAND)) or [""])[0])
         return {"file": str(script.resolve()), "sha256": _digest(script)} if script.is_file() else {}
+    if text.startswith(LEARNED):
+        from difftilt.rewards.saved import WEIGHTS  # slow to load
+
+        path = (Path(text.removeprefix(LEARNED)) / f"{WEIGHTS}.safetensors").resolve()
+        return {"file": str(path), "sha256": _digest(path)}
     place, _, _ = text.rpartition(":")
     if place.endswith(".py"):
         path = Path(place).resolve()

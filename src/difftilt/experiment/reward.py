@@ -1,13 +1,15 @@
-"""The reward that a recipe was asked for: one of its own, or a user's function, class or command."""
+"""The reward that a recipe was asked for: its own, a user's function, class or command, or a learned one."""
 
 import inspect
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
-from difftilt.experiment.code import COMMAND, find
+from difftilt.experiment.code import COMMAND, LEARNED, find
 from difftilt.guard import Reward
 from difftilt.rewards.combined import Part, is_combined, parse_terms
 from difftilt.rewards.command import CommandReward
+from difftilt.rewards.saved import load_reward
 from difftilt.rewards.scoring import Spell
 from difftilt.settings import UsageError
 from difftilt.shapes import Cond, Sample
@@ -22,8 +24,8 @@ def find_reward(text: str, known: Mapping[str, Reward], spell: Spell, timeout: f
 
     Args:
         text: A name in `known`, one that a package registers, `FILE.py:NAME`, `PACKAGE.MODULE:NAME`, or
-            `command:COMMAND`; see `CommandReward`. Several, with weights and shapes, as in
-            `qed:0.3 + dock.py:score:0.7@sigmoid(-6,-9)`; see `parse_terms`.
+            `command:COMMAND`, see `CommandReward`; or `learned:DIR`, see `LearnedReward`. Several, with
+            weights and shapes, as in `qed:0.3 + dock.py:score:0.7@sigmoid(-6,-9)`; see `parse_terms`.
         known: The recipe's own rewards.
         spell: Writes samples as text, if they are text.
         timeout: Seconds that a command may take for a batch, above 0.
@@ -38,6 +40,10 @@ def _one(text: str, known: Mapping[str, Reward], spell: Spell, timeout: float) -
         return known[text]
     if text.startswith(COMMAND):
         return CommandReward(text.removeprefix(COMMAND), lambda sample: lines_of(sample, spell), timeout)
+    if text.startswith(LEARNED):
+        if spell is None:
+            raise UsageError(f"{text} reads sequences, but the samples of this recipe are no text")
+        return load_reward(Path(text.removeprefix(LEARNED))).of(spell)
     found: Any = find("reward", text, known)
     return _adapted(found() if inspect.isclass(found) else found, text, spell)
 

@@ -15,8 +15,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from difftilt.domains.bundle import Bundle, load_bundle
 from difftilt.domains.split import Split
+from difftilt.networks.bundle import Bundle, load_bundle
 from difftilt.processes.gaussian import GaussianPolicy, PredictionType
 from difftilt.processes.noise import DDIM
 from difftilt.processes.schedule import NoiseSchedule, cosine

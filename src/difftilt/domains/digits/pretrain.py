@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from rich.progress import track
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from difftilt.domains.bundle import Numbers, save_bundle
 from difftilt.domains.card import command, made, mean, shown
 from difftilt.domains.digits.model import (
     CLASSES,
@@ -26,6 +25,7 @@ from difftilt.domains.digits.model import (
     training_schedule,
 )
 from difftilt.evaluation.metrics import diversity, frechet, two_sample
+from difftilt.networks.bundle import Numbers, save_bundle
 from difftilt.policy import rollout
 from difftilt.settings import Count, Natural, Rate, Threads
 from difftilt.shapes import Samples

@@ -12,7 +12,7 @@ import torch.nn as nn
 
 from difftilt.data.landscape import Landscape
 from difftilt.data.vocabulary import DNA
-from difftilt.domains.bundle import load_bundle, user_folder
+from difftilt.networks.bundle import load_bundle, user_folder
 from difftilt.networks.sequence import MLP, BothStrands, Corrected, WordValues
 from difftilt.processes.masked import MaskedPolicy
 from difftilt.shapes import Index

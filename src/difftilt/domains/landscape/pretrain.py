@@ -12,7 +12,6 @@ from rich.progress import track
 
 from difftilt.conditions import unconditional
 from difftilt.data.landscape import Landscape, load_landscape
-from difftilt.domains.bundle import Numbers, save_bundle
 from difftilt.domains.card import command, made
 from difftilt.domains.landscape.model import (
     ROWS,
@@ -26,6 +25,7 @@ from difftilt.domains.landscape.model import (
     pretrain_command,
 )
 from difftilt.exact import landscape as exact
+from difftilt.networks.bundle import Numbers, save_bundle
 from difftilt.objective import Objective
 from difftilt.settings import Count, Natural, Rate, Threads, check_settings
 from difftilt.shapes import Tokens

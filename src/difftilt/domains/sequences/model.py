@@ -11,8 +11,8 @@ import torch.nn as nn
 from difftilt.data.read import UnreadableError
 from difftilt.data.typed import misfit
 from difftilt.data.vocabulary import Vocabulary
-from difftilt.domains.bundle import Bundle, load_bundle, user_folder
 from difftilt.networks.automaton import Automaton, both, ended
+from difftilt.networks.bundle import Bundle, load_bundle, user_folder
 from difftilt.networks.constraint import Constrained, constrain
 from difftilt.networks.sequence import MLP, Convolutional, Corrected, WordValues
 from difftilt.processes.masked import MaskedPolicy

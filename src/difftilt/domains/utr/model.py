@@ -13,8 +13,8 @@ from torch import Tensor
 
 from difftilt.data.libraries import UTR_LENGTH, load_utr
 from difftilt.data.vocabulary import DNA
-from difftilt.domains.bundle import Bundle, load_bundle, user_folder
 from difftilt.domains.split import Split
+from difftilt.networks.bundle import Bundle, load_bundle, user_folder
 from difftilt.networks.sequence import Convolutional
 from difftilt.processes.masked import MaskedPolicy
 from difftilt.shapes import PerSample, Sequences, State

@@ -8,7 +8,6 @@ import torch.nn as nn
 from rich.progress import track
 
 from difftilt.conditions import unconditional
-from difftilt.domains.bundle import Numbers, save_bundle, user_folder
 from difftilt.domains.card import command, made, mean, shown
 from difftilt.domains.sequences.view import diversity, entropy, kmer_correlation
 from difftilt.domains.split import Split
@@ -25,6 +24,7 @@ from difftilt.domains.utr.model import (
     utr_policy,
 )
 from difftilt.evaluation.estimate import Estimate
+from difftilt.networks.bundle import Numbers, save_bundle, user_folder
 from difftilt.policy import rollout
 from difftilt.processes.likelihood import elbo
 from difftilt.settings import Count, Natural, Rate, Threads

@@ -1,0 +1,35 @@
+"""The command `difftilt reward`."""
+
+import inspect
+
+from rich.console import Console
+from rich.table import Table
+
+from difftilt.cli.options import parse
+from difftilt.experiment.fit_reward import HEAD, fit_reward, rows
+from difftilt.settings import UsageError, choose
+
+
+def reward_command(words: list[str]) -> None:
+    """Learns a reward from measurements, for --reward learned:DIR."""
+    if not words:
+        raise UsageError(f"difftilt reward needs one of {', '.join(ACTIONS)}")
+    if words[0] in ("-h", "--help"):
+        print("usage: difftilt reward fit --data TABLE [OPTIONS]\n")
+        print(f"  fit  {(inspect.getdoc(fit_reward) or '').splitlines()[0]}")
+        return
+    choose("reward command", words[0], ACTIONS)(words[1:])
+
+
+def fit_command(words: list[str]) -> None:
+    """Learns a reward, and prints how good it is on labels that it has not seen."""
+    settings = parse(fit_reward, words, "difftilt reward fit")
+    found = fit_reward(**settings)
+    table = Table(*HEAD, box=None)
+    for cells in rows(found):
+        table.add_row(*cells)
+    Console().print(table)
+    print(f"reward: learned:{settings['out']}")
+
+
+ACTIONS = {"fit": fit_command}

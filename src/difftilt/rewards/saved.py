@@ -1,0 +1,130 @@
+"""Learned rewards of sequences in a folder: safetensors and JSON, read by whatever spells its samples."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypedDict
+
+import torch
+
+from difftilt.data.read import UnreadableError
+from difftilt.data.typed import misfit
+from difftilt.data.vocabulary import encode
+from difftilt.networks.bundle import load_bundle, save_bundle
+from difftilt.rewards.ensemble import Ensemble, EnsembleNetwork
+from difftilt.rewards.learned import Belief
+from difftilt.shapes import Cond, PerSample, Sample
+
+WEIGHTS = "reward"
+
+
+class _Config(TypedDict):
+    learner: dict[str, Any]
+    alphabet: str
+    length: int
+
+
+@dataclass(frozen=True)
+class LearnedReward:
+    """mean - beta std of an ensemble that was taught on sequences.
+
+    Args:
+        alphabet: Letter k is token k of the network.
+        length: Of every sequence.
+        scale: Of the standard deviations; see `Belief`.
+        beta: At least 0.
+    """
+
+    network: EnsembleNetwork
+    learner: Ensemble
+    alphabet: str
+    length: int
+    scale: float
+    beta: float
+
+    @property
+    def belief(self) -> Belief:
+        """On tokens of the alphabet."""
+        return Belief(self.network.predict, self.scale)
+
+    def of(self, spell: Callable[[Sample], list[str]]) -> Callable[[Sample, Cond], PerSample]:
+        """The reward of a chain's samples, whatever the order of its letters; T and U are one letter.
+
+        It is differentiable in one-hot vectors.
+
+        Args:
+            spell: Writes these samples as text.
+        """
+
+        def learned(sample: Sample, cond: Cond) -> PerSample:
+            if sample.is_floating_point():
+                x = sample[..., self._places(spell(torch.arange(sample.shape[-1])[None])[0])]
+            else:
+                words = [self._known(word) for word in spell(sample)]
+                x = encode(words, self.alphabet, self.length).to(sample.device)
+            return self.belief.lower(self.beta)(x, cond)
+
+        return learned
+
+    def _places(self, letters: str) -> list[int]:
+        """Where a chain has each of the network's letters."""
+        letters = self._known(letters)
+        if sorted(letters) != sorted(self.alphabet):
+            raise ValueError(
+                f"the reward was learned of the letters {self.alphabet}, but got samples in {letters}; learn"
+                " it again from sequences of these"
+            )
+        return [letters.index(letter) for letter in self.alphabet]
+
+    def _known(self, word: str) -> str:
+        return word.replace("U", "T") if "T" in self.alphabet and "U" not in self.alphabet else word
+
+
+def save_reward(
+    folder: Path,
+    reward: LearnedReward,
+    about: Mapping[str, Any],
+    judge: Callable[[Path], tuple[dict[str, Any], str]],
+) -> None:
+    """Writes a reward to a folder that is seen whole or not at all.
+
+    Args:
+        about: How it was made.
+        judge: As for `save_bundle`.
+    """
+    numbers = {"scale": reward.scale, "beta": reward.beta}
+    tensors = reward.network.state_dict() | {
+        name: torch.tensor(number, dtype=torch.float64) for name, number in numbers.items()
+    }
+    config = {
+        "learner": dataclasses.asdict(reward.learner),
+        "alphabet": reward.alphabet,
+        "length": reward.length,
+        **about,
+    }
+    save_bundle(folder, {}, config, judge, {WEIGHTS: tensors})
+
+
+def load_reward(folder: Path) -> LearnedReward:
+    """The reward that `save_reward` wrote.
+
+    Raises:
+        ValueError: If there is none, or it was changed.
+    """
+    how = "make one with difftilt reward fit --data TABLE --out DIR"
+    bundle = load_bundle(folder, "learned reward", how, "--reward learned:DIR")
+    tensors = bundle.tensors(WEIGHTS)
+    try:
+        if wrong := misfit(bundle.config, _Config):
+            raise ValueError(wrong)
+        learner, alphabet, length = (bundle.config[name] for name in ("learner", "alphabet", "length"))
+        made = Ensemble(**learner)
+        scale, beta = (tensors.pop(name).item() for name in ("scale", "beta"))
+        network = made.network((length,))
+        network.load_state_dict(tensors)
+        return LearnedReward(network.eval().requires_grad_(False), made, alphabet, length, scale, beta)
+    except (TypeError, ValueError, RuntimeError, KeyError) as error:
+        raise UnreadableError(
+            f"{folder} holds no learned reward in one piece ({error}); learn it again"
+        ) from None
