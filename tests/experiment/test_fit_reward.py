@@ -117,3 +117,25 @@ def test_noise_is_no_reward(tmp_path):
     assert not (tmp_path / "reward").exists()
     fit_reward(**asked, out=tmp_path / "reward", anyway=True)
     assert load_reward(tmp_path / "reward").length == 5
+
+
+def test_an_assay_is_taken_as_people_have_it(tmp_path, capsys):
+    """Columns are found, measurements averaged, and rows without a score left out."""
+    x = sequences(300).unique(dim=0)
+    rows = [f"v{i};{word.lower()};{word.count('A')},5" for i, word in enumerate(spell(x, DNA))]
+    again = [f"w{i};{word};{word.count('A')},7" for i, word in enumerate(spell(x[:20], DNA))]
+    blank = ["x;AAAAA;"] if "AAAAA" not in spell(x, DNA) else []
+    (tmp_path / "assay.csv").write_text("\n".join(["name;Seq;Activity", *rows, *again, *blank]))
+    found = fit_reward(tmp_path / "assay.csv", tmp_path / "reward", members=3, steps=100)
+    assert (
+        found["at random"].count == len(x) and "of which 20 are means of several" in capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"), [(["ACG,1", "AC,2"], "2 to 3 letters"), (["ACG,", "ACC,"], "no sc")]
+)
+def test_what_cannot_be_learned_from_is_refused_with_the_file(rows, said, tmp_path):
+    (tmp_path / "assay.csv").write_text("\n".join(["sequence,score", *rows]))
+    with pytest.raises(ValueError, match=f"{tmp_path}/assay.csv: .*{said}"):
+        fit_reward(tmp_path / "assay.csv", tmp_path / "reward")

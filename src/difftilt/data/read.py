@@ -153,7 +153,9 @@ def read_rows(path: Path, hint: Any = dict[str, Any]) -> tuple[list[dict[str, An
 
 def packed_text(path: Path) -> str:
     """A file's text, packed or not, in UTF-8 or as a byte order mark says, without blank lines at its end."""
-    found = _only_member(path) if zipfile.is_zipfile(path) else contents(path)
+    found = contents(path)
+    if found.startswith(b"PK\x03\x04"):
+        found = _only_member(path, found)
     marked = found[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
     try:
         return found.decode("utf-16" if marked else "utf-8-sig").rstrip("\r\n")
@@ -236,10 +238,10 @@ def contents(path: Path, most: int = LARGEST) -> bytes:
     return unpacked
 
 
-def _only_member(archive: Path) -> bytes:
+def _only_member(archive: Path, packed: bytes) -> bytes:
     """The bytes of the one file in a zip archive, beside what a Mac adds to it."""
     try:
-        with zipfile.ZipFile(archive) as inside:
+        with zipfile.ZipFile(io.BytesIO(packed)) as inside:
             files = [
                 i for i in inside.infolist() if not i.is_dir() and not i.filename.startswith("__MACOSX/")
             ]

@@ -8,8 +8,9 @@ from typing import Annotated
 import annotated_types as at
 import torch
 
-from difftilt.data.store import naming, numbers, read_table
-from difftilt.data.vocabulary import DNA, PROTEIN, encode
+from difftilt.data.assay import Assay, BadRows, read_assay
+from difftilt.data.store import naming
+from difftilt.data.vocabulary import DNA, RNA, encode, listed
 from difftilt.networks.bundle import Numbers
 from difftilt.rewards.ensemble import Ensemble
 from difftilt.rewards.held_out import Judgement, best_tenth, cross_validated, judge, most_remote_tenth
@@ -29,8 +30,10 @@ SPLITS = {
 def fit_reward(
     data: Path,
     out: Path = Path("runs/reward"),
-    sequence: str = "sequence",
-    score: str = "score",
+    sequence: str | None = None,
+    score: str | None = None,
+    alphabet: str | None = None,
+    bad_rows: BadRows = "stop",
     beta: NonNegative = 0.0,
     window: Natural | None = None,
     both_strands: bool = False,
@@ -43,11 +46,13 @@ def fit_reward(
     """Learns a reward of sequences from a table of measurements, for --reward learned:DIR.
 
     Args:
-        data: A table with a header: sequences of one length, each once, and what was measured of each, the
-            higher the better.
+        data: A table or FASTA, packed or not: sequences of one length, and what was measured of them, the
+            higher the better. Measurements of one sequence are averaged.
         out: The folder to write.
-        sequence: The column of sequences, in letters of DNA or RNA, or else of amino acids.
-        score: The column of scores.
+        sequence: Column of the sequences, by name or number; found if not given.
+        score: Column of the scores; found if not given.
+        alphabet: `dna`, `rna`, `protein`, or a file of letters; found if not given.
+        bad_rows: `stop` tells of all rows that cannot be used; `drop` leaves them out.
         beta: The reward is mean - beta std: 0 trusts the mean, 1 and more are careful where labels are few.
         window: Letters of the filters that find motifs wherever they are, 0 for none; by default 6 where
             sequences are longer than that.
@@ -59,24 +64,23 @@ def fit_reward(
         anyway: Write a reward also where the labels that were held out say that there is nothing to learn.
     """
     torch.set_num_threads(threads)
-    labels, alphabet = read_labels(data, sequence, score)
+    assay = read_assay(data, sequence, score, alphabet, bad_rows)
+    print(*assay.understood, sep="\n")
+    with naming(data):
+        labels, letters = read_labels(assay)
     length = labels.sample.shape[1]
     window = (WINDOW if length > WINDOW else 0) if window is None else window
     learner = Ensemble(
-        len(alphabet), members=members, window=window, both_strands=both_strands, steps=steps, seed=seed
+        len(letters), members=members, window=window, both_strands=both_strands, steps=steps, seed=seed
     )
     scale, at_random = cross_validated(learner, labels, seed)
-    found = {"at random": at_random}
     _refuse_noise(at_random, anyway)
-    remote = most_remote_tenth(labels, len(alphabet))
-    for name, (rest, held_out) in {"best tenth": best_tenth(labels), "most remote tenth": remote}.items():
-        belief = dataclasses.replace(learner.fit(labels.take(rest)), scale=scale)
-        found[name] = judge(belief, labels.take(held_out))
-    reward = LearnedReward(learner.taught(labels), learner, alphabet, length, scale, beta)
+    found = {"at random": at_random, **_elsewhere(learner, labels, scale)}
+    reward = LearnedReward(learner.taught(labels), learner, letters, length, scale, beta)
     about = {
         "labels": len(labels),
         "data": data.name,
-        "columns": [sequence, score],
+        "understood": list(assay.understood[1:]),
         "torch": torch.__version__,
     }
     measured = {name: dataclasses.asdict(row) for name, row in found.items()}
@@ -84,16 +88,40 @@ def fit_reward(
     return found
 
 
-def read_labels(data: Path, sequence: str, score: str) -> tuple[Labels, str]:
-    """Sequences as tokens with their scores, and the alphabet: DNA, U read as T, or else amino acids."""
-    with naming(data):
-        words, cells = read_table(data, (sequence, score))
-        words = [word.upper() for word in words]
-        nucleic = set("".join(words)) <= set("ACGTU")
-        alphabet = DNA if nucleic else PROTEIN
-        words = [word.replace("U", "T") for word in words] if nucleic else words
-        tokens = encode(words, alphabet, unique=True, first=2)
-        return Labels(tokens, torch.tensor(numbers(cells, score))), alphabet
+def _elsewhere(learner: Ensemble, labels: Labels, scale: float) -> dict[str, Judgement]:
+    """How good a belief is of labels unlike those that it learned from."""
+    remote = most_remote_tenth(labels, learner.categories)
+    found = {}
+    for name, (rest, held_out) in {"best tenth": best_tenth(labels), "most remote tenth": remote}.items():
+        belief = dataclasses.replace(learner.fit(labels.take(rest)), scale=scale)
+        found[name] = judge(belief, labels.take(held_out))
+    return found
+
+
+def read_labels(assay: Assay) -> tuple[Labels, str]:
+    """Measured sequences as tokens with their mean scores, and the alphabet; that of DNA stands for RNA's.
+
+    Raises:
+        ValueError: If tokens have several letters, or lengths differ.
+    """
+    if "".join(assay.letters) in (DNA, RNA):
+        alphabet = DNA
+    elif all(len(letter) == 1 for letter in assay.letters):
+        alphabet = "".join(assay.letters)
+    else:
+        raise ValueError(
+            f"a reward is learned of tokens of one letter, but got {listed(assay.letters)}; give --alphabet a"
+            " file of single letters"
+        )
+    measured = assay.count > 0
+    words = [word for word, known in zip(assay.sequences, measured.tolist(), strict=True) if known]
+    lengths = {len(word) for word in words}
+    if len(lengths) != 1:
+        told = f"{min(lengths)} to {max(lengths)} letters" if lengths else "no scores"
+        raise ValueError(f"a reward is learned of scored sequences of one length, but got {told}")
+    if alphabet == DNA:
+        words = [word.replace("U", "T") for word in words]
+    return Labels(encode(words, alphabet), assay.score[measured].float()), alphabet
 
 
 def _refuse_noise(found: Judgement, anyway: bool) -> None:
@@ -131,13 +159,14 @@ def card(reward: LearnedReward, about: Numbers, found: dict[str, Judgement]) -> 
     return CARD.format(
         about=about, reward=reward, bound=bound, table=table, told=told,
         settings=json.dumps(dataclasses.asdict(reward.learner)),
+        understood="; ".join(about["understood"]),
     )  # fmt: skip
 
 
 CARD = """# A learned reward
 
-{about[labels]} labels of {reward.length} letters ({reward.alphabet}) in {about[data]}, columns
-{about[columns][0]} and {about[columns][1]}. The reward is {bound} of an ensemble:
+{about[labels]} labels of {reward.length} letters ({reward.alphabet}) in {about[data]}
+({understood}). The reward is {bound} of an ensemble:
 `{settings}`, torch {about[torch]}.
 
 {table}
