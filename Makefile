@@ -12,14 +12,18 @@ demo: $(VENV)/installed
 demo-dna: $(VENV)/installed
 	$(VENV)/bin/difftilt finetune dna --out runs/demo-dna --overwrite
 
+# commands are run as users run them: without the checks of shapes and types that all other tests make
+COMMANDS := tests/cli tests/domains tests/experiment
+
 test: lint
-	$(VENV)/bin/pytest -n $(WORKERS)
-	$(VENV)/bin/pytest -n 0 tests/cli/test_interrupted_commands.py
+	$(VENV)/bin/pytest -n $(WORKERS) $(COMMANDS:%=--ignore=%)
+	DIFFTILT_UNTYPED=1 $(VENV)/bin/pytest -n $(WORKERS) $(COMMANDS)
+	DIFFTILT_UNTYPED=1 $(VENV)/bin/pytest -n 0 tests/cli/test_interrupted_commands.py
 
 lint: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/pyright
+	$(VENV)/bin/pyright --threads $(WORKERS)
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -1,5 +1,6 @@
-"""Shapes and types of the package are checked while the tests run."""
+"""Shapes and types of the package are checked while the tests run, unless DIFFTILT_UNTYPED is set."""
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +9,8 @@ import jaxtyping
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-jaxtyping.install_import_hook("difftilt", "typechecker.check")
+if "DIFFTILT_UNTYPED" not in os.environ:
+    jaxtyping.install_import_hook("difftilt", "typechecker.check")
 
 import torch  # noqa: E402
 

@@ -34,7 +34,7 @@ DIGITS = ["finetune", "digits", *SMALL, "--steps", "2"]
 INK = [*DIGITS, "--reward", "ink"]
 PAID = ["--reward", "{home}/paid.py:score", "--reward-version", "1"]
 LEDGER, WORKERS = ["--ledger", "{folder}.db"], ["--reward-workers", "2"]
-OWN = Path(__file__).with_name("own_recipe.py")
+OWN = Path(__file__).with_name("own_reward.py")
 KINDS: dict[str, list[str]] = {
     "digits": [*INK, "--ema-decay", "0.5"],
     "dna": ["finetune", "dna", *SMALL, "--save-every", "2"],

@@ -40,11 +40,6 @@ def to_the_right(sample, cond):
     return sample[:, 0]
 
 
-def lengths(texts):
-    """How long the samples are, where they are texts."""
-    return [len(text) / 10 for text in texts]
-
-
 def walk(
     algorithm: AnyAlgorithm = PPO(epochs=1),
     alpha: float = 1.0,

@@ -8,7 +8,7 @@ from killed import alone, broken, differences, make_home, unbroken
 
 from difftilt.cli.runs import RECIPES
 
-OWN = Path(__file__).with_name("own_recipe.py")
+OWN = Path(__file__).with_name("own_reward.py")
 RUNS = {
     "digits": ["digits"],
     "digits, first noise tuned": ["digits", "--tune-start", "--eta", "0.5"],
