@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 if "DIFFTILT_UNTYPED" not in os.environ:
     jaxtyping.install_import_hook("difftilt", "typechecker.check")
 
-import torch  # noqa: E402
+import torch
 
 torch.set_num_threads(1)
 
