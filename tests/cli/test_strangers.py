@@ -165,7 +165,7 @@ def test_a_refused_run_does_not_block_its_retry(place, capsys):
 
 
 @pytest.mark.parametrize("command", ["resume", "sample"])
-@pytest.mark.parametrize("what", ["recipe", "reward", "algorithm", "command"])
+@pytest.mark.parametrize("what", ["recipe", "reward", "algorithm", "command", "weighted", "sum"])
 def test_a_run_folder_never_decides_what_is_executed(what, command, place, capsys):
     """A run that names code which was changed, or that this user did not name, executes nothing."""
     (place / "mine.py").write_text("def ink(sample, cond):\n    return sample.flatten(1).mean(1)\n")
@@ -176,12 +176,16 @@ def test_a_run_folder_never_decides_what_is_executed(what, command, place, capsy
         "reward": [*SMALL["digits"], "--reward", "mine.py:ink"],
         "algorithm": [*SMALL["digits"], "algorithm:own_algorithm.py:Reinforce"],
         "command": [*SMALL["digits"], "--reward", "command:./s.sh"],
+        "weighted": [*SMALL["digits"], "--reward", "mine.py:ink:0.7"],
+        "sum": [*SMALL["digits"], "--reward", "ink:0.5", "command:./s.sh:2"],
     }[what]
     file = {
         "recipe": "own_recipe.py",
         "reward": "mine.py",
         "algorithm": "own_algorithm.py",
         "command": "s.sh",
+        "weighted": "mine.py",
+        "sum": "s.sh",
     }
     main(["finetune", *words, *QUICK, "--out", "run"])
     Path("run/summary.json").unlink()
@@ -189,15 +193,15 @@ def test_a_run_folder_never_decides_what_is_executed(what, command, place, capsy
     forget()
     main([command, "copied"])  # unchanged, and made here
     canary = "canary"
-    harm = f"touch {canary}" if what == "command" else f"open({canary!r}, 'w')"
     source = place / file[what]
+    harm = f"touch {canary}" if source.suffix == ".sh" else f"open({canary!r}, 'w')"
     source.write_text(source.read_text() + f"\n{harm}\n")
     Path("copied/summary.json").unlink(missing_ok=True)
     forget()
     assert "nothing was executed" in refused([command, "copied"], capsys)
     assert not Path(canary).exists()
 
-    shutil.copy(source, place / ("foreign.sh" if what == "command" else "foreign.py"))
+    shutil.copy(source, place / f"foreign{source.suffix}")
     text = Path("copied/run.json").read_text().replace(file[what], "foreign" + source.suffix)
     Path("copied/run.json").write_text(text)
     assert "nothing was executed" in refused([command, "copied"], capsys)
@@ -211,6 +215,8 @@ def test_a_run_folder_never_decides_what_is_executed(what, command, place, capsy
         "reward": ("--reward", "mine.py:ink"),
         "algorithm": ("--algorithm", "own_algorithm.py:Reinforce"),
         "command": ("--reward", "command:./s.sh"),
+        "weighted": ("--reward", "mine.py:ink:0.7"),
+        "sum": ("--reward", "ink:0.5 + command:./s.sh:2"),
     }[what]
     main([command, "run", option, name])
 

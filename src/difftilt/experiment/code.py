@@ -224,7 +224,7 @@ def check_trusted(content: Mapping[str, Any], code: Mapping[str, Any], signature
         ValueError: In one sentence, if the run is not this user's own, or a file has changed since.
     """
     for text, about in code.items():
-        again = f"look at it, and name it again to go on: --{_option(content, text)} {text}"
+        again = f"look at it, and name it again to go on: --{_option(content, text)}"
         if not is_signed(content, signature):
             raise ValueError(
                 f"{folder} asks for code outside of difftilt, {text}, but was not made by this user on this"
@@ -238,7 +238,8 @@ def check_trusted(content: Mapping[str, Any], code: Mapping[str, Any], signature
 
 
 def _option(content: Mapping[str, Any], text: str) -> str:
-    """The option that names a text."""
+    """The option that names a text, with what it was given."""
     if content.get("recipe") == text:
-        return "recipe"
-    return "reward" if (content.get("settings") or {}).get("reward") == text else "algorithm"
+        return f"recipe {text}"
+    reward = str((content.get("settings") or {}).get("reward"))
+    return f"reward {reward}" if text in reward else f"algorithm {text}"

@@ -18,6 +18,7 @@ from difftilt.data.read import UnreadableError, read_json
 from difftilt.data.typed import misfit
 from difftilt.evaluation.schema import Info
 from difftilt.experiment import code
+from difftilt.rewards.combined import names_in
 from difftilt.settings import settable
 from difftilt.training.manifest import versions
 
@@ -167,7 +168,8 @@ def trust(folder: Path, record: Mapping[str, Any], named: Mapping[str, str]) -> 
     algorithm = settings.get("algorithm")
     replaced["algorithm"] = algorithm.get("name") if isinstance(algorithm, dict) else None
     for option in named:
-        unnamed.pop(str(replaced[option]), None)
+        for text in _rewards(replaced[option]) if option == "reward" else [str(replaced[option])]:
+            unnamed.pop(text, None)
     code.check_trusted(made_of | {"code": about}, unnamed, record.get("signature"), folder)
     training = settings.get("training")
     ledger = training.get("ledger") if isinstance(training, dict) else None
@@ -187,10 +189,16 @@ def trust(folder: Path, record: Mapping[str, Any], named: Mapping[str, str]) -> 
 
 
 def _texts(value: Any) -> list[str]:
-    """The recipe, the reward and the names of settings: what may stand for code."""
+    """The recipe, the rewards and the names of settings: what may stand for code."""
     settings = value["settings"]
     names = [x.get("name") for x in settings.values() if isinstance(x, dict)]
-    return [text for text in (value["recipe"], settings.get("reward"), *names) if isinstance(text, str)]
+    texts = (value["recipe"], *_rewards(settings.get("reward")), *names)
+    return [text for text in texts if isinstance(text, str)]
+
+
+def _rewards(text: Any) -> list[str]:
+    """The rewards that a setting asks for, of which a sum has several."""
+    return names_in(text) if isinstance(text, str) else []
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

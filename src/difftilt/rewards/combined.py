@@ -188,6 +188,18 @@ def is_combined(text: str) -> bool:
     return SEPARATOR in text or bool(found and (found["shape"] or found["weight"]))
 
 
+def names_in(text: str) -> list[str]:
+    """The rewards that a text asks for; the text itself if it asks for one as it is."""
+    if not is_combined(text):
+        return [text]
+    return [part.name for part in parse_terms(text, lambda name: _nothing)]
+
+
+def _nothing(sample: Sample, cond: Cond) -> PerSample:
+    """Stands for a reward that is not looked for."""
+    return torch.zeros(len(sample))
+
+
 def _shape(name: str, *ends: str) -> Shape:
     low, high = map(float, ends)
     if name not in SHAPES:
