@@ -17,9 +17,20 @@ BARS = {"gmm-x": 0.005, "gmm-sin": 0.015, "lqg16": 0.01, "lqg16-flow": 0.01}
 
 
 def main() -> None:
-    text = PAGE.read_text()
-    before, after = text[: text.index(START) + len(START)], text[text.index(END) :]
-    PAGE.write_text(before + measured(HERE / "results") + after)
+    write_page(PAGE, measured(HERE / "results"))
+
+
+def write_page(page: Path, content: str) -> None:
+    """Puts what was measured between the markers of a page."""
+    before, _, after = split_page(page)
+    page.write_text(before + content + after)
+
+
+def split_page(page: Path) -> tuple[str, str, str]:
+    """A page up to what was measured, that, and what follows."""
+    text = page.read_text()
+    start, end = text.index(START) + len(START), text.index(END)
+    return text[:start], text[start:end], text[end:]
 
 
 def measured(results: Path) -> str:

@@ -7,7 +7,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from document import END, START, rows, table
+from document import rows, table, write_page
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "learned.md"
@@ -15,9 +15,7 @@ WORLDS = {"six6": "SIX6, labels from the lower half", "gb1": "GB1, labels at ran
 
 
 def main() -> None:
-    text = PAGE.read_text()
-    before, after = text[: text.index(START) + len(START)], text[text.index(END) :]
-    PAGE.write_text(before + measured(HERE / "results") + after)
+    write_page(PAGE, measured(HERE / "results"))
 
 
 def measured(results: Path) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
-from document import END, START, order, rows, table
+from document import order, rows, table, write_page
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullLocator
 
@@ -25,9 +25,7 @@ DATA = {"lower": "the lower half", "whole": "the whole landscape"}
 
 
 def main() -> None:
-    text = PAGE.read_text()
-    before, after = text[: text.index(START) + len(START)], text[text.index(END) :]
-    PAGE.write_text(before + measured(HERE / "results") + after)
+    write_page(PAGE, measured(HERE / "results"))
     if problems := load(HERE / "results"):
         draw(problems, PICTURE)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from document import END, START, rows, table
+from document import rows, table, write_page
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "steering.md"
@@ -20,9 +20,7 @@ REWARDS = {"gmm-x": "x", "gmm-sin": "sin 3x"}
 
 
 def main() -> None:
-    text = PAGE.read_text()
-    before, after = text[: text.index(START) + len(START)], text[text.index(END) :]
-    PAGE.write_text(before + measured(HERE / "results") + after)
+    write_page(PAGE, measured(HERE / "results"))
 
 
 def measured(results: Path) -> str:

@@ -102,8 +102,7 @@ def test_the_map_of_the_folders_is_that_of_the_tree():
 def test_measured_tables_are_those_of_the_results(name, script, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     document = importlib.import_module(script)
-    text = (ROOT / "docs" / f"{name}.md").read_text()
-    shown = text[text.index(document.START) + len(document.START) : text.index(document.END)]
+    _, shown, _ = importlib.import_module("document").split_page(ROOT / "docs" / f"{name}.md")
     assert shown == document.measured(ROOT / "benchmarks" / "results")
 
 

@@ -1,6 +1,5 @@
 """A signal to a command, wherever it comes: one sentence, 128 + its number, and the run can be resumed."""
 
-import json
 import os
 import random
 import signal
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from commands import Command, Ended
+from killed import fingerprint
 
 from difftilt.cli import finetune as tuning
 from difftilt.domains.digits import pretrain
@@ -96,13 +96,6 @@ def check(ended: Ended, number: int) -> None:
     assert ended.code == 128 + number, ended
     assert len(ended.said) == 1 and signal.Signals(number).name in ended.said[0], ended.err
     assert "Traceback" not in ended.err and "Exception ignored" not in ended.err, ended.err
-
-
-def fingerprint(folder: Path) -> dict[str, Any]:
-    """What a run left behind, but for how long it took."""
-    summary = json.loads((folder / "summary.json").read_text())
-    summary.pop("seconds")
-    return {"rows": (folder / "metrics.jsonl").read_bytes(), "summary": summary}
 
 
 def resumed(folder: Path, tmp_path: Path) -> dict[str, Any]:

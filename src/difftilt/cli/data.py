@@ -10,26 +10,27 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
+from difftilt.cli.actions import choose_action
 from difftilt.cli.options import parse
 from difftilt.data.catalog import DATASETS, adopt, present
 from difftilt.data.fetch import fetch
 from difftilt.data.store import VARIABLE, root
-from difftilt.settings import UsageError, choose
+from difftilt.settings import choose
 
 Name = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")]
 
 
 def data_command(words: list[str]) -> None:
     """Lists the data sets, fetches them, or takes them from files you have."""
-    if not words:
-        raise UsageError(f"difftilt data needs one of {', '.join(ACTIONS)}")
-    if words[0] in ("-h", "--help"):
-        print(f"usage: difftilt data {{{','.join(ACTIONS)}}} ...\n")
-        for name, (action, operands) in ACTIONS.items():
-            print(f"  {name + operands:18} {(inspect.getdoc(action) or '').splitlines()[0]}")
+    lines = {
+        name + operands: (inspect.getdoc(action) or "").splitlines()[0]
+        for name, (action, operands) in ACTIONS.items()
+    }
+    chosen = choose_action("data", words, ACTIONS, f"{{{','.join(ACTIONS)}}} ...", lines)
+    if chosen is None:
         print(f"\nData sets lie in {root()}; the variable {VARIABLE} names another folder.")
         return
-    action, _ = choose("data command", words[0], ACTIONS)
+    action, _ = chosen
     arguments = parse(action, words[1:], f"difftilt data {words[0]}")
     if "name" in arguments:
         choose("data set", arguments["name"], DATASETS)

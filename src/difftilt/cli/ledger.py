@@ -11,25 +11,22 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from difftilt.cli.actions import choose_action
 from difftilt.cli.options import parse
 from difftilt.data.atomic import atomic_file
 from difftilt.data.store import naming, numbers, read_table
 from difftilt.rewards.ledger import COLUMNS, Ledger
-from difftilt.settings import UsageError, choose
+from difftilt.settings import UsageError
 
 NUMBERS = ("number", "at")  # columns that hold them
 
 
 def ledger_command(words: list[str]) -> None:
     """Shows what a ledger of paid rewards holds, and carries it to other machines."""
-    if not words or words[0] in ("-h", "--help"):
-        lines = [f"  {name:7} {what}" for name, (_, what) in ACTIONS.items()]
-        print("\n".join(["usage: difftilt ledger {" + ",".join(ACTIONS) + "} LEDGER [OPTIONS]", "", *lines]))
-        if not words:
-            raise UsageError(f"difftilt ledger needs one of {', '.join(ACTIONS)}")
-        return
-    action, _ = choose("action of difftilt ledger", words[0], ACTIONS)
-    action(words[1:])
+    usage = f"{{{','.join(ACTIONS)}}} LEDGER [OPTIONS]"
+    lines = {name: what for name, (_, what) in ACTIONS.items()}
+    if chosen := choose_action("ledger", words, ACTIONS, usage, lines):
+        chosen[0](words[1:])
 
 
 def _stats(words: list[str]) -> None:
@@ -37,10 +34,10 @@ def _stats(words: list[str]) -> None:
     heads = ("reward", "version", "answers", "samples", "mean", "least", "greatest", "failures", "last")
     table = Table(*heads, box=None)
     for row in ledger.stats():
-        numbers = [f"{row[name]:.4g}" for name in ("mean", "least", "greatest")]
+        figures = [f"{row[name]:.4g}" for name in ("mean", "least", "greatest")]
         last = datetime.fromtimestamp(row["last"], UTC).strftime("%Y-%m-%d %H:%M")
         counts = [f"{row[name]:,}" for name in ("answers", "samples")]
-        table.add_row(row["reward"], row["version"], *counts, *numbers, f"{row['failures']:,}", last)
+        table.add_row(row["reward"], row["version"], *counts, *figures, f"{row['failures']:,}", last)
     Console().print(table)
 
 

@@ -5,20 +5,16 @@ import inspect
 from rich.console import Console
 from rich.table import Table
 
+from difftilt.cli.actions import choose_action
 from difftilt.cli.options import parse
 from difftilt.experiment.fit_reward import HEAD, fit_reward, rows
-from difftilt.settings import UsageError, choose
 
 
 def reward_command(words: list[str]) -> None:
     """Learns a reward from measurements, for --reward learned:DIR."""
-    if not words:
-        raise UsageError(f"difftilt reward needs one of {', '.join(ACTIONS)}")
-    if words[0] in ("-h", "--help"):
-        print("usage: difftilt reward fit --data TABLE [OPTIONS]\n")
-        print(f"  fit  {(inspect.getdoc(fit_reward) or '').splitlines()[0]}")
-        return
-    choose("reward command", words[0], ACTIONS)(words[1:])
+    lines = {"fit": (inspect.getdoc(fit_reward) or "").splitlines()[0]}
+    if action := choose_action("reward", words, ACTIONS, "fit --data TABLE [OPTIONS]", lines):
+        action(words[1:])
 
 
 def fit_command(words: list[str]) -> None:

@@ -13,6 +13,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from difftilt.cli.actions import choose_action
 from difftilt.cli.interruption import watch
 from difftilt.cli.options import parse
 from difftilt.cli.runs import (
@@ -32,7 +33,7 @@ from difftilt.experiment.fit_value import RollIn, fit_value, roll_in
 from difftilt.experiment.job import Job
 from difftilt.experiment.plan import plan
 from difftilt.experiment.record import VALUE, read_run, restored, trust
-from difftilt.settings import Count, Natural, Rate, UsageError, choose
+from difftilt.settings import Count, Natural, Rate
 from difftilt.training.distributed import finish, make_accelerator
 from difftilt.training.settings import Schedule, Training
 from difftilt.values.regression import ValueRegression
@@ -74,13 +75,9 @@ class FitOptions:
 
 def value_command(words: list[str]) -> None:
     """Learns the soft value of a recipe's pretrained model, for difftilt sample --value."""
-    if not words:
-        raise UsageError(f"difftilt value needs one of {', '.join(ACTIONS)}")
-    if words[0] in ("-h", "--help"):
-        print("usage: difftilt value fit RECIPE [OPTIONS]\n")
-        print(f"  fit RECIPE  {(inspect.getdoc(fit_command) or '').splitlines()[0]}")
-        return
-    choose("value command", words[0], ACTIONS)(words[1:])
+    lines = {"fit RECIPE": (inspect.getdoc(fit_command) or "").splitlines()[0]}
+    if action := choose_action("value", words, ACTIONS, "fit RECIPE [OPTIONS]", lines):
+        action(words[1:])
 
 
 def fit_command(words: list[str]) -> None:

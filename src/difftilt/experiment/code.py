@@ -241,5 +241,7 @@ def _option(content: Mapping[str, Any], text: str) -> str:
     """The option that names a text, with what it was given."""
     if content.get("recipe") == text:
         return f"recipe {text}"
+    from difftilt.rewards.combined import names_in  # loads torch, as what was made of it has, but not all do
+
     reward = str((content.get("settings") or {}).get("reward"))
-    return f"reward {reward}" if text in reward else f"algorithm {text}"
+    return f"reward {reward}" if text in names_in(reward) else f"algorithm {text}"

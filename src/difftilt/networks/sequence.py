@@ -197,6 +197,12 @@ def _sorts_before(a: Tokens, b: Tokens) -> Mask:
     return (a.gather(1, first) < b.gather(1, first))[:, 0]
 
 
+def corrected(base: nn.Module, categories: int, length: int, both_strands: bool = False) -> Corrected:
+    """A pretrained network to tune: new values of whole sequences, of three quarters and of halves."""
+    words = sorted({length, 3 * length // 4, length // 2} - {0}, reverse=True)
+    return Corrected(base, WordValues(categories, length, words, both_strands))
+
+
 def _hard(x: OneHot) -> Tokens:
     """The tokens of one-hot vectors; an argmax over so few numbers is several times slower."""
     return (x.detach() @ torch.arange(x.shape[-1], dtype=x.dtype, device=x.device)).round().long()

@@ -15,7 +15,7 @@ FOLDS = 5
 FEWEST = 20  # labels
 INTERVAL = 0.9  # of the measurements lie inside
 TENTH = 10  # one label in so many is held out by a shift
-ROWS = 2**10  # whose distances to all labels are found at a time
+ROWS = 2**7  # whose distances to all labels are found at a time
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,12 @@ class Judgement:
 
     @property
     def correlation_se(self) -> float:
-        """Standard error of the correlation, (1 - r^2) / sqrt(n - 1)."""
-        return (1 - self.correlation**2) / (self.count - 1) ** 0.5
+        return correlation_error(self.correlation, self.count)
+
+
+def correlation_error(correlation: float, count: int) -> float:
+    """The standard error of Pearson's r of n pairs, (1 - r^2) / sqrt(n - 1)."""
+    return (1 - correlation**2) / (count - 1) ** 0.5
 
 
 def calibrated(learner: Learner, labels: Labels, seed: int = 0) -> Belief:
@@ -86,8 +90,7 @@ def judge(belief: Belief, labels: Labels) -> Judgement:
 
 def best_tenth(labels: Labels) -> tuple[Index, Index]:
     """The rows of all labels but the best tenth, and those of that: what tuning will ask for."""
-    order = labels.score.argsort(stable=True)
-    return order[: -max(len(order) // TENTH, 1)], order[-max(len(order) // TENTH, 1) :]
+    return _last_tenth(labels.score)
 
 
 def most_remote_tenth(labels: Labels, categories: int) -> tuple[Index, Index]:
@@ -96,9 +99,13 @@ def most_remote_tenth(labels: Labels, categories: int) -> tuple[Index, Index]:
     Args:
         categories: As for `nearest`.
     """
-    apart = nearest(labels.sample, labels.sample, categories, second=True)
-    order = apart.argsort(stable=True)
-    return order[: -max(len(order) // TENTH, 1)], order[-max(len(order) // TENTH, 1) :]
+    return _last_tenth(nearest(labels.sample, labels.sample, categories, second=True))
+
+
+def _last_tenth(values: PerSample) -> tuple[Index, Index]:
+    """The rows of all but the largest tenth, and of that."""
+    order, held_out = values.argsort(stable=True), max(len(values) // TENTH, 1)
+    return order[:-held_out], order[-held_out:]
 
 
 def nearest(sample: Sample, known: Tensor, categories: int, second: bool = False) -> PerSample:

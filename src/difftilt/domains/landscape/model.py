@@ -13,7 +13,7 @@ import torch.nn as nn
 from difftilt.data.landscape import Landscape
 from difftilt.data.vocabulary import DNA
 from difftilt.networks.bundle import load_bundle, user_folder
-from difftilt.networks.sequence import MLP, BothStrands, Corrected, WordValues
+from difftilt.networks.sequence import MLP, BothStrands, corrected
 from difftilt.processes.masked import MaskedPolicy
 from difftilt.shapes import Index
 
@@ -66,10 +66,8 @@ def landscape_policy(
 
 def tunable(policy: MaskedPolicy, landscape: Landscape) -> MaskedPolicy:
     """A copy of a pretrained chain, and new values, zero at first, that correct its logits."""
-    letters, length = len(landscape.alphabet), landscape.length
-    words = sorted({length, 3 * length // 4, length // 2} - {0}, reverse=True)
-    correction = WordValues(letters, length, words, both_strands=landscape.alphabet == DNA)
-    network = Corrected(copy.deepcopy(policy.network), correction)
+    size, dna = (len(landscape.alphabet), landscape.length), landscape.alphabet == DNA
+    network = corrected(copy.deepcopy(policy.network), *size, both_strands=dna)
     return chain_of(network, landscape, policy.start)
 
 

@@ -14,7 +14,7 @@ from difftilt.data.vocabulary import Vocabulary
 from difftilt.networks.automaton import Automaton, both, ended
 from difftilt.networks.bundle import Bundle, load_bundle, user_folder
 from difftilt.networks.constraint import Constrained, constrain
-from difftilt.networks.sequence import MLP, Convolutional, Corrected, WordValues
+from difftilt.networks.sequence import MLP, Convolutional, corrected
 from difftilt.processes.masked import MaskedPolicy
 from difftilt.shapes import Index
 
@@ -101,8 +101,7 @@ def tunable(network: nn.Module, vocabulary: Vocabulary) -> nn.Module:
     network = copy.deepcopy(network)
     if (count + 1) ** length > LISTED:
         return network
-    words = sorted({length, 3 * length // 4, length // 2} - {0}, reverse=True)
-    return Corrected(network, WordValues(count, length, words))
+    return corrected(network, count, length)
 
 
 def bundle_of(folder: Path | None) -> Bundle:

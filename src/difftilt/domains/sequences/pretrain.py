@@ -21,16 +21,14 @@ from difftilt.networks.bundle import Numbers, save_bundle, user_folder
 from difftilt.policy import rollout
 from difftilt.processes.likelihood import elbo
 from difftilt.processes.masked import MaskedPolicy
+from difftilt.rewards.held_out import nearest as share_apart
 from difftilt.settings import Count, Natural, Rate, Threads
 from difftilt.shapes import PerSample, Sequences, Some
 from difftilt.training.pretrain import explain, warm_cosine
-from difftilt.transition import one_hot
 
 FEWEST = 30  # different sequences; of fewer, too few are held out to say anything
-PART, MOST = (
-    10,
-    2000,
-)  # one sequence in so many is held out, and as many choose the best step; at most so many
+PART = 10  # one sequence in so many is held out, and as many choose the best step
+MOST = 2000  # sequences of either
 TIMES = 20  # that the bound is measured while training
 DRAWS = 500  # of noise, over which a bound is averaged
 BEST = 0.1  # share of the sequences with a score that are called the best
@@ -189,9 +187,7 @@ def independent(x: Sequences, data: Sequences, categories: int) -> Some:
 
 def nearest(x: Sequences, data: Sequences, categories: int) -> Some:
     """At how many positions each sequence differs from the nearest one of the data."""
-    known = one_hot(data, categories).float().flatten(1)
-    same = [one_hot(part, categories).float().flatten(1) @ known.T for part in x.split(100)]
-    return x.shape[1] - torch.cat([part.amax(1) for part in same]).double()
+    return (x.shape[1] * share_apart(x, data, categories)).round().double()
 
 
 def card(assay: Assay, vocabulary: Vocabulary, data: str, about: Numbers, found: Numbers) -> str:

@@ -176,10 +176,9 @@ def _draw_line(
     letters = BASES if _is_nucleic(alphabet) else {key: colour for key, (_, colour) in RESIDUES.items()}
     colours = dict.fromkeys(alphabet, "#707070") | {c: colour for key, colour in letters.items() for c in key}
     positions = range(first, first + len(heights))
-    short = all(len(letter) == 1 for letter in alphabet)
-    if (
-        find_spec("logomaker") and short and bool(heights.any())
-    ):  # of empty stacks it warns about its own limits
+    drawable = all(len(letter) == 1 for letter in alphabet)
+    drawable = drawable and bool(heights.any())  # of empty stacks logomaker warns about its own limits
+    if drawable and find_spec("logomaker"):
         import logomaker  # which loads pandas and pyplot
         import pandas as pd
 

@@ -27,6 +27,7 @@ from difftilt.evaluation.estimate import Estimate
 from difftilt.networks.bundle import Numbers, save_bundle, user_folder
 from difftilt.policy import rollout
 from difftilt.processes.likelihood import elbo
+from difftilt.rewards.held_out import correlation_error
 from difftilt.settings import Count, Natural, Rate, Threads
 from difftilt.shapes import PerSample, Sequences
 from difftilt.training.pretrain import explain, regress, warm_cosine
@@ -141,9 +142,9 @@ def quality(folder: Path, held_out: Measured, seed: int = 0) -> Numbers:
 
 
 def pearson(a: PerSample, b: PerSample) -> Estimate:
-    """Pearson's correlation r, with its standard error (1 - r^2) / sqrt(n - 1)."""
+    """Pearson's correlation, with its standard error."""
     r = torch.corrcoef(torch.stack([a, b]))[0, 1].item()
-    return Estimate(r, (1 - r**2) / (len(a) - 1) ** 0.5)
+    return Estimate(r, correlation_error(r, len(a)))
 
 
 def _in_parts(oracle: Oracle, x: Sequences) -> PerSample:
