@@ -64,7 +64,8 @@ def test_a_second_run_is_paid_for_by_the_first(tmp_path, words, capsys):
     main(["ledger", "import", str(tmp_path / "other.db"), str(tmp_path / "answers.csv")])
     capsys.readouterr()
     main(["ledger", "stats", str(tmp_path / "other.db")])
-    assert " 96 " in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert " 96 " in said and "mine.py:dark, version " in said
     rows = list(csv.reader((tmp_path / "answers.csv").open()))
     (tmp_path / "answers.csv").write_text("\n".join(",".join(row).replace(",0.", ",x0.") for row in rows))
     line = ["ledger", "import", str(tmp_path / "third.db"), str(tmp_path / "answers.csv")]

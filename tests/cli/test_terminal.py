@@ -1,6 +1,7 @@
 """Commands in poor surroundings: narrow, without letters, without a home, with nobody who reads."""
 
 import os
+import shlex
 import subprocess
 import sys
 import warnings
@@ -10,9 +11,12 @@ from pathlib import Path
 import pytest
 from commands import Command, Ended, environment
 
-from difftilt.cli.main import COMMANDS
+from difftilt.cli import tables
+from difftilt.cli.main import COMMANDS, main
 from difftilt.cli.runs import RECIPES
+from difftilt.domains.card import command
 from difftilt.experiment import sample
+from difftilt.experiment.record import describe
 
 HELP = [
     ["--help"], ["--version"], ["recipes"], ["data", "list"],
@@ -50,6 +54,24 @@ def test_help_and_numbers_are_shown_anywhere(name, tmp_path, monkeypatch):
         assert name != "wide" or max(map(len, ended.out.splitlines())) < 400
         wrong = Command(["finetune", "digits", "--alpah", "1"], tmp_path).wait()
         check(wrong, 2)
+
+
+def test_nothing_is_cut_where_the_terminal_is_narrow(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    for words in (["data", "list"], ["recipes"]):
+        main(words)
+        assert "\u2026" not in capsys.readouterr().out, words
+    for path in Path(str(tables.__file__)).parent.glob("*.py"):  # all others take the tables from there
+        assert path.name == "tables.py" or "Table(" not in path.read_text(), path
+
+
+def test_commands_that_people_are_told_can_be_typed(monkeypatch):
+    words = ["pretrain", "sequences", "--data", "my plates/first.csv"]
+    about = {"settings": {"learning_rate": 1e-3, "start": "a b"}}
+    told = shlex.split(command(words[1:], about))
+    assert told == ["difftilt", *words, "--learning-rate", "0.001", "--start", "a b"]
+    monkeypatch.setattr(sys, "argv", ["difftilt", *words])
+    assert shlex.split(describe(0, 1, "cpu")["command"]) == ["difftilt", *words]
 
 
 def nobody_reads() -> None:

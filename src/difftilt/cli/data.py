@@ -8,10 +8,10 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-from rich.table import Table
 
 from difftilt.cli.actions import choose_action
 from difftilt.cli.options import parse
+from difftilt.cli.tables import folded
 from difftilt.data.catalog import DATASETS, adopt, present
 from difftilt.data.fetch import fetch
 from difftilt.data.store import VARIABLE, root
@@ -39,7 +39,7 @@ def data_command(words: list[str]) -> None:
 
 def list_datasets() -> None:
     """Lists the data sets, and which are on this machine."""
-    table = Table("name", "what", "rows", "terms", "here", box=None)
+    table = folded("name", "what", "rows", "terms", "here")
     for name, dataset in DATASETS.items():
         have, need = len(present(name)), len(dataset.files)
         here = "yes" if have == need else f"{have} of {need} files" if have else "no"

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from rich.console import Console
-from rich.table import Table
 
 from difftilt.cli.actions import choose_action
 from difftilt.cli.options import parse
@@ -31,14 +29,12 @@ def ledger_command(words: list[str]) -> None:
 
 def _stats(words: list[str]) -> None:
     ledger = _existing(parse(stats_options, words, "difftilt ledger stats")["ledger"])
-    heads = ("reward", "version", "answers", "samples", "mean", "least", "greatest", "failures", "last")
-    table = Table(*heads, box=None)
     for row in ledger.stats():
-        figures = [f"{row[name]:.4g}" for name in ("mean", "least", "greatest")]
         last = datetime.fromtimestamp(row["last"], UTC).strftime("%Y-%m-%d %H:%M")
-        counts = [f"{row[name]:,}" for name in ("answers", "samples")]
-        table.add_row(row["reward"], row["version"], *counts, *figures, f"{row['failures']:,}", last)
-    Console().print(table)
+        counts = f"{row['answers']:,} answers of {row['samples']:,} samples, {row['failures']:,} failures"
+        figures = (f"{name} {row[name]:.4g}" for name in ("mean", "least", "greatest"))
+        print(f"{row['reward']}, version {row['version']}")
+        print(f"  {counts}, the last on {last} UTC\n  {', '.join(figures)}")
 
 
 def stats_options(ledger: tyro.conf.Positional[Path]) -> None:

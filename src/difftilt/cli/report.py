@@ -6,10 +6,10 @@ from pathlib import Path
 
 import tyro
 from rich.console import Console
-from rich.table import Column, Table
 from rich.text import Text
 
 from difftilt.cli.options import parse
+from difftilt.cli.tables import folded
 
 
 def report_command(words: list[str]) -> None:
@@ -67,7 +67,7 @@ def show_comparison(folders: Sequence[Path], out: Path) -> None:
     found, console = compare(expanded(folders), out), Console()
     for problem, rows in groupby(found["rows"], lambda row: row["problem"]):
         console.print(problem, markup=False, highlight=False, soft_wrap=True)
-        table = Table(Column("run", overflow="fold"), "J", "reward", "KL (nats)", "± over", box=None)
+        table = folded("run", "J", "reward", "KL (nats)", "± over")
         for name in ("calls", "seconds"):
             table.add_column(name, justify="right")
         for row in rows:

@@ -3,10 +3,10 @@
 import inspect
 
 from rich.console import Console
-from rich.table import Table
 
 from difftilt.cli.actions import choose_action
 from difftilt.cli.options import parse
+from difftilt.cli.tables import folded
 from difftilt.experiment.fit_reward import HEAD, fit_reward, rows
 
 
@@ -21,7 +21,7 @@ def fit_command(words: list[str]) -> None:
     """Learns a reward, and prints how good it is on labels that it has not seen."""
     settings = parse(fit_reward, words, "difftilt reward fit")
     found = fit_reward(**settings)
-    table = Table(*HEAD, box=None)
+    table = folded(*HEAD)
     for cells in rows(found):
         table.add_row(*cells)
     Console().print(table)

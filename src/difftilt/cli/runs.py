@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -193,8 +194,8 @@ def _check_room(folder: Path, overwrite: bool) -> None:
         begun = any((folder / name).exists() for name in ("before.json", "checkpoints", "summary.json"))
         if begun and not overwrite:
             raise ValueError(
-                f"{folder} already holds a run; go on with difftilt resume {folder}, name another folder with"
-                " --out, or delete it with --overwrite"
+                f"{folder} already holds a run; go on with difftilt resume {shlex.quote(str(folder))}, name"
+                " another folder with --out, or delete it with --overwrite"
             )
         check_run(folder)
     elif any(path.name != LOCK for path in folder.iterdir()):

@@ -5,9 +5,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 NAMES = {"reward": "reward", "kl_nats": "KL (nats)", "objective": "J"}
+
+
+def folded(*heads: str) -> Table:
+    """A table whose cells are broken, and never cut, where the terminal is narrow."""
+    return Table(*(Column(head, overflow="fold") for head in heads), box=None)
 
 
 def show_numbers(columns: Mapping[str, Mapping[str, Any]]) -> None:
@@ -16,7 +21,7 @@ def show_numbers(columns: Mapping[str, Mapping[str, Any]]) -> None:
     Args:
         columns: Rows as of summary.json, by the title of their column.
     """
-    table = Table("", *columns, box=None)
+    table = folded("", *columns)
     for name, label in NAMES.items():
         label = (
             f"{label}, at most"

@@ -11,7 +11,6 @@ from typing import Annotated, Any
 import annotated_types as at
 import tyro
 from rich.console import Console
-from rich.table import Table
 
 from difftilt.cli.actions import choose_action
 from difftilt.cli.interruption import watch
@@ -27,6 +26,7 @@ from difftilt.cli.runs import (
     taken,
     taking,
 )
+from difftilt.cli.tables import folded
 from difftilt.evaluation.groups import METHOD
 from difftilt.experiment.finetune import make_run
 from difftilt.experiment.fit_value import RollIn, fit_value, roll_in
@@ -144,7 +144,7 @@ def _conclude(summary: Mapping[str, Any], folder: Path) -> None:
     """Prints what fresh chains say about the value, in the first process."""
     if not summary:
         return
-    table = Table("t", "mean of exp((r - v) / alpha): 1 if v is right", "LINEX loss", box=None)
+    table = folded("t", "mean of exp((r - v) / alpha): 1 if v is right", "LINEX loss")
     for row in summary["calibration"]:
         numbers = (f"{row[name]:.3f} ± {row[f'{name}_se']:.3f}" for name in ("mean", "linex"))
         table.add_row(str(row["t"]), *numbers)

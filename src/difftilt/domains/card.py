@@ -1,6 +1,7 @@
 """What the model cards of pretrained networks say: how they were made, and what was measured of them."""
 
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from difftilt.evaluation.estimate import Estimate
@@ -25,15 +26,15 @@ def made(settings: Mapping[str, Any], seconds: float, threads: int, version: str
     }
 
 
-def command(words: str, about: Numbers) -> str:
+def command(words: Sequence[str], about: Numbers) -> str:
     """What to type to make networks again.
 
     Args:
         words: The recipe, and what else is no setting of pretraining.
         about: What `made` says.
     """
-    options = (f"--{name.replace('_', '-')} {value}" for name, value in about["settings"].items())
-    return " ".join([f"difftilt pretrain {words}", *options])
+    options = ((f"--{name.replace('_', '-')}", str(value)) for name, value in about["settings"].items())
+    return shlex.join(["difftilt", "pretrain", *words, *(word for pair in options for word in pair)])
 
 
 def shown(found: Any) -> Any:

@@ -1,5 +1,6 @@
 """Several runs side by side: what each setting reached over its seeds, and what it spent."""
 
+import shlex
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -122,7 +123,10 @@ def _finished(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
         if "objective" in run.summary:
             runs.append(run)
         else:
-            notes.append(f"{folder.name} is left out, since it is not finished: difftilt resume {folder}.")
+            notes.append(
+                f"{folder.name} is left out, since it is not finished:"
+                f" difftilt resume {shlex.quote(str(folder))}."
+            )
     if not runs:
         raise ValueError(
             f"got {len(folders)} run folders, none of them of a finished run; finish at least one with"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 import subprocess
 import sys
 import types
@@ -123,7 +124,7 @@ def describe(seed: int, processes: int, device: str) -> dict[str, Any]:
         "processes": processes,
         "git_revision": _git_revision(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join(["difftilt", *sys.argv[1:]]),
+        "command": shlex.join(["difftilt", *sys.argv[1:]]),
     }
 
 

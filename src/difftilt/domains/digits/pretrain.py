@@ -184,7 +184,7 @@ def card(about: Numbers, found: Numbers) -> str:
     rows = (f"| {label} | {' | '.join(found[key][name] for name in SETS)} |" for label, key in TABLE)
     classes = ", ".join(map(str, found["unconditional_classes"]))
     return CARD.format(
-        command=command("digits", about), **about, **found, rows="\n".join(rows), classes=classes
+        command=command(["digits"], about), **about, **found, rows="\n".join(rows), classes=classes
     )
 
 

@@ -135,7 +135,7 @@ def quality(table: Landscape, folder: Path) -> Numbers:
 def card(table: Landscape, config: Numbers, found: Numbers) -> str:
     """The model card, in Markdown."""
     about = config["made"]
-    words = pretrain_command(table).removeprefix("difftilt pretrain ")
+    words = pretrain_command(table).split()[2:]
     seen, best = len(table.lower_half()), best_seen(table)
     return CARD.format(command=command(words, about), table=table, seen=seen, best=best, **about, **found)
 

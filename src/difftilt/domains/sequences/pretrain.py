@@ -200,7 +200,7 @@ def card(assay: Assay, vocabulary: Vocabulary, data: str, about: Numbers, found:
     understood = "\n".join(f"- {line}" for line in assay.understood)
     return CARD.format(
         understood=understood, letters=listed(vocabulary.letters), rows="\n".join(rows), **about, **seen,
-        command=command(f"sequences --data {data}", about), new_share=f"{found['new']:.0%}",
+        command=command(["sequences", "--data", data], about), new_share=f"{found['new']:.0%}",
     )  # fmt: skip
 
 

@@ -156,7 +156,7 @@ def card(about: Numbers, found: Numbers) -> str:
     value, se = found["bound"]
     found = shown(found | {"bound": (-value, se)})
     rows = (f"| {label} | {found[key]['measured']} | {found[key]['drawn']} |" for label, key in TABLE)
-    return CARD.format(command=command("utr", about), **about, **found, rows="\n".join(rows), steps=STEPS)
+    return CARD.format(command=command(["utr"], about), **about, **found, rows="\n".join(rows), steps=STEPS)
 
 
 TABLE = (
