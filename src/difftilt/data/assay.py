@@ -129,15 +129,15 @@ def _collected(
         value = number_of(numbers[number], comma) if numbers else math.nan
         upper = cell.upper()
         if len(row) < len(header) or any(row[len(header) :]):
-            faults.add(f"have another number of cells than the header, {len(header)}", line, str(len(row)))
+            faults.add(f"with another number of cells than the header, {len(header)}", line, str(len(row)))
         elif not text:
-            faults.add("have no sequence", line)
+            faults.add("without a sequence", line)
         elif split(text, letters) is None:
-            faults.add(f"hold other letters than {listed(letters)}", line, cell)
+            faults.add(f"with other letters than {listed(letters)}", line, cell)
         elif "".join(letters) in (DNA, RNA) and "U" in upper and "T" in upper:
-            faults.add("hold both T and U", line, cell)
+            faults.add("with both T and U", line, cell)
         elif value is None or math.isinf(value):
-            faults.add("have a score that is no finite number", line, numbers[number])
+            faults.add("with a score that is no finite number", line, numbers[number])
         else:
             found.setdefault(text, []).append(value)
     return found, faults
