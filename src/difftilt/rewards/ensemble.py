@@ -146,7 +146,7 @@ class Ensemble:
         )
 
     def fit(self, labels: Labels) -> Belief:
-        return Belief(self.taught(labels).predict)
+        return Belief(self.taught(labels).predict, members=self.members)
 
     def taught(self, labels: Labels) -> EnsembleNetwork:
         """The network of a belief, frozen.

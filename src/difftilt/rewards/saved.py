@@ -49,7 +49,7 @@ class LearnedReward:
     @property
     def belief(self) -> Belief:
         """On tokens of the alphabet."""
-        return Belief(self.network.predict, self.scale)
+        return Belief(self.network.predict, self.scale, self.learner.members)
 
     @property
     def vocabulary(self) -> Vocabulary:
