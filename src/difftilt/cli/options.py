@@ -53,7 +53,9 @@ def parse(
         _field(name, subcommands(name, hints[name], default, words, own), default)
         for name, default in defaults.items()
     ]
-    options = dataclasses.make_dataclass("Options", fields, frozen=True, namespace={"__doc__": doc})
+    options = dataclasses.make_dataclass(
+        "Options", fields, frozen=True, kw_only=True, namespace={"__doc__": doc}
+    )
     parsed = _parsed(options, words, program)
     values = {field[0]: getattr(parsed, field[0]) for field in fields}
     try:

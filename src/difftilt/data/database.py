@@ -1,4 +1,4 @@
-"""One SQLite file that several processes share: a transaction is seen whole or not at all, after a kill, too."""
+"""One SQLite file that several processes share: transactions are seen whole or not at all."""
 
 import os
 import sqlite3

@@ -1,4 +1,4 @@
-"""A lab in the loop: what was measured, what was proposed and what may still be spent, in one file of a folder.
+"""A lab in the loop: what was measured, what was proposed and what may still be spent, in one file.
 
 A round of proposals and the results of a file are one transaction each, so that a kill at any moment leaves
 both out or has both done. Tables and FASTA for the bench are written from what the file says.
@@ -20,7 +20,8 @@ from difftilt.data.database import Database
 from difftilt.data.lock import LOCK, locked
 from difftilt.data.read import UnreadableError, parse_json
 from difftilt.data.typed import misfit
-from difftilt.settings import Count, Natural, check_settings
+from difftilt.data.vocabulary import Vocabulary
+from difftilt.settings import Count, Natural, Positive, check_settings
 from difftilt.shapes import Some
 
 FILE = "lab.db"
@@ -47,16 +48,18 @@ class Plan:
     Args:
         budget: Sequences that may be proposed in all, at least 1.
         batch: Sequences per round, at least 1.
-        distance: Letters in which any two of a round differ, at least 0.
-        read_both_strands: DNA and its reverse complement are the same.
-        seed: At least 0.
+        alpha: As for `Asked`.
+        distance: As for `Batch`, like the next two.
+        seed: Of all that is drawn, at least 0.
     """
 
     budget: Count
-    batch: Count
-    distance: Natural
-    read_both_strands: bool
-    seed: Natural
+    batch: Count = 96
+    alpha: Positive | None = None
+    distance: Natural = 2
+    per_parent: Count | None = None
+    both_strands: bool = False
+    seed: Natural = 0
 
     def __post_init__(self):
         check_settings(self)
@@ -94,6 +97,14 @@ class Proposal:
     rule: str
     plate: int
     well: str
+
+
+class Letters(TypedDict):
+    """A `Vocabulary`."""
+
+    letters: list[str]
+    shortest: int
+    longest: int
 
 
 COLUMNS = tuple(Proposal.__annotations__)
@@ -162,15 +173,23 @@ class Lab:
                 raise ValueError(f"{self.folder} holds {min(held)} already; name a new folder with --out")
             if "plan" in self._settings():
                 raise ValueError(
-                    f"{self.folder} holds a lab already; go on with difftilt lab propose {self.folder}, or name"
-                    " another folder with --out"
+                    f"{self.folder} holds a lab already; go on with difftilt lab propose {self.folder}, or"
+                    " name another folder with --out"
                 )
             yield
 
-    def begin(self, plan: Plan, record: Mapping[str, Any], start: Assay | None, digest: str) -> None:
+    def begin(
+        self,
+        plan: Plan,
+        record: Mapping[str, Any],
+        vocabulary: Vocabulary,
+        start: Assay | None = None,
+        digest: str = "",
+    ) -> None:
         """Writes down what a lab is made of, and what is measured already."""
         with self._writing() as db:
-            for name, value in {"plan": asdict(plan), "record": record}.items():
+            settings = {"plan": asdict(plan), "record": record, "vocabulary": asdict(vocabulary)}
+            for name, value in settings.items():
                 db.execute("INSERT INTO setting VALUES (?, ?)", (name, json.dumps(value)))
             if start is not None:
                 _source(db, digest, "start")
@@ -191,6 +210,15 @@ class Lab:
         """What the model is made of; see `Record`."""
         return self._setting("record", Record)
 
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """What sequences are written in."""
+        found = self._setting("vocabulary", Letters)
+        try:
+            return Vocabulary(**found | {"letters": tuple(found["letters"])})
+        except ValueError as error:
+            raise self._damaged(str(error)) from None
+
     def allow(self, budget: int) -> None:
         """Sets how many sequences may be proposed in all."""
         plan = json.dumps(asdict(self.plan) | {"budget": budget})
@@ -199,7 +227,9 @@ class Lab:
 
     def rounds(self) -> list[Round]:
         rows = self._rows("SELECT number, rule, at, notes, written FROM round ORDER BY number")
-        return [Round(number, rule, at, json.loads(notes), bool(done)) for number, rule, at, notes, done in rows]
+        return [
+            Round(number, rule, at, json.loads(notes), bool(done)) for number, rule, at, notes, done in rows
+        ]
 
     def proposals(self) -> list[Proposal]:
         """All of them, in their order."""
@@ -212,9 +242,10 @@ class Lab:
         Raises:
             ValueError: If that is more than may be spent; nothing is changed.
         """
+        budget = self.plan.budget
         with self._writing() as db:
             (spent,) = db.execute("SELECT COUNT(*) FROM proposal").fetchone()
-            if spent + len(proposals) > self.plan.budget:
+            if spent + len(proposals) > budget:
                 raise ValueError(f"{len(proposals)} sequences are more than the budget leaves")
             row = (proposals[0].round, rule, _now(), json.dumps(list(notes)))
             db.execute("INSERT INTO round (number, rule, at, notes) VALUES (?, ?, ?, ?)", row)
@@ -260,7 +291,10 @@ class Lab:
         known = {text: [x for x in found if x is not None] for text, found in self.results().items()}
         known = {text: torch.tensor(found, dtype=torch.float64) for text, found in known.items() if found}
         mean = [found.mean().item() for found in known.values()]
-        error = [(found.std() / len(found) ** 0.5).item() if len(found) > 1 else torch.nan for found in known.values()]
+        error = [
+            (found.std() / len(found) ** 0.5).item() if len(found) > 1 else torch.nan
+            for found in known.values()
+        ]
         numbers = (torch.tensor(each, dtype=torch.float64) for each in (mean, error))
         return Measured(list(known), *numbers, [len(found) for found in known.values()])
 
@@ -287,8 +321,8 @@ class Lab:
 
     def _damaged(self, why: str) -> UnreadableError:
         return UnreadableError(
-            f"{self.folder / FILE} cannot be used ({why}); bring it back from a copy, or see that the disk has"
-            " room"
+            f"{self.folder / FILE} cannot be used ({why}); bring it back from a copy, or see that the disk"
+            " has room"
         )
 
 
