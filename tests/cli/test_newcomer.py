@@ -1,4 +1,4 @@
-"""A newcomer's hour: from a table as labs have it to a plate, what came back of it, the next plate and a page."""
+"""A newcomer's hour: from a table as labs have it to a plate, its results, the next plate and a page."""
 
 import csv
 import random
@@ -78,7 +78,7 @@ def test_a_newcomers_hour(size, tmp_path: Path, monkeypatch, timed, capsys):
     )
     back = [f"{row['id']},{true(row['sequence']) + draw.gauss(0, 0.5):.3f},plate reader 2" for row in rows]
     back[3] = f"{rows[3]['id']},fail,plate reader 2"
-    Path("results.csv").write_text("\n".join(["Sample;Result;Instrument".replace(";", ","), *back]))
+    Path("results.csv").write_text("\n".join(["Sample,Result,Instrument", *back]))
     timed("lab", "ingest", "lab", "results.csv")
     timed("lab", "propose", "lab")
     timed("lab", "report", "lab")
