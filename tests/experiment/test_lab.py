@@ -5,7 +5,6 @@ import os
 import signal
 import sqlite3
 import time
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -277,18 +276,16 @@ def test_a_learned_round_and_the_page(tmp_path: Path, monkeypatch, capsys):
     assert "learned from 61 sequences, alpha 0.05" in told and "different sequences, of which" in told
     rows = plate(lab, 1)
     assert len(rows) == 30 and {row["rule"][:10] for row in rows} >= {f"ladder {k}/5" for k in range(1, 6)}
-    assert sum(row["sequence"].count("A") for row in rows) > 2.6 * 30 and all(
-        float(row["std"]) > 0 for row in rows
-    )
+    assert sum(row["sequence"].count("A") for row in rows) > 2.6 * 30  # 2 without a reward
+    assert all(float(row["std"]) > 0 for row in rows)
     back = [f"{row['id']},{row['sequence'].count('A') + row['sequence'].count('C') / 2}" for row in rows[:-2]]
     said(capsys, "ingest", lab, result(tmp_path / "r.csv", "id,value", *back, f"{rows[-2]['id']},fail"))
     assert "4 sequences by genetic" in said(capsys, "propose", lab, "--rule", "genetic", "--batch", 4)
     said(capsys, "report", lab)
     page = (lab / "report.html").read_text()
     assert "The best measured so far is" in page and "34 of 60" in page and page.count("<svg") == 3
-    assert "Of round 1 1 sequences are pending" in page and "<script" not in page
+    assert "1 of the 30 sequences of round 1 are pending" in page and "<script" not in page
     assert "http" not in page.replace("http-equiv", "")
-    assert all(a.text != b.text for a, b in pairwise(Lab(lab).proposals()))
 
 
 def test_a_simulated_lab_tells_regret(monkeypatch, capsys):

@@ -19,7 +19,8 @@ from difftilt.evaluation.groups import METHOD
 from difftilt.experiment import code
 from difftilt.experiment.ingest import Reading, ingest
 from difftilt.experiment.job import Job
-from difftilt.experiment.lab import Lab, Plan
+from difftilt.experiment.lab import Lab
+from difftilt.experiment.lab_records import Plan
 from difftilt.experiment.lab_report import SHORT, cells, spent, standings, write_lab_report
 from difftilt.experiment.propose import Asked, checked
 from difftilt.experiment.record import describe_settings, trust

@@ -8,10 +8,10 @@ import json
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 
@@ -21,8 +21,7 @@ from difftilt.data.lock import LOCK, locked
 from difftilt.data.read import UnreadableError, parse_json
 from difftilt.data.typed import misfit
 from difftilt.data.vocabulary import Vocabulary
-from difftilt.settings import Count, Natural, Positive, check_settings
-from difftilt.shapes import Some
+from difftilt.experiment.lab_records import COLUMNS, Letters, Measured, Plan, Proposal, Record, Round
 
 FILE = "lab.db"
 _TABLES = """
@@ -39,99 +38,6 @@ CREATE TABLE IF NOT EXISTS result (
     text TEXT NOT NULL, value REAL, source TEXT NOT NULL REFERENCES source) STRICT;
 CREATE INDEX IF NOT EXISTS result_of ON result (text);
 """
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a lab was begun with, and what it may spend.
-
-    Args:
-        budget: Sequences that may be proposed in all, at least 1.
-        batch: Sequences per round, at least 1.
-        alpha: As for `Asked`.
-        distance: As for `Batch`, like the next two.
-        seed: Of all that is drawn, at least 0.
-    """
-
-    budget: Count
-    batch: Count = 96
-    alpha: Positive | None = None
-    distance: Natural = 2
-    per_parent: Count | None = None
-    both_strands: bool = False
-    seed: Natural = 0
-
-    def __post_init__(self):
-        check_settings(self)
-
-
-class Record(TypedDict):
-    """What a lab's model is made of, as in run.json."""
-
-    recipe: str
-    settings: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """A sequence for the bench.
-
-    Args:
-        id: Tells it from all others of the lab, such as P002-A01.
-        predicted: What was expected of its measurement; None where nothing was known yet.
-        std: How far off that may be.
-        to_labelled: In how many letters the nearest measured sequence differs, as of then.
-        to_proposed: The same of all that was proposed in earlier rounds.
-        rule: What it was drawn for.
-        plate: Its number, from 1 on.
-        well: Such as A01.
-    """
-
-    id: str
-    round: int
-    text: str
-    predicted: float | None
-    std: float | None
-    to_labelled: int | None
-    to_proposed: int | None
-    rule: str
-    plate: int
-    well: str
-
-
-class Letters(TypedDict):
-    """A `Vocabulary`."""
-
-    letters: list[str]
-    shortest: int
-    longest: int
-
-
-COLUMNS = tuple(Proposal.__annotations__)
-
-
-@dataclass(frozen=True)
-class Round:
-    """Args:
-    notes: What had to be done to fill it.
-    written: Whether its files are.
-    """
-
-    number: int
-    rule: str
-    at: str
-    notes: list[str]
-    written: bool
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Sequences that were measured: distinct texts, the mean of each, its standard error, and of how many."""
-
-    texts: list[str]
-    score: Some
-    error: Some
-    count: list[int]
 
 
 class Lab:
@@ -228,7 +134,8 @@ class Lab:
     def rounds(self) -> list[Round]:
         rows = self._rows("SELECT number, rule, at, notes, written FROM round ORDER BY number")
         return [
-            Round(number, rule, at, json.loads(notes), bool(done)) for number, rule, at, notes, done in rows
+            Round(number, rule, at, parse_json(notes, self.folder / FILE), bool(done))
+            for number, rule, at, notes, done in rows
         ]
 
     def proposals(self) -> list[Proposal]:
@@ -302,7 +209,7 @@ class Lab:
         return dict(self._rows("SELECT name, value FROM setting"))
 
     def _setting(self, name: str, hint: Any) -> Any:
-        value = parse_json(self._settings()[name], self.folder / FILE)
+        value = parse_json(self._settings().get(name, "null"), self.folder / FILE)
         if wrong := misfit(value, hint):
             raise self._damaged(wrong)
         return value

@@ -10,7 +10,8 @@ from markupsafe import Markup
 
 from difftilt.evaluation.estimate import Estimate
 from difftilt.evaluation.words import figures, flat, page, save_page
-from difftilt.experiment.lab import Lab, Measured, Proposal, Round
+from difftilt.experiment.lab import Lab
+from difftilt.experiment.lab_records import Measured, Proposal, Round
 from difftilt.experiment.plate import Batch
 from difftilt.rewards.held_out import INTERVAL, correlation_error
 from difftilt.rewards.learned import HALF_WIDTH
@@ -83,32 +84,26 @@ def standings(lab: Lab) -> list[Standing]:
     return found
 
 
-def cells(each: Standing, lab: Lab | None = None) -> list[str]:
-    """What `HEADS` name; without a lab, what `SHORT` does."""
+def cells(each: Standing) -> list[str]:
+    """What `SHORT` names."""
     counts = (len(each.proposals), len(each.measured), each.failed, each.pending)
     best = figures(each.measured.max().item()) if len(each.measured) else ""
-    row = [str(each.round.number), each.round.rule, *map(str, counts), _shown(each.mean), best]
-    if lab is None:
-        return row
+    return [str(each.round.number), each.round.rule, *map(str, counts), _shown(each.mean), best]
+
+
+def more_cells(each: Standing, lab: Lab) -> list[str]:
+    """What `HEADS` name beyond `SHORT`."""
     guess = each.predicted[~each.predicted.isnan()]
-    predicted = (
-        Estimate(guess.mean().item(), each.std.mean().item() / max(len(guess), 1) ** 0.5)
-        if len(guess)
-        else None
-    )
-    plan, x = lab.plan, lab.vocabulary.encode([p.text for p in each.proposals])
-    batch = Batch(lab.vocabulary, x[:0], x[:0], 0, both_strands=plan.both_strands)
-    apart = batch.apart(x, x).double()
-    pairs = figures((apart.sum() / max(len(x) * (len(x) - 1), 1)).item())
+    x = lab.vocabulary.encode([p.text for p in each.proposals])
+    apart = Batch(lab.vocabulary, x[:0], x[:0], 0, both_strands=lab.plan.both_strands).apart(x, x)
+    pairs = apart.sum().item() / max(len(x) * (len(x) - 1), 1)
     far = [p.to_labelled for p in each.proposals if p.to_labelled is not None]
-    nearest = figures(sum(far) / len(far)) if far else ""
     return [
-        *row,
-        "" if predicted is None else predicted.mean,
+        figures(guess.mean().item()) if len(guess) else "",
         _shown(each.correlation),
         _shown(each.coverage),
-        pairs,
-        nearest,
+        figures(pairs),
+        figures(sum(far) / len(far)) if far else "",
     ]
 
 
@@ -116,13 +111,15 @@ def write_lab_report(lab: Lab) -> Path:
     """Writes `report.html` into the folder of a lab, and returns its path."""
     path = lab.folder / "report.html"
     found, known = standings(lab), lab.measured()
-    proposed = {p.text: p for p in lab.proposals()}
+    proposals = {p.text: p for p in lab.proposals()}
+    score = dict(zip(known.texts, known.score.tolist(), strict=True))
+    start = [x for text, x in score.items() if text not in proposals]
     best = known.score.argsort(descending=True)[:BEST].tolist()
-    headline, told = _told(known, best, proposed)
-    start = [x for text, x in zip(known.texts, known.score.tolist(), strict=True) if text not in proposed]
+    top = (known.texts[best[0]], known.score[best[0]].item()) if best else None
+    headline, told = _told(top, start, {text: x for text, x in score.items() if text in proposals})
     rows = [
         _best(
-            known.texts[i], Estimate(known.score[i].item(), known.error[i].item()), known.count[i], proposed
+            known.texts[i], Estimate(score[known.texts[i]], known.error[i].item()), known.count[i], proposals
         )
         for i in best
     ]
@@ -135,7 +132,7 @@ def write_lab_report(lab: Lab) -> Path:
         spent=spent(lab, found),
         best=rows,
         heads=HEADS,
-        rounds=[cells(each, lab) for each in found],
+        rounds=[[*cells(each), *more_cells(each, lab)] for each in found],
         charts=_charts(found, max(start, default=None)),
         notes=[f"Round {each.round.number}: {note}" for each in found for note in each.round.notes],
         settings=dict(flat({**asdict(lab.plan), "recipe": lab.record["recipe"], **lab.record["settings"]})),
@@ -172,36 +169,34 @@ def _best(
     )
 
 
-def _told(known: Measured, best: Sequence[int], proposed: Mapping[str, Proposal]) -> tuple[str, str]:
-    """The headline, and what it means."""
-    if not best:
+def _told(
+    top: tuple[str, float] | None, start: Sequence[float], proposed: Mapping[str, float]
+) -> tuple[str, str]:
+    """The headline, and what it means.
+
+    Args:
+        top: The sequence that was measured highest, and its mean.
+        start: What was measured of others than proposals.
+        proposed: What was measured of proposals, by sequence.
+    """
+    if top is None:
         return "Nothing was measured yet", "Take the plate's table to the bench, and ingest what comes back."
-    top, start = (
-        best[0],
-        [x for text, x in zip(known.texts, known.score.tolist(), strict=True) if text not in proposed],
-    )
-    headline = f"The best measured so far is {known.texts[top]}, with {figures(known.score[top].item())}"
-    if known.texts[top] not in proposed:
-        return headline, "It is of the data that the lab began with: no proposal was measured higher so far."
+    headline = f"The best measured so far is {top[0]}, with {figures(top[1])}"
+    if top[0] not in proposed:
+        return headline, "It is of the data that the lab was given: no proposal was measured higher so far."
     if not start:
-        return headline, "There were no measurements at first."
-    above = sum(
-        x > max(start) for text, x in zip(known.texts, known.score.tolist(), strict=True) if text in proposed
-    )
-    return headline, (
-        f"The best of the data at first had {figures(max(start))}; {above} proposals were measured higher."
-    )
+        return headline, "Nothing else than proposals was measured."
+    above = sum(x > max(start) for x in proposed.values())
+    return headline, f"The best of the data at first had {figures(max(start))}; {above} proposals had more."
 
 
 def _watch(found: Sequence[Standing]) -> list[str]:
     """What is of concern, in sentences."""
     said = []
     for each in found:
-        said += (
-            [f"Of round {each.round.number} {each.pending} sequences are pending."] if each.pending else []
-        )
-        if each.failed > FAILING * len(each.proposals):
-            said.append(f"Of round {each.round.number} {each.failed} of {len(each.proposals)} wells failed.")
+        of = f"of the {len(each.proposals)} sequences of round {each.round.number}"
+        said += [f"{each.pending} {of} are pending."] if each.pending else []
+        said += [f"{each.failed} {of} failed."] if each.failed > FAILING * len(each.proposals) else []
     last = next((each for each in reversed(found) if len(each.measured) >= FEW), None)
     if last is not None and last.coverage is not None and (last.coverage - Estimate(INTERVAL)).direction < 0:
         said.append(

@@ -11,7 +11,8 @@ from difftilt.data.assay import Assay, BadRows
 from difftilt.data.read import read_bytes
 from difftilt.data.vocabulary import Vocabulary, split
 from difftilt.experiment.job import Job
-from difftilt.experiment.lab import Lab, Proposal, Round
+from difftilt.experiment.lab import Lab
+from difftilt.experiment.lab_records import Proposal, Round
 from difftilt.experiment.plate import wells, write_round
 from difftilt.experiment.propose import Asked, Filled, fill
 from difftilt.rewards.learned import Labels
