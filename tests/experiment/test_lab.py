@@ -97,6 +97,8 @@ def test_results_of_every_kind_are_taken_once(lab: Path, tmp_path: Path, capsys)
     assert score[texts[3]] == 7.25 and score["ACGTACGT"] == 2.5 and texts[1] not in score
     assert (len(each.measured), each.failed, each.pending) == (4, 1, 3)
     assert "measured 4, failed 1, pending 3" in said(capsys, "status", lab)
+    read = result(tmp_path / "wells.csv", "Well,Plate,OD", "A6,1,6.5", "A07,1,7.5")
+    assert "2 measurements of 2 sequences; 1 proposed" in said(capsys, "ingest", lab, read, "--score", "OD")
     fix = result(tmp_path / "four.csv", "id,value", f"{ids[0]},20")
     said(capsys, "ingest", lab, fix, "--replace")
     with Lab(lab).held() as held:

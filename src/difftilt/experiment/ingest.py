@@ -15,7 +15,9 @@ from difftilt.data.store import naming
 from difftilt.data.tables import Table, has_decimal_commas, number_of, read_any_table
 from difftilt.data.vocabulary import Vocabulary, split
 from difftilt.experiment.lab import Lab
+from difftilt.experiment.lab_records import Proposal
 from difftilt.experiment.plate import HEAD
+from difftilt.settings import Count
 
 FAILED = {
     "fail",
@@ -58,6 +60,8 @@ class Reading:
         score: Column of the measurements; found if not given.
         unknown: What to do if sequences were not proposed: `stop` and tell of them, `accept` them as further
             labels, or `drop` them.
+        plate: Number of the plate, where rows have wells and neither ids nor sequences; it may be left out
+            where there is one plate only.
         blank: Whether a cell without a measurement is a well that `failed`, or is still `pending`.
         bad_rows: What to do if rows cannot be used: stop and tell of all, or drop them.
         replace: These measurements take the place of earlier ones of the same sequences.
@@ -66,6 +70,7 @@ class Reading:
     sequence: str | None = None
     score: str | None = None
     unknown: Unknown = "stop"
+    plate: Count | None = None
     blank: Blank = "failed"
     bad_rows: BadRows = "stop"
     replace: bool = False
@@ -77,7 +82,7 @@ def ingest(lab: Lab, path: Path, reading: Reading) -> list[str]:
     Raises:
         UnreadableError: Before anything is changed, in one sentence that names the file.
     """
-    digest = hashlib.sha256(read_bytes(path)).hexdigest()
+    digest = digest_of(path)
     if known := lab.source(digest):
         return [f"{path} was ingested on {known[1]} as {known[0]}, so nothing was done"]
     with naming(path):
@@ -93,6 +98,11 @@ def ingest(lab: Lab, path: Path, reading: Reading) -> list[str]:
     said += f", and {repeated} that were known already" * bool(repeated)
     open_ = len(pending(lab))
     return [*found.understood, f"ingested: {said}; {open_} proposed sequences are pending"]
+
+
+def digest_of(path: Path) -> str:
+    """What tells a file from every other one."""
+    return hashlib.sha256(read_bytes(path)).hexdigest()
 
 
 def pending(lab: Lab) -> list[str]:
@@ -120,11 +130,15 @@ def read_results(lab: Lab, path: Path, vocabulary: Vocabulary, reading: Reading)
     table = read_any_table(path)
     asked = [name for name in (reading.sequence, reading.score) if name]
     header, body = header_of(table, [*asked, *HEAD])
-    texts = {each.id.lower(): each.text for each in lab.proposals()}
+    proposals = lab.proposals()
+    texts = {each.id.lower(): each.text for each in proposals}
     proposed, known = set(texts.values()), {*texts.values(), *lab.results()}
     columns = [[cell_of(row, place) for row in body.rows] for place in range(len(header))]
     ids = _most(columns, lambda cell: cell.lower() in texts)
     place = _most(columns, lambda cell: cleaned(cell, vocabulary.letters) in known)
+    if reading.sequence is None and ids is None and place is None:
+        texts = _in_wells(proposals, reading.plate)
+        ids = _most(columns, lambda cell: cell.lower() in texts)
     if reading.sequence is not None or (ids is None and place is None):
         place = sequence_column(header, body, reading.sequence, vocabulary.letters)
     scored = _results_column(header, body, columns, reading.score, [ids, place])
@@ -152,6 +166,13 @@ def read_results(lab: Lab, path: Path, vocabulary: Vocabulary, reading: Reading)
     by = [called(header, column) for column in (ids, place) if column is not None]
     kind = f"{path}: {table.kind}, {len(body.rows):,} rows"
     return Results(rows, [kind, f"matched by {' and '.join(by)}; results: {called(header, scored)}", *said])
+
+
+def _in_wells(proposals: Sequence[Proposal], plate: int | None) -> dict[str, str]:
+    """The sequences of a plate by well, written A01 or A1; none if it is not clear which plate is meant."""
+    plates = {each.plate for each in proposals} if plate is None else {plate}
+    own = [each for each in proposals if len(plates) == 1 and each.plate in plates]
+    return {name.lower(): p.text for p in own for name in (p.well, p.well.replace("0", "", p.well[1] == "0"))}
 
 
 def _wrong(text: str, word: str, has_id: bool, vocabulary: Vocabulary) -> str:

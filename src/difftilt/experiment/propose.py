@@ -105,12 +105,14 @@ def fill(job: Job, labels: Labels, taken: Sequences, asked: Asked) -> Filled:
     )  # fmt: skip
     notes: list[str] = []
     belief = judged = alpha = None
-    if len(labels) >= FEWEST:
+    if len(labels) >= FEWEST and labels.score.std() > 0:
         alpha = asked.alpha or labels.score.std().item() / SPREAD
         scale, judged = cross_validated(learner(seed=asked.seed), labels, asked.seed)
         belief = Belief(learner(seed=asked.seed).taught(labels).predict, scale, learner().members)
     elif asked.rule != "random":
-        notes.append(f"{len(labels)} labels are fewer than the {FEWEST} to learn from; the rule was random")
+        notes.append(
+            f"{FEWEST} labels that differ are needed, and {len(labels)} are there: the rule was random"
+        )
     rule = asked.rule if belief is not None else "random"
     seed_round(asked.seed, asked.round)
     with torch.no_grad():

@@ -1,6 +1,5 @@
 """A lab is begun, and its next round proposed."""
 
-import hashlib
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +7,6 @@ from pathlib import Path
 import torch
 
 from difftilt.data.assay import Assay, BadRows
-from difftilt.data.read import read_bytes
 from difftilt.data.vocabulary import Vocabulary, split
 from difftilt.experiment.job import Job
 from difftilt.experiment.lab import Lab
@@ -25,11 +23,6 @@ def unmeasured(sample: Sample, cond: Cond) -> PerSample:
 
 
 UNMEASURED = f"{__name__}:{unmeasured.__name__}"
-
-
-def digest_of(path: Path) -> str:
-    """What tells a file from every other one."""
-    return hashlib.sha256(read_bytes(path)).hexdigest()
 
 
 def writable(assay: Assay, vocabulary: Vocabulary, bad_rows: BadRows) -> Assay:
