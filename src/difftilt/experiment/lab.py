@@ -202,8 +202,8 @@ class Lab:
             (found.std() / len(found) ** 0.5).item() if len(found) > 1 else torch.nan
             for found in known.values()
         ]
-        numbers = (torch.tensor(each, dtype=torch.float64) for each in (mean, error))
-        return Measured(list(known), *numbers, [len(found) for found in known.values()])
+        mean, error = (torch.tensor(each, dtype=torch.float64) for each in (mean, error))
+        return Measured(list(known), mean, error, [len(found) for found in known.values()])
 
     def _settings(self) -> dict[str, str]:
         return dict(self._rows("SELECT name, value FROM setting"))

@@ -78,9 +78,9 @@ def standings(lab: Lab) -> list[Standing]:
         own = [p for p in proposals if p.round == each.number]
         back = [p for p in own if p.text in score]
         rows = [(score[p.text], _or_nan(p.predicted), _or_nan(p.std)) for p in back]
-        columns = torch.tensor(rows, dtype=torch.float64).view(-1, 3).T
+        measured, predicted, std = torch.tensor(rows, dtype=torch.float64).view(-1, 3).T
         waiting = sum(p.text not in results for p in own)
-        found.append(Standing(each, own, *columns, len(own) - len(back) - waiting, waiting))
+        found.append(Standing(each, own, measured, predicted, std, len(own) - len(back) - waiting, waiting))
     return found
 
 
