@@ -36,6 +36,12 @@ class Database:
             raise
         connection.execute("COMMIT")
 
+    def close(self) -> None:
+        """Leaves all that was written in the one file, to be copied; the next use opens it again."""
+        if self._open is not None and self._open[0] == os.getpid():
+            self._open[1].close()
+        self._open = None
+
     def _connection(self) -> sqlite3.Connection:
         if self._open is None or self._open[0] != os.getpid():
             self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -60,9 +60,12 @@ class Lab:
                 f" --out {self.folder}"
             )
         with locked(self.folder):
-            if "plan" not in self._settings():
-                raise UnreadableError(f"{self.folder} was begun and not finished; run lab init again")
-            yield self
+            try:
+                if "plan" not in self._settings():
+                    raise UnreadableError(f"{self.folder} was begun and not finished; run lab init again")
+                yield self
+            finally:
+                self._database.close()
 
     @contextmanager
     def begun(self) -> Iterator[None]:
@@ -74,15 +77,18 @@ class Lab:
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"{self.folder} is no folder; name another one with --out")
         with locked(self.folder):
-            held = {path.name for path in self.folder.iterdir()} - {LOCK, FILE, f"{FILE}-wal", f"{FILE}-shm"}
-            if held:
-                raise ValueError(f"{self.folder} holds {min(held)} already; name a new folder with --out")
-            if "plan" in self._settings():
-                raise ValueError(
-                    f"{self.folder} holds a lab already; go on with difftilt lab propose {self.folder}, or"
-                    " name another folder with --out"
-                )
-            yield
+            try:
+                if (self.folder / FILE).exists() and "plan" in self._settings():
+                    raise ValueError(
+                        f"{self.folder} holds a lab already; go on with difftilt lab propose {self.folder}, or"
+                        " name another folder with --out"
+                    )
+                own = {LOCK, FILE, f"{FILE}-wal", f"{FILE}-shm"}
+                if held := {path.name for path in self.folder.iterdir()} - own:
+                    raise ValueError(f"{self.folder} holds {min(held)} already; name a new folder with --out")
+                yield
+            finally:
+                self._database.close()
 
     def begin(
         self,
