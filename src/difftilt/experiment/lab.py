@@ -80,8 +80,8 @@ class Lab:
             try:
                 if (self.folder / FILE).exists() and "plan" in self._settings():
                     raise ValueError(
-                        f"{self.folder} holds a lab already; go on with difftilt lab propose {self.folder}, or"
-                        " name another folder with --out"
+                        f"{self.folder} holds a lab already; go on with difftilt lab propose {self.folder},"
+                        " or name another folder with --out"
                     )
                 own = {LOCK, FILE, f"{FILE}-wal", f"{FILE}-shm"}
                 if held := {path.name for path in self.folder.iterdir()} - own:
