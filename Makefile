@@ -1,7 +1,9 @@
 # `make demo`, `make demo-dna` and `make test` set up everything they need on a fresh machine; a second call starts at once.
 PYTHON ?= python3
 VENV := .venv
-PIP := PIP_CONSTRAINT=constraints.txt $(VENV)/bin/pip install --quiet --disable-pip-version-check
+# compiling all packages would take longer than all else; what is imported is compiled then, and kept
+PIP := PIP_CONSTRAINT=constraints.txt $(VENV)/bin/pip install --quiet --disable-pip-version-check --no-compile
+export PYTHONDONTWRITEBYTECODE :=
 WORKERS ?= 2
 
 .PHONY: demo demo-dna test lint units commands signals clean
