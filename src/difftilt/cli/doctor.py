@@ -1,28 +1,36 @@
 """The command `difftilt doctor`."""
 
+from collections.abc import Iterable
+
 import torch
 from rich.console import Console
 
 from difftilt.cli.options import parse
 from difftilt.cli.runs import build, recipe_of, subject
 from difftilt.experiment.doctor import examine
+from difftilt.experiment.job import Finding
 
 
 def doctor_command(words: list[str]) -> None:
-    """Says what would go wrong with a run, with the options of finetune, at the cost of a few samples.
-
-    Raises:
-        ValueError: If something would, after all was said.
-    """
+    """Says what would go wrong with a run, with the options of finetune, at the cost of a few samples."""
     recipe, rest = subject("doctor", words)
     title = f"Says what would go wrong with difftilt finetune {recipe}, at the cost of a few samples."
     settings = parse(recipe_of(recipe), rest, f"difftilt doctor {recipe}", title=title)
-    job, console, wrong = build(recipe, settings), Console(), 0
+    job = build(recipe, settings)
     torch.set_num_threads(job.training.threads)
-    for finding in examine(job):
-        console.print(
-            "WRONG " if finding.wrong else "  ok  ", end="", style="bold red" if finding.wrong else "green"
-        )
+    show(examine(job))
+
+
+def show(findings: Iterable[Finding]) -> None:
+    """Prints findings as they come.
+
+    Raises:
+        ValueError: If something would go wrong, after all was said.
+    """
+    console, wrong = Console(), 0
+    for finding in findings:
+        mark, colour = ("WRONG ", "bold red") if finding.wrong else ("  ok  ", "green")
+        console.print(mark, end="", style=colour)
         console.print(finding.text, markup=False, highlight=False, soft_wrap=True)
         wrong += finding.wrong
     if wrong:

@@ -46,7 +46,8 @@ def pipeline_policy(
     off, so that the reward is a fixed function of x_0. A safety checker and a watermark are left out.
 
     Args:
-        pipe: On the device, and in the precision, that it is to be used in. It stays as it is.
+        pipe: On the device, and in the precision, that it is to be used in. It stays as it is, but
+            for what trains.
         steps: The pipeline's inference steps, at least 2.
         noise_level: Of the chain's noise, as in `FlowSDE`, above 0: 2 ** 0.5 is that of DDPM, and less is
             nearer to the deterministic sampler. By default the scheduler's own, and 0.7 for flows.
