@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -45,19 +46,22 @@ class Net(nn.Module):
         return answer
 
 
-def job(fault: str = "", schedule=None, noise=None, prediction="epsilon", reward=None, alpha=0.1) -> Job:
+def job(
+    fault: str = "", schedule=None, noise=None, prediction: Any = "epsilon", reward=None, alpha=0.1
+) -> Job:
+    net = Net(fault)
     policy = GaussianPolicy(
-        Net(fault), schedule or linear(4), (8,), noise=noise or DDIM(1.0), prediction_type=prediction
+        net, schedule or linear(4), (8,), noise=noise or DDIM(1.0), prediction_type=prediction
     )
     if fault == "states":
         policy.to(torch.bfloat16)
     if fault == "infinite":
-        policy.network.mlp[2].bias.data.fill_(torch.inf)
+        torch.nn.init.constant_(net.get_parameter("mlp.2.bias"), torch.inf)
     if fault == "frozen":
         policy.requires_grad_(False)
     if fault == "idle":
-        policy.network.mlp.requires_grad_(False)
-        policy.network.spare = nn.Linear(2, 2)
+        net.mlp.requires_grad_(False)
+        net.spare = nn.Linear(2, 2)
     return tune(
         policy, reward or (lambda x, cond: x.sin().mean(1)), alpha=alpha, training=Training(), name="r"
     )

@@ -163,7 +163,7 @@ def test_a_negative_prompt_of_a_row_takes_the_place_of_the_common_one():
     policy, _, _ = chain("sd1", negative_prompt="fog")
     other, _, _ = chain("sd1", negative_prompt="rain")
     x, t = torch.randn(3, *policy.shape), torch.tensor([2, 1, 2])
-    own = policy(x, t, COND | {"negative_prompt": ["fog", "rain", "rain"]}).mean
+    own = policy(x, t, {**COND, "negative_prompt": ["fog", "rain", "rain"]}).mean
     torch.testing.assert_close(own[:1], policy(x, t, COND).mean[:1])
     torch.testing.assert_close(own[1:], other(x, t, COND).mean[1:])
     assert not torch.allclose(policy(x, t, COND).mean, other(x, t, COND).mean)

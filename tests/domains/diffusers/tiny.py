@@ -53,8 +53,9 @@ def t5(width: int = 32) -> Any:
 def gemma(width: int, head: int) -> Any:
     from transformers import Gemma2Config, Gemma2Model
 
+    config: Any = Gemma2Config
     return Gemma2Model(
-        Gemma2Config(
+        config(
             vocab_size=WORDS, hidden_size=width, head_dim=head, intermediate_size=16, num_hidden_layers=1,
             num_attention_heads=2, num_key_value_heads=2, attn_implementation="eager",
         )

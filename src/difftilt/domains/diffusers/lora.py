@@ -51,7 +51,10 @@ def coverage(policy: Policy) -> str:
         bare = {n: m for n, m in denoiser.named_modules() if isinstance(m, nn.Linear) and id(m) not in inner}
         weights = [layer.get_base_layer().weight.numel() for layer in adapted]
         share = sum(weights) / max(sum(weights) + sum(m.weight.numel() for m in bare.values()), 1)
-        rank = denoiser.peft_config[adapter_layers.adapter_name(denoiser)].r if adapted else 0
+        rank = 0
+        if adapted:
+            config = adapter_layers.carrier_of(denoiser).peft_config
+            rank = config[adapter_layers.adapter_name(denoiser)].r
         kinds = list(dict.fromkeys(_kind(n) for n in bare))
         left = f"; none on {', '.join(kinds[:SHOWN])}" + (" and others" if len(kinds) > SHOWN else "")
         told.append(
@@ -127,5 +130,5 @@ def _stranger(step: Any) -> nn.Module | None:
 
 
 def _kind(name: str) -> str:
-    """What layers of one kind share of their names: blocks.N.ff.net.2."""
-    return ".".join("N" if part.isdigit() and i < 2 else part for i, part in enumerate(name.split(".")))
+    """What layers of one kind share of the ends of their names: ff.net.2."""
+    return ".".join("N" if part.isdigit() and i < 2 else part for i, part in enumerate(name.split(".")[-3:]))

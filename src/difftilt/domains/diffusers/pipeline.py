@@ -59,8 +59,9 @@ def pipeline_policy(
         ValueError: If the pipeline cannot be run one step at a time, or does not do the same then; the
             message says at which step, and by how much.
     """
-    for name, value, hint in (("steps", steps, Count), ("noise_level", noise_level, Positive | None)):
-        check_value(name, value, hint)
+    check_value("steps", steps, Count)
+    if noise_level is not None:
+        check_value("noise_level", noise_level, Positive)
     step = one_step(pipe, steps, call)
     for part in pipe.components.values():
         if isinstance(part, nn.Module):

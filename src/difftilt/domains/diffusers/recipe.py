@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +26,8 @@ from difftilt.experiment.job import Job, tune
 from difftilt.experiment.reward import find_reward
 from difftilt.policy import Policy
 from difftilt.rewards import image
-from difftilt.settings import Count, OpenSettings, Positive, Unit, UsageError
+from difftilt.rewards.text_image import LegibleText
+from difftilt.settings import Count, OpenSettings, Positive, Unit, UsageError, check_settings
 from difftilt.shapes import Cond
 from difftilt.training.settings import Training
 
@@ -36,7 +38,31 @@ REWARDS = {
     "jpeg": partial(image.jpeg_bytes, upscale=1),
     "png": partial(image.png_bytes, upscale=1),
     "symmetry": image.symmetry,
+    "ocr": LegibleText(),
 }
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """What is tuned of a pipeline.
+
+    Args:
+        lora_rank: Rank of the update of each layer, at least 1.
+        lora_targets: Ends of the names of the layers that get one; by default those of attention.
+        adapter: A folder of an earlier run's adapter to go on with.
+        checkpointing: Compute the denoiser's activations again in the backward pass, for less memory.
+    """
+
+    lora_rank: Count = 16
+    lora_targets: tuple[str, ...] = ()
+    adapter: Path | None = None
+    checkpointing: bool = False
+
+    def __post_init__(self):
+        check_settings(self)
+
+
+ADAPTERS = Adapters()
 
 
 def pipeline(
@@ -50,12 +76,9 @@ def pipeline(
     steps: Count = 20,
     noise_level: Positive | None = None,
     call: OpenSettings = (),
-    lora_rank: Count = 16,
-    lora_targets: tuple[str, ...] = (),
-    adapter: Path | None = None,
+    adapters: Adapters = ADAPTERS,
     samples_per_prompt: Count = 8,
     micro_batch: Count | None = None,
-    checkpointing: bool = False,
     dtype: Literal["float32", "bfloat16"] | None = None,
     training: Training = TRAINING,
 ) -> Job:
@@ -72,8 +95,9 @@ def pipeline(
         held_out: Share of the prompts, in [0, 1], that judge the model and are never trained on; with 0, or a
             single prompt, all do both.
         reward: What to maximise: `jpeg` or `png`, minus the kilobytes of the image; `symmetry`, minus the
-            mean squared difference from the mirror image; or FILE.py:NAME of images (batch, 3, height, width)
-            or videos (batch, frames, 3, height, width) in [0, 1], or command:COMMAND.
+            mean squared difference from the mirror image; `ocr`, how much of the text in column `text`, or in
+            double quotes in the prompt, can be read, 0 to 1; or FILE.py:NAME of images (batch, 3, height,
+            width) or videos (batch, frames, 3, height, width) in [0, 1], or command:COMMAND.
         alpha: Weight of the KL to the pretrained model, above 0, in units of the reward per nat.
         target_kl: KL to the pretrained model that tuning shall end with, above 0, in nats; alpha is then only
             where the search for the right one starts.
@@ -82,28 +106,16 @@ def pipeline(
             sampler. By default the scheduler's own, and 0.7 for flows.
         call: What the pipeline's call is given with every prompt, such as --call.height 512
             --call.guidance-scale 4.5.
-        lora_rank: Rank of the update of each layer, at least 1.
-        lora_targets: Ends of the names of the layers that get one; by default those of attention.
-        adapter: A folder of an earlier run's adapter to go on with.
+        adapters: What is tuned.
         samples_per_prompt: Samples per prompt and round, at least 1; of grpo it is its group size.
         micro_batch: Rows that pass through the network or the decoder at a time, at least 1; all by default.
-        checkpointing: Compute the denoiser's activations again in the backward pass, for less memory.
         dtype: Precision of the weights; by default bfloat16 on a GPU, and float32 elsewhere.
         training: How long and how fast to train.
     """
     loaded = load_pipeline(pipe, dtype)
     settings = call_settings(call)
     policy = pipeline_policy(loaded, steps, noise_level=noise_level, micro_batch=micro_batch, **settings)
-    if adapter is not None:
-        load_lora(policy, adapter)
-    with torch.random.fork_rng(devices=[]):  # fresh adapters are those of the seed
-        torch.manual_seed(training.seed)
-        rank = None if adapter is not None else lora_rank
-        reference = lora(policy, rank, lora_targets or None)
-    print(coverage(policy), file=sys.stderr, flush=True)
-    if checkpointing:
-        for denoiser in step_of(policy.network).denoisers.values():
-            checkpointed(denoiser)
+    reference = adapted(policy, adapters, training.seed)
     view, each = image_view(), algorithm.group_size if isinstance(algorithm, GRPO) else samples_per_prompt
     learned, judged = prompts_of(policy, prompts, held_out)
     return tune(
@@ -121,6 +133,21 @@ def pipeline(
         export=partial(export, policy, loaded, pipe, reward),
         checks=partial(pipeline_checks, policy, loaded, steps, settings),
     )
+
+
+def adapted(policy: Policy, adapters: Adapters, seed: int) -> Policy:
+    """Adds adapters to a chain, tells which layers have them, and returns the chain without."""
+    if adapters.adapter is not None:
+        load_lora(policy, adapters.adapter)
+    with torch.random.fork_rng(devices=[]):  # fresh adapters are those of the seed
+        torch.manual_seed(seed)
+        rank = None if adapters.adapter is not None else adapters.lora_rank
+        reference = lora(policy, rank, adapters.lora_targets or None)
+    print(coverage(policy), file=sys.stderr, flush=True)
+    if adapters.checkpointing:
+        for denoiser in step_of(policy.network).denoisers.values():
+            checkpointed(denoiser)
+    return reference
 
 
 def load_pipeline(name: str, dtype: str | None) -> Any:

@@ -18,7 +18,7 @@ from difftilt.shapes import Output, Real, Sample
 
 SHEETS, COLUMNS = 8, 4  # prompts that are shown, and images of each
 SIDE = 192  # pixels of an image on a sheet, at least
-LINE = 16  # pixels of a line of text
+LINE, LETTER, GAP = 28, 12, 8  # pixels of a line of text, of a letter, and between images
 
 
 def image_view() -> View:
@@ -53,18 +53,17 @@ def _write(path: Path, images: Real, text: str, reward: torch.Tensor) -> None:
     """A sheet: the prompt, the images in rows, and the reward of each below it."""
     scale = max(1, -(-SIDE // max(images.shape[-2:])))
     shown = [picture.convert("RGB") for picture in pictures(images, scale)]
-    width, height = shown[0].size
     columns = min(COLUMNS, len(shown))
-    lines = textwrap.wrap(text, max(columns * width // 7, 8))
+    width, height = shown[0].width + GAP, shown[0].height + LINE
+    lines = textwrap.wrap(text, max(columns * width // LETTER, 8))
     top = LINE * len(lines)
-    rows = -(-len(shown) // columns)
-    sheet = Image.new("RGB", (columns * width, top + rows * (height + LINE)), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    sheet = Image.new("RGB", (columns * width, top + -(-len(shown) // columns) * height), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(LINE - 6)
     for i, line in enumerate(lines):
         pen.text((2, LINE * i), line, "black", font)
     for i, (picture, score) in enumerate(zip(shown, reward.tolist(), strict=True)):
-        place = (i % columns * width, top + i // columns * (height + LINE))
-        sheet.paste(picture, place)
-        pen.text((place[0] + 2, place[1] + height), f"{score:.4g}", "black", font)
+        x, y = i % columns * width, top + i // columns * height
+        sheet.paste(picture, (x, y))
+        pen.text((x + 2, y + picture.height), f"{score:.4g}", "black", font)
     with atomic_file(path) as file:
         sheet.save(file)
