@@ -58,7 +58,7 @@ class Backprop(Algorithm):
         self.graphs.measure(policy, cond)
         for part in deal(cond, self.minibatches):
             x, kl = self._chains(policy, objective.reference, part)
-            reward, valid = objective.score(policy.decode(x), part)
+            reward, valid = objective.score(policy.decode(x, part), part)
             gain = reward
             if self.through == "low_variance":
                 gain = self._average(policy, objective, x.detach()[valid], take(part, valid), reward)
@@ -98,5 +98,5 @@ class Backprop(Algorithm):
         rewards, t = [reward], level(x_0, 1)
         for _ in range(self.draws):
             x = chain(chain.corrupt(x_0, t), t, cond).rsample()
-            rewards.append(objective.score(chain.decode(x), cond)[0])
+            rewards.append(objective.score(chain.decode(x, cond), cond)[0])
         return torch.cat(rewards)

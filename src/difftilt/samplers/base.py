@@ -92,7 +92,7 @@ class Steering:
         kl_is_bound: bool = True,
     ) -> Steered:
         """Samples, given what is known of them; their KL from the weights of their populations by default."""
-        alpha, sample = self.objective.alpha, self.policy.decode(x_0)
+        alpha, sample = self.objective.alpha, self.policy.decode(x_0, cond)
         kl = reward / alpha - log_z[population] if kl is None else kl
         path = line.chains(sample, cond)
         return Steered(
