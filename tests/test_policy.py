@@ -277,13 +277,6 @@ def test_gradients_of_mixed_rows_are_those_of_the_parts(policies, path):
         torch.testing.assert_close(whole, torch.stack(split).sum(0))
 
 
-def test_minibatches_deal_every_row_once(path):
-    parts = list(path.minibatches(5))
-    assert len(parts) == 5
-    assert torch.cat(parts).sort().values.tolist() == list(range((STEPS + 1) * BATCH))
-    assert torch.cat(parts).tolist() != torch.cat(list(path.minibatches(5))).tolist()
-
-
 def test_some_chains_of_a_path(path):
     index = torch.tensor([2, 0])
     some = path.chains(index)
@@ -309,9 +302,3 @@ def test_equal_conditions_make_one_context():
     assert context({"embed": half}).tolist() == [0, 1, 0]
     assert context({"a": ["xb=", "x"], "b": ["", "b="]}).tolist() == [0, 1]
     assert context(unconditional(3)).tolist() == [0, 0, 0]
-
-
-def test_too_few_rows_for_so_many_minibatches_are_refused(path):
-    assert sum(len(part) for part in path.minibatches(3, share=0.5)) == round(0.5 * path.log_prob.numel())
-    with pytest.raises(ValueError, match="16 rows cannot be dealt into 17 minibatches"):
-        list(path.minibatches(17))

@@ -1,8 +1,10 @@
 """The problem that every algorithm of this library solves, and what an algorithm is."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Any, cast
 
 import torch
 import torch.nn as nn
@@ -12,6 +14,7 @@ from difftilt.guard import Guard, Reward, RewardError
 from difftilt.policy import Policy, Trajectory, chain, law
 from difftilt.settings import check_settings
 from difftilt.shapes import Cond, Index, PerSample, PerStep, Sample, Scalar, Some, State, Step
+from difftilt.transition import Joined, Transition, rows_of
 
 # v(x_t, t, c), an estimate of alpha log E[exp(r / alpha) | x_t, c]
 Value = Callable[[State, Step, Cond], PerSample]
@@ -53,24 +56,29 @@ class Objective:
         return reward[valid], valid
 
     @torch.no_grad()
-    def sample(self, policy: Policy, cond: Cond, *, gradient: bool = False) -> "Experience":
+    def sample(
+        self, policy: Policy, cond: Cond, *, gradient: bool = False, keep: bool = False
+    ) -> "Experience":
         """Chains of the policy, with their rewards and their divergence from the reference.
 
         Args:
             gradient: Find the reward's gradient as well.
+            keep: Keep the reference's distributions, for losses that ask for them at these states.
         """
         if policy.steps != self.reference.steps:
             raise ValueError(
                 f"the reference takes {self.reference.steps} steps and the policy {policy.steps}; their KL"
                 " needs one number of steps"
             )
-        states, log_prob, log_ratio, kl = [], [], [], []
+        states, log_prob, log_ratio, kl, kept = [], [], [], [], []
         for d in chain(policy, cond):
             base = d.step if policy is self.reference else law(self.reference, d.x, d.t, cond)
             states.append(d.x_next)
             log_prob.append(d.step.log_prob(d.x_next))
             log_ratio.append(log_prob[-1] - base.log_prob(d.x_next))
             kl.append(d.step.kl(base))
+            if keep:
+                kept.append(base)
         if gradient and not states[-1].is_floating_point():
             raise ValueError(
                 f"the reward has no gradient in states of type {states[-1].dtype}; use an algorithm that"
@@ -84,8 +92,38 @@ class Objective:
         path = Trajectory(torch.stack(states).detach(), sample.detach(), torch.stack(log_prob), cond)
         if len(valid) < len(sample):
             path = path.chains(valid)
+            kept = [step.rows(valid) for step in kept]
         log_ratios, kls = torch.stack(log_ratio)[:, valid], torch.stack(kl)[:, valid]
-        return Experience(path, reward.detach(), log_ratios, kls, self.alpha, slope)
+        base = _concat(kept, len(valid), valid.device) if keep else None
+        return Experience(path, reward.detach(), log_ratios, kls, self.alpha, slope, base)
+
+
+def _concat(steps: Sequence[Transition], batch: int, device: torch.device) -> Transition:
+    """The distributions of all states of all steps, of `batch` states each, in their order.
+
+    The first step stays apart, as that of chains which start in another way than they go on.
+    """
+    every = torch.arange(batch, device=device)
+    parts = [
+        (k == 0, rows + k * batch, law)
+        for k, step in enumerate(steps)
+        for rows, law in (step.parts if isinstance(step, Joined) else [(every, step)])
+    ]
+    merged = []
+    for _, alike in groupby(parts, lambda part: (part[0], type(part[2]))):
+        _, rows, laws = zip(*alike, strict=True)
+        merged.append((torch.cat(rows), _cat(laws)))
+    return Joined(merged)
+
+
+def _cat(steps: Sequence[Transition]) -> Any:
+    """Steps of one kind as one."""
+
+    def whole(values: Sequence[Any]) -> Any:
+        return _cat(values) if isinstance(values[0], Transition) else torch.cat(list(values))
+
+    found = [rows_of(step) for step in steps]
+    return replace(cast(Any, steps[0]), **{name: whole([f[name] for f in found]) for name in found[0]})
 
 
 @dataclass(frozen=True)
@@ -98,6 +136,8 @@ class Experience:
         kl: KL(p || reference) in nats of every decision, in closed form.
         alpha: The objective's weight of the KL.
         slope: d r / d x_0, if it was asked for.
+        reference: The reference's distributions of all decisions, in the order of `log_ratio.flatten()`, if
+            they were kept.
     """
 
     path: Trajectory
@@ -106,6 +146,17 @@ class Experience:
     kl: PerStep
     alpha: float
     slope: State | None = None
+    reference: Transition | None = None
+
+    def base(self, index: Index) -> Transition:
+        """The reference's distributions in some rows of the (decision, chain) table.
+
+        Raises:
+            ValueError: If they were not kept.
+        """
+        if self.reference is None:
+            raise ValueError("the reference's distributions are gone; sample with keep=True")
+        return self.reference.rows(index)
 
     @property
     def log_reference(self) -> PerStep:
@@ -161,10 +212,16 @@ def to_go(cost: PerStep) -> PerStep:
 
 @dataclass(frozen=True)
 class Loss:
-    """What an algorithm yields: a scalar to descend, and numbers to log."""
+    """What an algorithm yields: a scalar to descend, and numbers to log.
+
+    Args:
+        share: The share that these rows have in a gradient step, above 0; the step is taken once the shares
+            add up to 1, so that rows can pass the network in parts. `value` is the mean over these rows.
+    """
 
     value: Scalar
     stats: dict[str, Scalar]
+    share: float = 1.0
 
 
 @torch.no_grad()

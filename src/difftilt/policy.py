@@ -9,7 +9,7 @@ import torch
 import torch.nn as nn
 from torch.utils.checkpoint import checkpoint
 
-from difftilt.conditions import concat, deal_rows, take
+from difftilt.conditions import concat, take
 from difftilt.shapes import Cond, Index, PerSample, PerStep, Sample, Some, State, States, Step
 from difftilt.transition import Transition, join
 
@@ -157,11 +157,6 @@ class Trajectory:
         return Trajectory(
             self.states[:, index], self.sample[index], self.log_prob[:, index], take(self.cond, index)
         )
-
-    def minibatches(self, count: int, share: float = 1.0) -> Iterator[Index]:
-        """Shuffles the rows of the (decision, chain) table and deals a share of them into `count` parts."""
-        decisions, batch = self.log_prob.shape
-        yield from deal_rows(decisions, batch, count, share, device=self.log_prob.device)
 
 
 def side_by_side(paths: Sequence[Trajectory]) -> Trajectory:

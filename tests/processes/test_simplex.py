@@ -347,8 +347,8 @@ def check_ascent(kind: type) -> None:
     policy, reference = simple(p, kind=kind), simple(p)
     objective = Objective(first, reference.requires_grad_(False), 1e-6)
     algorithm = PPO(epochs=1, minibatches=1, normalize=False)
-    (loss,) = algorithm.losses(policy, objective, unconditional(3000))
-    (slope,) = torch.autograd.grad(loss.value, policy.network.get_parameter("logits"))
+    losses = [loss.share * loss.value for loss in algorithm.losses(policy, objective, unconditional(3000))]
+    (slope,) = torch.autograd.grad(torch.stack(losses).sum(), policy.network.get_parameter("logits"))
     assert slope[0] < -0.1 and slope[1] > 0.02 and slope[2] > 0.02
 
 

@@ -8,6 +8,7 @@ import torch
 
 from difftilt.conditions import batch_size, deal, on_device_of, take
 from difftilt.networks.network_calls import NetworkCalls
+from difftilt.networks.recalled import recalling
 from difftilt.objective import Objective, Value, hard_wired
 from difftilt.policy import Decision, Policy, Trajectory, first, law, level
 from difftilt.samplers.memory import MIB, footprint
@@ -39,10 +40,17 @@ class Steering:
         return first(self.policy, cond)
 
     @torch.no_grad()
-    def advance(self, x: State, t: int, cond: Cond) -> Decision:
-        """The draw of x_{t-1}."""
+    def advance(self, x: State, t: int, cond: Cond, index: Index | None = None) -> Decision:
+        """The draw of x_{t-1}.
+
+        Args:
+            index: Go on from copies of some of the states only; what a value has seen of all is not passed
+                again.
+        """
         time = level(x, t)
         step = self._law(self.policy, x, time, cond)
+        if index is not None:
+            x, time, step = x[index], time[index], step.rows(index)
         return Decision(x, time, step, step.sample())
 
     @torch.no_grad()
@@ -134,10 +142,11 @@ class Sampler(ABC):
         policy = policy or objective.reference
         cond = on_device_of(policy, cond)
         rows = _rows(self.memory, policy, cond)
-        steering = Steering(objective, value, policy, rows, history)
         counter, calls = NetworkCalls(), objective.reward.calls
         together = max(1, rows // self.population)
-        with counter.watching([policy.network, objective.reference.network]):
+        steering = Steering(objective, value, policy, rows, history)
+        watched = counter.watching([policy.network, objective.reference.network])
+        with watched, recalling(objective.reference):  # a value and a step ask about the same states
             parts = [self._draw(steering, p) for p in deal(cond, -(-batch_size(cond) // together))]
         spent = {"forward": counter.forward, "backward": counter.backward}
         return joined(parts, objective.reward.calls - calls, spent)
