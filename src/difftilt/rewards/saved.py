@@ -46,7 +46,7 @@ class LearnedReward:
     @property
     def belief(self) -> Belief:
         """On tokens of the alphabet."""
-        return Belief(self.network.predict, self.scale)
+        return Belief(self.network.predict, self.scale, self.learner.members)
 
     def of(self, spell: Callable[[Sample], list[str]]) -> Callable[[Sample, Cond], PerSample]:
         """The reward of a chain's samples, whatever the order of its letters; T and U are one letter.
