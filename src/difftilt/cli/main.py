@@ -19,6 +19,7 @@ COMMANDS: Mapping[str, tuple[str, str, str]] = {
     "recipes": ("recipes", "recipes_command", "Lists the recipes and what each tunes."),
     "pretrain": ("pretrain", "pretrain_command", "Trains a recipe's starting model from its data."),
     "finetune": ("finetune", "finetune_command", "Tunes a recipe's model towards a reward, in a run folder."),
+    "doctor": ("doctor", "doctor_command", "Says what would go wrong with a run, before it is started."),
     "resume": ("finetune", "resume_command", "Goes on with a run from its newest good checkpoint."),
     "sample": (
         "sample",

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import tyro
 
 from difftilt.experiment import code
-from difftilt.settings import UsageError, check_value, kebab
+from difftilt.settings import OPEN, UsageError, check_value, kebab
 
 ALGORITHM = "difftilt.objective.Algorithm"
 
@@ -48,7 +48,7 @@ def parse(
         hints |= typing.get_type_hints(group, include_extras=True)
         for base in group.__mro__:  # inherited options are told of where they are declared
             doc += "\n" + inspect.cleandoc(base.__dict__.get("__doc__") or "").partition("Args:")[2]
-    words, own = own_algorithms(_joined(words, hints), hints)
+    words, own = own_algorithms(_joined(_named(words, hints), hints), hints)
     fields = [
         _field(name, subcommands(name, hints[name], default, words, own), default)
         for name, default in defaults.items()
@@ -84,6 +84,26 @@ def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
             f" such as {bare[0]}: float = 1.0"
         )
     return hints
+
+
+def _named(words: list[str], hints: Mapping[str, Any]) -> list[str]:
+    """The words with open settings gathered: --call.height 512 --call.seed 1 is --call height=512 seed=1.
+
+    Raises:
+        UsageError: If one has no value.
+    """
+    rest, found, left = [], {}, iter(words)
+    for word in left:
+        option, _, key = word.removeprefix("--").partition(".")
+        if not (word.startswith("--") and key and OPEN in getattr(hints.get(option), "__metadata__", ())):
+            rest.append(word)
+            continue
+        name, equals, value = key.partition("=")
+        value = value if equals else next(left, None)
+        if value is None:
+            raise UsageError(f"{word} needs a value, such as {word} 512")
+        found.setdefault(option, []).append(f"{name}={value}")
+    return rest + [word for option, settings in found.items() for word in (f"--{option}", *settings)]
 
 
 def _joined(words: list[str], hints: Mapping[str, Any]) -> list[str]:
