@@ -134,6 +134,7 @@ def test_a_file_that_is_not_meant_changes_nothing(lab: Path, tmp_path: Path, cap
     assert "6 proposed sequences are pending" in said(capsys, "ingest", lab, half, "--blank", "pending")
 
 
+@pytest.fixture(autouse=True)
 def small(monkeypatch) -> None:
     """Learns and draws little."""
 
@@ -143,6 +144,7 @@ def small(monkeypatch) -> None:
     monkeypatch.setattr(propose, "learner_of", learner)
     monkeypatch.setattr(propose, "PARTICLES", 16)
     monkeypatch.setattr(propose, "POPULATIONS", 4)
+    monkeypatch.setattr(propose, "WAVES", 3)
 
 
 class Killed(BaseException):
@@ -267,9 +269,8 @@ def test_what_a_chain_could_draw():
     assert int(obeys(chain, every).sum()) == 4
 
 
-def test_a_learned_round_and_the_page(tmp_path: Path, monkeypatch, capsys):
+def test_a_learned_round_and_the_page(tmp_path: Path, capsys):
     """Members are asked; a part that is too sharp says that it collapsed, and is filled all the same."""
-    small(monkeypatch)
     words = spell(all_sequences(4, 8)[:: 65536 // 60], "ACGT")
     start = result(
         tmp_path / "s.csv", "seq,score", *[f"{w},{w.count('A') + w.count('C') / 2}" for w in words]
@@ -292,8 +293,7 @@ def test_a_learned_round_and_the_page(tmp_path: Path, monkeypatch, capsys):
     assert "http" not in page.replace("http-equiv", "")
 
 
-def test_a_simulated_lab_tells_regret(monkeypatch, capsys):
-    small(monkeypatch)
+def test_a_simulated_lab_tells_regret(capsys):
     words = ["simulate", "dna", "--rule", "greedy", "random", "--budget", 16, "--batch", 8, "--start", 24]
     assert get_args(Rule) == NAMES
     told = said(capsys, *words)
