@@ -59,7 +59,7 @@ class Tokens(Policy):
     def forward(self, x: Tensor, t: Tensor, cond: Cond) -> Categorical:
         return Categorical(self.network(x, t, cond).view(-1, 2, 3).softmax(-1))
 
-    def decode(self, x: Tensor) -> Tensor:
+    def decode(self, x: Tensor, cond: Cond) -> Tensor:
         return x.double().sum(1, keepdim=True)
 
 
@@ -91,15 +91,15 @@ class Guess(Network):
 
 
 def masked() -> MaskedPolicy:
-    return MaskedPolicy(Guess(), 2, 3, decode=lambda x: x.double())
+    return MaskedPolicy(Guess(), 2, 3, decode=lambda x, cond: x.double())
 
 
 def bernoulli() -> MaskedPolicy:
-    return MaskedPolicy(Guess(), 2, 3, steps=STEPS, unmasking="bernoulli", decode=lambda x: x.double())
+    return MaskedPolicy(Guess(), 2, 3, steps=STEPS, unmasking="bernoulli", decode=lambda x, cond: x.double())
 
 
 def uniform() -> UniformPolicy:
-    return UniformPolicy(Guess(2), 2, 3, steps=STEPS, decode=lambda x: x.double())
+    return UniformPolicy(Guess(2), 2, 3, steps=STEPS, decode=lambda x, cond: x.double())
 
 
 def simplex() -> SimplexPolicy:
@@ -191,7 +191,7 @@ def test_a_path_has_the_probability_with_which_it_was_drawn(policies, path):
     torch.testing.assert_close(path_log_prob(policies[0], path), path.log_prob, rtol=0, atol=1e-9)
     assert path.log_prob.shape == (STEPS + 1, BATCH)
     assert path.states.shape[:2] == (STEPS + 1, BATCH)
-    assert path.sample.equal(policies[0].decode(path.states[-1]))
+    assert path.sample.equal(policies[0].decode(path.states[-1], path.cond))
 
 
 def test_a_chain_yields_the_decisions_that_a_rollout_keeps(policies):

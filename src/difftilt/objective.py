@@ -86,7 +86,7 @@ class Objective:
             )
         with torch.set_grad_enabled(gradient):
             x_0 = states[-1].requires_grad_(gradient)
-            sample = policy.decode(x_0)
+            sample = policy.decode(x_0, cond)
             reward, valid = self.score(sample, cond)
             slope = torch.autograd.grad(reward.sum(), x_0)[0][valid] if gradient else None
         path = Trajectory(torch.stack(states).detach(), sample.detach(), torch.stack(log_prob), cond)
@@ -195,11 +195,12 @@ def hard_wired(objective: Objective, above: Value, x: State, t: Step, cond: Cond
     """A soft value at any t: the reward at t = 0, whatever `above` says there, and `above` elsewhere."""
     end = t == 0
     if end.all():
-        return objective.reward(objective.reference.decode(x), cond)
+        return objective.reward(objective.reference.decode(x, cond), cond)
     if not end.any():
         return above(x, t, cond)
     last, others = end.nonzero()[:, 0], (~end).nonzero()[:, 0]
-    reward = objective.reward(objective.reference.decode(x[last]), take(cond, last))
+    asked = take(cond, last)
+    reward = objective.reward(objective.reference.decode(x[last], asked), asked)
     value = above(x[others], t[others], take(cond, others))
     dtype = torch.promote_types(reward.dtype, value.dtype)
     return torch.cat([reward.to(dtype), value.to(dtype)])[torch.cat([last, others]).argsort()]

@@ -25,6 +25,7 @@ from difftilt.training.settings import Training
 RECIPES: Mapping[str, str] = {
     "digits": "difftilt.domains.digits.recipe:digits",
     "dna": "difftilt.domains.landscape.recipe:dna",
+    "pipeline": "difftilt.domains.diffusers.recipe:pipeline",
     "protein": "difftilt.domains.landscape.recipe:protein",
     "sequences": "difftilt.domains.sequences.recipe:sequences",
     "utr": "difftilt.domains.utr.recipe:utr",

@@ -6,7 +6,7 @@ none that was measured.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Annotated, Protocol
+from typing import Annotated, Protocol, runtime_checkable
 
 import annotated_types as at
 import torch
@@ -21,6 +21,7 @@ TRIES = 100  # broods, before fewer sequences than were asked for are proposed
 ROWS = 2**12  # sequences that are predicted at a time
 
 
+@runtime_checkable
 class Proposer(Protocol):
     """Anything that proposes the next batch."""
 

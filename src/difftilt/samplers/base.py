@@ -11,7 +11,7 @@ from difftilt.networks.network_calls import NetworkCalls
 from difftilt.networks.recalled import recalling
 from difftilt.objective import Objective, Value, hard_wired
 from difftilt.policy import Decision, Policy, Trajectory, first, law, level
-from difftilt.samplers.memory import MIB, footprint
+from difftilt.samplers.memory import MIB, of_a_row
 from difftilt.samplers.result import Steered, joined
 from difftilt.settings import Positive, check_settings
 from difftilt.shapes import Cond, Index, PerSample, Sample, Some, State, Step
@@ -92,7 +92,7 @@ class Steering:
         kl_is_bound: bool = True,
     ) -> Steered:
         """Samples, given what is known of them; their KL from the weights of their populations by default."""
-        alpha, sample = self.objective.alpha, self.policy.decode(x_0)
+        alpha, sample = self.objective.alpha, self.policy.decode(x_0, cond)
         kl = reward / alpha - log_z[population] if kl is None else kl
         path = line.chains(sample, cond)
         return Steered(
@@ -141,7 +141,7 @@ class Sampler(ABC):
         """
         policy = policy or objective.reference
         cond = on_device_of(policy, cond)
-        rows = _rows(self.memory, policy, cond)
+        rows = max(1, int(self.memory * MIB / of_a_row(policy, cond)))
         counter, calls = NetworkCalls(), objective.reward.calls
         together = max(1, rows // self.population)
         steering = Steering(objective, value, policy, rows, history)
@@ -196,12 +196,3 @@ class Lineage:
             log_prob.append(log_p[index])
             index = index if parent is None else parent[index]
         return Trajectory(torch.stack(states[::-1]), sample, torch.stack(log_prob[::-1]), cond)
-
-
-def _rows(memory: float, policy: Policy, cond: Cond) -> int:
-    """How many rows of a step fit into memory, from what one row makes."""
-    one = take(cond, torch.zeros(1, dtype=torch.long))
-    with torch.random.fork_rng(), torch.no_grad():
-        x = policy.initial(one).sample()
-        used = footprint(lambda: policy(x, level(x, policy.steps), one))
-    return max(1, int(memory * MIB / used))
