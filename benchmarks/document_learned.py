@@ -13,7 +13,15 @@ HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "learned.md"
 WORLDS = {"six6": "SIX6, labels from the lower half", "gb1": "GB1, labels at random"}
 
-ONLINE = ["rule", "gap after 3 batches, nats", "gap after 6", "true reward", "modelled", "best 10 measured"]
+ONLINE = [
+    "rule",
+    "seeds",
+    "gap after 3 batches, nats",
+    "gap after 6",
+    "true reward",
+    "modelled",
+    "best 10 measured",
+]
 ONLINE += ["last batch", "letters between two of it"]
 PARTED = 0.1  # of the reward's range
 MONITORS = (
@@ -73,20 +81,18 @@ def online(name: str, found: list[dict[str, Any]]) -> str:
     parts = []
     for noise, start in dict.fromkeys((row["noise"], row["start"]) for row in found):
         group = [row for row in found if (row["noise"], row["start"]) == (noise, start)]
-        rules = {
-            rule: [row for row in group if row["rule"] == rule] for rule in {row["rule"] for row in group}
-        }
+        known = dict.fromkeys(row["rule"] for row in group)
+        rules = {rule: [row for row in group if row["rule"] == rule] for rule in known}
         ends = {rule: [row["gap_nats"][-1] for row in runs] for rule, runs in rules.items()}
         lines = []
         for rule in sorted(rules, key=lambda rule: statistics.mean(ends[rule])):
             half = [row["gap_nats"][len(row["gap_nats"]) // 2] for row in rules[rule]]
-            names = ("reward", "modelled_reward", "top_mean", "batch_mean", "batch_distance")
-            cells = (f"{statistics.mean(row[key][-1] for row in rules[rule]):.3f}" for key in names)
-            lines.append([f"`{rule}`", spread(half), spread(ends[rule]), *cells])
-        seeds = max(map(len, rules.values()))
+            numbers = ("reward", "modelled_reward", "top_mean", "batch_mean", "batch_distance")
+            cells = (f"{statistics.mean(row[key][-1] for row in rules[rule]):.3f}" for key in numbers)
+            lines.append([f"`{rule}`", str(len(half)), spread(half), spread(ends[rule]), *cells])
         parts.append(
-            f"\n{LABS[name]} online, {start} + 6 x 96 labels, noise {noise:g}, alpha {group[0]['alpha']:g};"
-            f" {seeds} seeds.\n\n" + table(ONLINE, lines)
+            f"\n{LABS[name]} online, {start} + 6 x 96 labels, noise {noise:g}, alpha {group[0]['alpha']:g}:"
+            " the mean over seeds.\n\n" + table(ONLINE, lines)
         )
     return "".join(parts)
 
