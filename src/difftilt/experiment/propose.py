@@ -36,7 +36,7 @@ NAMES = (*RULES, *RIVALS)
 LISTED = 2**18  # sequences, of which all can be asked about
 SPREAD = 4  # the scores' standard deviation over alpha, if that is not given
 POPULATIONS, PARTICLES = 8, 128  # that a part is drawn from at a time
-WAVES = 6  # with twice the alpha each
+WAVES, WARMER = 4, 4  # of draws, each with so many times the alpha of the one before
 SPARE = 4  # times the batch, that rivals propose
 
 
@@ -177,7 +177,7 @@ def _waves(chain: MaskedPolicy, query: Query) -> Iterator[tuple[float, Sequences
         yield query.alpha, _plain(chain)
         return
     for wave in range(WAVES):
-        objective = Objective(query.reward, chain, query.alpha * 2**wave)
+        objective = Objective(query.reward, chain, query.alpha * WARMER**wave)
         found = SMC(particles=PARTICLES).draw(objective, PosteriorMean(objective), unconditional(POPULATIONS))
         # in the order of draws without replacement by exp(reward / query.alpha), whatever they were drawn by
         chance = -torch.rand(len(found.reward), dtype=torch.float64).log().neg().log()
