@@ -5,10 +5,12 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 
+from difftilt.cli.lab import Rule
 from difftilt.cli.main import main
 from difftilt.data.vocabulary import Vocabulary, all_sequences, spell
 from difftilt.experiment import propose, rounds
@@ -16,6 +18,7 @@ from difftilt.experiment.fit_reward import learner_of
 from difftilt.experiment.lab import Lab
 from difftilt.experiment.lab_report import standings
 from difftilt.experiment.plate import Batch, apart, wells
+from difftilt.experiment.propose import NAMES
 from difftilt.networks.automaton import forbid
 from difftilt.networks.constraint import constrain, obeys
 from difftilt.networks.sequence import MLP
@@ -250,7 +253,7 @@ def test_a_batch_is_new_far_apart_and_of_many_parents():
     spelt = words.spell(batch.sample)
     assert "TTTT" not in spelt and "AAAA" not in spelt  # one molecule
     d = batch.apart(batch.sample, batch.sample).fill_diagonal_(9)
-    assert d.min() == 2 and sorted(batch.nearest(known))[0] >= 1
+    assert d.min() == 2 and min(batch.nearest(known), key=lambda found: found or 0)
     assert Batch(words, known, known, 0).add(every, 999) == 254
     places = [where for where, _ in zip(wells(3), range(97), strict=False)]
     assert places[11:13] == [(3, "A12"), (3, "B01")] and places[95:] == [(3, "H12"), (4, "A01")]
@@ -292,5 +295,6 @@ def test_a_learned_round_and_the_page(tmp_path: Path, monkeypatch, capsys):
 def test_a_simulated_lab_tells_regret(monkeypatch, capsys):
     small(monkeypatch)
     words = ["simulate", "dna", "--rule", "greedy", "random", "--budget", 16, "--batch", 8, "--start", 24]
+    assert get_args(Rule) == NAMES
     told = said(capsys, *words)
     assert "regret" in told and "greedy, seed 0: best 0." in told

@@ -17,6 +17,7 @@ from difftilt.data.assay import BadRows, read_assay
 from difftilt.data.store import naming
 from difftilt.evaluation.groups import METHOD
 from difftilt.experiment import code
+from difftilt.experiment.fit_reward import learner_of
 from difftilt.experiment.ingest import Reading, digest_of, ingest
 from difftilt.experiment.job import Job
 from difftilt.experiment.lab import Lab
@@ -91,6 +92,7 @@ def _init(words: list[str]) -> None:
         options.budget, options.batch, options.alpha, options.distance, options.per_parent,
         options.read_both_strands, options.seed,
     )  # fmt: skip
+    learner_of(vocabulary, None, options.read_both_strands)  # or it would be refused only once all is there
     start, digest, lab = None, "", Lab(options.out)
     if options.data is not None:
         digest = digest_of(options.data)

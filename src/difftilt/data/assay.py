@@ -94,7 +94,7 @@ def read_assay(
     """
     with naming(path):
         table = read_any_table(path)
-        letters = letters_of(alphabet) if isinstance(alphabet, str) else alphabet and tuple(alphabet)
+        letters = letters_of(alphabet) if isinstance(alphabet, str) else tuple(alphabet or ())
         header, body = header_of(table, [name for name in (sequence, score) if name])
         if not body.rows:
             raise ValueError("there are no rows below the header")

@@ -111,7 +111,7 @@ def learner_of(
     if both_strands and vocabulary.alphabet != tuple(DNA):
         raise ValueError(
             f"both strands are read of DNA of one length, but got {vocabulary.shortest} to"
-            f" {vocabulary.longest} letters of {listed(vocabulary.letters)}; leave --both-strands out"
+            f" {vocabulary.longest} letters of {listed(vocabulary.letters)}; leave that option out"
         )
     window = (WINDOW if vocabulary.longest > WINDOW else 0) if window is None else window
     return Ensemble(len(vocabulary.alphabet), window=window, both_strands=both_strands, **settings)

@@ -22,7 +22,7 @@ FAILING = 0.1  # share of a round's wells, above which it is said
 FEW = 5  # measurements, of which no correlation is told
 HEADS = (
     *("round", "rule", "proposed", "measured", "failed", "pending", "mean", "best", "predicted"),
-    *("correlation", "in 90 % intervals", "apart", "to the nearest measured"),
+    *("correlation", "coverage", "apart", "to measured"),
 )
 SHORT = HEADS[:8]  # what a terminal shows
 
@@ -165,7 +165,7 @@ def _best(
         str(estimate),
         str(count),
         predicted,
-        "the data at first" if made is None else f"{made.id}, round {made.round}",
+        "the data at first" if made is None else made.id,
     )
 
 

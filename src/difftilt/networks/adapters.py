@@ -54,9 +54,9 @@ def lora(
         policy: The chain to tune.
         rank: Of the update of each layer, at least 1; by default 4, or that of the adapter already there.
         targets: Names of the layers that get one, or ends of their names after a dot. By default these are
-            the attention projections, linear layers called to_q, to_k, to_v, to_out.0, q_proj, k_proj,
-            v_proj, o_proj, out_proj, query, key, value or qkv; in a network without any of them, all linear
-            layers. Those within `nn.MultiheadAttention` cannot be adapted.
+            the attention projections, linear layers called as in `adapter_layers.ATTENTION`, such as to_q,
+            q_proj, query or qkv; in a network without any of them, all linear layers. Those within
+            `nn.MultiheadAttention` cannot be adapted.
         network: The part of `policy.network` to adapt; by default all that stands within classifier-free
             guidance and micro-batches.
 
