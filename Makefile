@@ -46,7 +46,7 @@ $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(PIP) --editable '.[diffusers,logos,rna,tensorboard,dev]'
+	$(PIP) --editable '.[diffusers,logos,molecules,rna,tensorboard,dev]'
 	touch $@
 
 clean:

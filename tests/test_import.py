@@ -31,7 +31,7 @@ CORE = """
 import pkgutil, sys
 from importlib import import_module
 from pathlib import Path
-EXTRAS = "sklearn scipy pandas logomaker tensorboard wandb RNA diffusers peft transformers"
+EXTRAS = "sklearn scipy pandas logomaker tensorboard wandb RNA rdkit diffusers peft transformers"
 for name in EXTRAS.split():
     sys.modules[name] = None  # as if it were not installed
 import torch

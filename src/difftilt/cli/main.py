@@ -32,6 +32,7 @@ COMMANDS: Mapping[str, tuple[str, str, str]] = {
         "Learns the soft value of a recipe's model, for sample --value.",
     ),
     "reward": ("reward", "reward_command", "Learns a reward from measurements, for --reward learned:DIR."),
+    "lab": ("lab", "lab_command", "Proposes what to measure next, plate by plate, and learns from results."),
     "report": ("report", "report_command", "Writes a run's report.html anew."),
     "compare": ("report", "compare_command", "Compares runs: a table, a picture and a page, over seeds."),
     "advise": ("advise", "advise_command", "Names the algorithm to start with, and what was measured of it."),

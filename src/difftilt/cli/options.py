@@ -53,7 +53,9 @@ def parse(
         _field(name, subcommands(name, hints[name], default, words, own), default)
         for name, default in defaults.items()
     ]
-    options = dataclasses.make_dataclass("Options", fields, frozen=True, namespace={"__doc__": doc})
+    options = dataclasses.make_dataclass(
+        "Options", fields, frozen=True, kw_only=True, namespace={"__doc__": doc}
+    )
     parsed = _parsed(options, words, program)
     values = {field[0]: getattr(parsed, field[0]) for field in fields}
     try:
@@ -169,7 +171,8 @@ def _parsed(options: type, words: list[str], program: str) -> Any:
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        said = sentence(printed.getvalue())
+        box = printed.getvalue()
+        said = _missing_options(box, program) or sentence(box)
         raise UsageError(_unknown_option(said, options, program) or said) from None
 
 
@@ -226,6 +229,15 @@ def sentence(box: str) -> str:
     lines = [" ".join(line.split()) for line in plain.splitlines() if line.strip()]
     text = " ".join(lines[1:] or lines)  # the first line is the box's title
     return re.sub(r"(?<![.:;,]) (?=(Available|Perhaps|Argument|For) )", "; ", text)
+
+
+def _missing_options(box: str, program: str) -> str:
+    """What is said of options that were not given, without their help; empty of other faults."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    missing = plain.partition("Missing from")[2].partition("For full helptext")[0]
+    named = re.findall(r"^\W {5}(\S.*?)\W*$", missing, re.MULTILINE)  # their help stands further to the right
+    said = f"Missing from {program}: {', '.join(named)}; {program} --help tells of every option"
+    return said if named else ""
 
 
 def _unknown_option(said: str, options: type, program: str) -> str:

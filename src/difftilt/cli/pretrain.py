@@ -9,6 +9,7 @@ from difftilt.settings import UsageError, choose
 PRETRAIN: Mapping[str, tuple[str, str]] = {
     "digits": ("difftilt.domains.digits.pretrain", "pretrain_digits"),
     "dna": ("difftilt.domains.landscape.pretrain", "pretrain_dna"),
+    "molecules": ("difftilt.domains.molecules.pretrain", "pretrain_molecules"),
     "protein": ("difftilt.domains.landscape.pretrain", "pretrain_protein"),
     "sequences": ("difftilt.domains.sequences.pretrain", "pretrain_sequences"),
     "utr": ("difftilt.domains.utr.pretrain", "pretrain_utr"),

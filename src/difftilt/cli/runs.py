@@ -25,6 +25,7 @@ from difftilt.training.settings import Training
 RECIPES: Mapping[str, str] = {
     "digits": "difftilt.domains.digits.recipe:digits",
     "dna": "difftilt.domains.landscape.recipe:dna",
+    "molecules": "difftilt.domains.molecules.recipe:molecules",
     "pipeline": "difftilt.domains.diffusers.recipe:pipeline",
     "protein": "difftilt.domains.landscape.recipe:protein",
     "sequences": "difftilt.domains.sequences.recipe:sequences",
@@ -91,6 +92,18 @@ def build(name: str, settings: Mapping[str, Any]) -> Job:
             f"{name} returned a {type(job).__name__}; a recipe returns a Job, as difftilt.tune makes"
         )
     return dataclasses.replace(job, maker=Maker(name, settings))
+
+
+def score_options(name: str) -> type[ScoreOptions]:
+    """How to ask the reward, with the defaults of a recipe's training."""
+    training = inspect.signature(recipe_of(name)).parameters.get("training")
+    if training is None or not isinstance(training.default, Training):
+        return ScoreOptions
+    fields = [
+        (f.name, f.type, dataclasses.field(default=getattr(training.default, f.name)))
+        for f in dataclasses.fields(ScoreOptions)
+    ]
+    return dataclasses.make_dataclass("OwnScoreOptions", fields, bases=(ScoreOptions,), frozen=True)
 
 
 def for_sampling(name: str, score: ScoreOptions) -> dict[str, Any]:

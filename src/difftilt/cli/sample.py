@@ -13,12 +13,12 @@ from difftilt.cli.options import parse
 from difftilt.cli.runs import (
     RECIPES,
     CodeOptions,
-    ScoreOptions,
     bring_back,
     build,
     for_sampling,
     load,
     recipe_of,
+    score_options,
     taken,
 )
 from difftilt.cli.tables import plain, show_json, show_numbers
@@ -79,9 +79,10 @@ def sample_command(words: list[str]) -> None:
 def sample_recipe(recipe: str, words: list[str]) -> None:
     """Samples the pretrained model of a recipe."""
     title = f"Samples the pretrained model of {recipe}, steered towards a reward without training."
-    program, groups = f"difftilt sample {recipe}", (ScoreOptions, SampleOptions)
+    asked = score_options(recipe)
+    program, groups = f"difftilt sample {recipe}", (asked, SampleOptions)
     settings = parse(recipe_of(recipe), words, program, *groups, without=METHOD, title=title)
-    options, score = (taken(group, settings) for group in (SampleOptions, ScoreOptions))
+    options, score = (taken(group, settings) for group in (SampleOptions, asked))
     job = build(recipe, settings | for_sampling(recipe, score))
     written = {"recipe": recipe, "settings": {name: to_json(value) for name, value in settings.items()}}
     _draw(job, None, options, options.out or Path("runs") / f"{recipe.rpartition(':')[2]}-samples", written)

@@ -21,6 +21,7 @@ from difftilt.cli.runs import (
     build,
     check_writable,
     recipe_of,
+    score_options,
     settings_of,
     subject,
     taken,
@@ -84,7 +85,7 @@ def fit_command(words: list[str]) -> None:
     """Learns v_t = alpha log E[exp(r / alpha) | x_t] from chains, in a run folder, and checks it."""
     recipe, rest = subject("value fit", words)
     title = f"Learns the soft value of {recipe}'s pretrained model from its chains, and checks it."
-    groups, program = (FitOptions, ScoreOptions), f"difftilt value fit {recipe}"
+    groups, program = (FitOptions, score_options(recipe)), f"difftilt value fit {recipe}"
     settings = parse(recipe_of(recipe), rest, program, *groups, without=METHOD, title=title)
     options, score = (taken(group, settings) for group in groups)
     job, regression = _job(recipe, settings, _training(options, score)), copy.deepcopy(options.value)

@@ -3,6 +3,7 @@
 import base64
 import io
 import math
+import re
 import struct
 import zlib
 from collections.abc import Iterable, Mapping
@@ -19,6 +20,7 @@ from difftilt.evaluation.schema import Info, Numbers, Row, Summary
 
 SMALL_IMAGE, LARGE_IMAGE = 500, 900  # pixels across: enlarged without blur below, made smaller above
 MOST_PIXELS = 50_000_000  # of a picture: what claims more is not unpacked
+LARGE_DRAWING = 2_000_000  # bytes of an SVG file that is not shown
 LARGE_FILE = 300_000  # bytes of a picture beyond which it is compressed
 Samples = dict[str, list[float]]
 
@@ -161,15 +163,22 @@ class Picture:
 
 
 def read_pictures(folder: Path) -> list[tuple[Picture, Picture]]:
-    """Every pair of samples/before*.png and samples/after*.png."""
-    endings = {path.name.removeprefix("before") for path in folder.glob("before*.png")}
-    endings |= {path.name.removeprefix("after") for path in folder.glob("after*.png")}
-    return [(_picture(folder / f"before{end}"), _picture(folder / f"after{end}")) for end in sorted(endings)]
+    """Every pair of samples/before*.png and samples/after*.png, and of such files of SVG."""
+    endings = {
+        path.name.removeprefix(when)
+        for when in ("before", "after")
+        for kind in ("png", "svg")
+        for path in folder.glob(f"{when}*.{kind}")
+    }
+    pairs = [(folder / f"before{end}", folder / f"after{end}") for end in sorted(endings)]
+    return [(_picture(before), _picture(after)) for before, after in pairs]
 
 
 def _picture(path: Path) -> Picture:
     try:
         content = read_bytes(path)
+        if path.suffix == ".svg":
+            return _drawing(path.name, content)
         with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
             if math.prod(image.size) > MOST_PIXELS:
                 return Picture(path.name)
@@ -193,3 +202,15 @@ def _picture(path: Path) -> Picture:
         Image.DecompressionBombError,
     ):
         return Picture(path.name)
+
+
+def _drawing(name: str, content: bytes) -> Picture:
+    """An SVG file; as the source of an image nothing in it is executed, and nothing loaded."""
+    size = re.search(
+        rb"<svg[^>]*\swidth=['\"](\d{1,5})px['\"]\s+height=['\"](\d{1,5})px['\"]", content[:5000]
+    )
+    if size is None or len(content) > LARGE_DRAWING:
+        return Picture(name)
+    data = base64.b64encode(content).decode()
+    # never small: a drawing is sharp at any size
+    return Picture(name, f"data:image/svg+xml;base64,{data}", max(int(size[1]), SMALL_IMAGE), int(size[2]))

@@ -10,6 +10,7 @@ from typing import Any
 
 from difftilt.algorithms.ppo import PPO
 from difftilt.conditions import unconditional
+from difftilt.data.vocabulary import Vocabulary
 from difftilt.evaluation.evaluate import ScoredSamples
 from difftilt.guard import Guard, Reward
 from difftilt.objective import Algorithm, Objective
@@ -40,6 +41,7 @@ class View:
 
     Args:
         spell: Each sample as a line of text, for tables and for rewards that read text.
+        vocabulary: What reads such lines as samples, if they are rows of its tokens.
         draw: Writes samples to files whose names begin with a path, in the domain's own format.
         diversity: A number that falls when samples become alike.
         distances: Two-sample distances of interest, by name, each with its standard error.
@@ -50,6 +52,7 @@ class View:
     """
 
     spell: Callable[[State], list[str]] | None = None
+    vocabulary: Vocabulary | None = None
     draw: Callable[[ScoredSamples, Path], None] | None = None
     diversity: Callable[[State], float] | None = None
     distances: Callable[[State], Mapping[str, tuple[float, float]]] | None = None

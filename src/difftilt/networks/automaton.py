@@ -68,7 +68,7 @@ def ended(vocabulary: Vocabulary) -> Automaton:
 
     start: int | None = 0
     accepts = (-1, shortest)
-    return _explore(start, step, lambda read: read in accepts, vocabulary.longest, len(vocabulary.alphabet))
+    return explore(start, step, lambda read: read in accepts, vocabulary.longest, len(vocabulary.alphabet))
 
 
 def forbid(
@@ -100,7 +100,7 @@ def forbid(
         return None if any(place == len(words[word]) for word, place in read) else frozenset(read)
 
     nothing: Begun | None = frozenset()
-    return _explore(nothing, step, lambda begun: begun is not None, length, len(alphabet))
+    return explore(nothing, step, lambda begun: begun is not None, length, len(alphabet))
 
 
 def count_range(
@@ -114,7 +114,7 @@ def count_range(
             f" {low} to {high}"
         )
     most = min(high, length)
-    return _explore(
+    return explore(
         0,
         lambda count, token: min(count + (token in counted), most + 1),
         lambda count: low <= count <= most,
@@ -150,7 +150,7 @@ def share_range(
         def step(seen: tuple[int, int], token: int) -> tuple[int, int]:
             return min(seen[0] + (token in counted), length), min(seen[1] + (token != end), length)
 
-        return _explore(
+        return explore(
             (0, 0),
             step,
             lambda seen: low * seen[1] - slack <= seen[0] <= high * seen[1] + slack,
@@ -177,7 +177,7 @@ def both(first: Automaton, second: Automaton) -> Automaton:
     def step(states: tuple[int, int], token: int) -> tuple[int, int]:
         return first.moves[states[0]][token], second.moves[states[1]][token]
 
-    return _explore(
+    return explore(
         (0, 0),
         step,
         lambda states: first.accepting[states[0]] and second.accepting[states[1]],
@@ -186,7 +186,7 @@ def both(first: Automaton, second: Automaton) -> Automaton:
     )
 
 
-def _explore(
+def explore(
     start: S, step: Callable[[S, int], S], accepts: Callable[[S], bool], length: int, letters: int
 ) -> Automaton:
     """The smallest automaton of what a machine accepts, given its first state and its moves."""

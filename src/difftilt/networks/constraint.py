@@ -6,8 +6,6 @@ may take is found by one pass from each end, as in the forward-backward recursio
 """
 
 import copy
-import functools
-from collections.abc import Iterator
 
 import torch
 import torch.nn as nn
@@ -20,6 +18,7 @@ from difftilt.shapes import Cond, OneHot, Output, Step, Tokens
 from difftilt.transition import tokens
 
 MEMORY = 2**25  # bytes that the states reached by a part of a batch may take
+WORD = 63  # rows of a batch that share a word, in which each has a bit
 
 
 class Constrained(nn.Module):
@@ -33,52 +32,113 @@ class Constrained(nn.Module):
         automaton: The constraint.
     """
 
-    moves: Tensor
+    kind: Tensor
     accepting: Tensor
+    before: Tensor
+    under: Tensor
+    after: Tensor
 
     def __init__(self, network: nn.Module, automaton: Automaton):
         super().__init__()
         self.network = network
-        self.register_buffer("moves", torch.tensor(automaton.moves).T.contiguous(), persistent=False)
-        self.register_buffer("accepting", torch.tensor(automaton.accepting), persistent=False)
+        # tokens that always lead to the same states are of one kind, and only kinds are followed
+        moves, kind = torch.tensor(automaton.moves).T.unique(dim=0, return_inverse=True)
+        accepting = torch.tensor(automaton.accepting)
+        state = torch.arange(len(accepting))
+        alive = accepting | (moves != state).any(0)  # of the smallest automaton, all that can end well
+        under, before = alive[moves].nonzero(as_tuple=True)
+        edges = {"before": before, "under": under, "after": moves[under, before]}
+        for name, value in (edges | {"kind": kind, "accepting": accepting}).items():
+            self.register_buffer(name, value, persistent=False)
+        self.kinds, states = len(moves), len(state)
+        self.to_before, self.to_after = _Union(before, states), _Union(edges["after"], states)
+        self.to_kind = _Union(under, self.kinds)
 
     def forward(self, x: OneHot, t: Step, cond: Cond) -> Output:
         logits, x = self.network(x, t, cond), tokens(x)
         possible = self.possible(x)
         hopeless = ~possible.any(2, keepdim=True)  # never reached, but exact sums ask about every state
-        shown = (x != len(self.moves))[..., None]
+        shown = (x != len(self.kind))[..., None]
         return logits.masked_fill(~(possible | hopeless | shown), -torch.inf)
 
     @torch.no_grad()
     def possible(self, x: Tokens) -> Tensor:
         """Which tokens each position can take, as (batch, length, categories) of booleans."""
-        rows = max(1, MEMORY // (len(self.accepting) * x.shape[1]))
-        return torch.cat([torch.stack([*self._passes(part)][::-1], 1) for part in x.split(rows)])
+        rows = WORD * max(1, MEMORY // (8 * len(self.accepting) * x.shape[1]))
+        kinds = torch.cat([self._possible_kinds(part) for part in x.split(rows)])
+        same = F.one_hot(x, len(self.kind) + 1).bool()
+        return kinds[..., self.kind] & (same[..., :-1] | same[..., -1:])
 
-    def _passes(self, x: Tokens) -> Iterator[Tensor]:
-        """Of the last position, of the one before, and so on: the possible tokens, (batch, categories)."""
-        count = len(self.moves)
-        seen = F.one_hot(x, count + 1).to(torch.uint8)
-        allowed = (seen[..., :count] + seen[..., count:]).permute(1, 2, 0).contiguous()  # a mask allows all
-        ahead = self._reached(allowed)
-        ends = self.accepting[:, None].to(torch.uint8).expand(-1, len(x))
-        for reached, here in zip(reversed(ahead), allowed.flip(0), strict=True):
-            ways = [ends.index_select(0, to) & letter for to, letter in zip(self.moves, here, strict=True)]
-            yield torch.stack([(reached & way).amax(0) for way in ways], 1).bool()
-            ends = functools.reduce(torch.bitwise_or, ways)
-
-    def _reached(self, allowed: Tensor) -> list[Tensor]:
-        """The states that can be reached ahead of each position, (state, batch), as 0 and 1."""
-        reached = torch.zeros(len(self.accepting), allowed.shape[2], dtype=torch.uint8, device=allowed.device)
-        reached[0] = 1
-        found = []
+    def _possible_kinds(self, x: Tokens) -> Tensor:
+        """The same of kinds of tokens; of a part of a batch, as one bit per row."""
+        kind = F.pad(self.kind, (0, 1), value=self.kinds)  # the mask is a kind of its own
+        seen = F.one_hot(kind[x], self.kinds + 1).bool()
+        allowed = _packed((seen[..., :-1] | seen[..., -1:]).permute(1, 2, 0))  # a mask allows all
+        reached = torch.zeros(len(self.accepting), allowed.shape[2], dtype=torch.long, device=x.device)
+        reached[0] = -1
+        ahead, found = [], []
         for here in allowed:
-            found.append(reached)
-            ways = torch.zeros_like(reached, dtype=torch.float32)  # index_add_ is fastest in floats
-            for to, letter in zip(self.moves, here, strict=True):
-                ways.index_add_(0, to, (reached & letter).float())
-            reached = (ways > 0).to(torch.uint8)
-        return found
+            ahead.append(reached)
+            reached = self.to_after(reached[self.before] & here[self.under])
+        ends = torch.where(self.accepting[:, None], -1, torch.zeros_like(reached))
+        for reached, here in zip(reversed(ahead), allowed.flip(0), strict=True):
+            ways = ends[self.after] & here[self.under]
+            found.append(self.to_kind(reached[self.before] & ways))
+            ends = self.to_before(ways)
+        return _unpacked(torch.stack(found[::-1]), len(x)).permute(2, 0, 1)
+
+
+class _Union(nn.Module):
+    """The bitwise or of all values that go to one place.
+
+    Args:
+        place: Where each value goes.
+        count: How many places there are.
+    """
+
+    order: Tensor
+    filled: Tensor
+    last: Tensor
+
+    def __init__(self, place: Tensor, count: int):
+        super().__init__()
+        order = place.argsort(stable=True)
+        filled, sizes = place.unique(return_counts=True)
+        for name, value in {"order": order, "filled": filled, "last": sizes.cumsum(0) - 1}.items():
+            self.register_buffer(name, value, persistent=False)
+        most, place = max(sizes.tolist(), default=0), place[order]
+        self.count, self.distances = count, [2**k for k in range(max(most - 1, 0).bit_length())]
+        for distance in self.distances:
+            same = -(place[distance:] == place[:-distance]).long()[:, None]
+            self.register_buffer(f"same_{distance}", same, persistent=False)
+
+    def forward(self, values: Tensor) -> Tensor:
+        values = values[self.order]
+        for distance in self.distances:  # after which each value holds those of twice as many before it
+            values[distance:] |= values[:-distance] & self.get_buffer(f"same_{distance}")
+        return values.new_zeros(self.count, values.shape[1]).index_copy_(0, self.filled, values[self.last])
+
+
+def _packed(rows: Tensor) -> Tensor:
+    """Booleans whose last dimension becomes bits of words."""
+    rows = F.pad(rows, (0, -rows.shape[-1] % WORD))
+    bits = 2 ** torch.arange(WORD, device=rows.device)
+    return (rows.unflatten(-1, (-1, WORD)) * bits).sum(-1)
+
+
+def _unpacked(words: Tensor, count: int) -> Tensor:
+    """The inverse of `_packed`, for so many booleans."""
+    bits = 2 ** torch.arange(WORD, device=words.device)
+    return ((words[..., None] & bits) != 0).flatten(-2)[..., :count]
+
+
+@torch.no_grad()
+def obeys(policy: MaskedPolicy, x: Tokens) -> Tensor:
+    """Which whole sequences a chain could draw, whatever its weights: as its start and its constraint say."""
+    kept = ((policy.start == policy.categories) | (x == policy.start)).all(1)
+    if not isinstance(policy.network, Constrained):
+        return kept
+    return kept & policy.network.possible(x).gather(2, x[..., None])[..., 0].all(1)
 
 
 def constrain(policy: MaskedPolicy, automaton: Automaton) -> MaskedPolicy:

@@ -89,6 +89,67 @@ class Convolutional(nn.Module):
         return (self.out(hidden) + self.bias).transpose(1, 2)
 
 
+class Transformer(nn.Module):
+    """For tokens that depend on others anywhere: every layer sees all of them.
+
+    How much is masked it sees for itself, so it needs no t.
+
+    Args:
+        categories: Tokens, K; the state has one more, the mask.
+        length: Tokens per sequence.
+        width: Numbers per token, divisible by twice as many as `heads`.
+        depth: Layers, of an attention and an MLP each.
+        heads: Attention heads.
+    Source:
+        Vaswani et al. (2017), https://arxiv.org/abs/1706.03762, normalised first (Xiong et al., 2020), with
+        rotary positions (Su et al., 2021, https://arxiv.org/abs/2104.09864) beside learned ones.
+    """
+
+    def __init__(self, categories: int, length: int, width: int, depth: int, heads: int):
+        super().__init__()
+        self.embed = nn.Linear(categories + 1, width)
+        self.position = nn.Parameter(0.1 * torch.randn(length, width))
+        self.layers = nn.ModuleList(_Layer(width, heads) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+        self.out = nn.Linear(width, categories)
+        nn.init.normal_(self.embed.weight, std=0.3)
+        nn.init.zeros_(self.out.weight)
+
+    def forward(self, x: OneHot, t: Step, cond: Cond) -> Output:
+        hidden = self.embed(x) + self.position
+        for layer in self.layers:
+            hidden = layer(hidden)
+        return self.out(self.norm(hidden))
+
+
+class _Layer(nn.Module):
+    """Attention between tokens, which sees how far apart they are, then an MLP on each."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        frequency = 0.01 ** torch.linspace(0, 1, width // heads // 2)
+        self.register_buffer("frequency", frequency, persistent=False)
+        self.norm_1, self.norm_2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.merge = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = self.qkv(self.norm_1(x)).unflatten(-1, (3, self.heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        angle = torch.arange(x.shape[1], device=x.device)[:, None] * self.get_buffer("frequency")
+        attention = F.scaled_dot_product_attention(_turned(q, angle), _turned(k, angle), v)
+        x = x + self.merge(attention.transpose(1, 2).flatten(2))
+        return x + self.mlp(self.norm_2(x))
+
+
+def _turned(x: Tensor, angle: Tensor) -> Tensor:
+    """Pairs of numbers as vectors in the plane, turned by the angle of their position."""
+    a, b = x.chunk(2, -1)
+    sin, cos = angle.sin(), angle.cos()
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
+
+
 class Corrected(nn.Module):
     """A frozen network and a new one that is added to its logits: what tuning adds to a pretrained model.
 

@@ -75,7 +75,7 @@ def _letters(text: str) -> str:
 
 def _reader() -> Any:
     try:
-        import rapidocr
+        import rapidocr  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         message = "reward ocr needs rapidocr; install it with pip install rapidocr onnxruntime"
         raise ImportError(message) from error

@@ -103,10 +103,8 @@ class _Pending:
 
     def means(self) -> dict[str, Tensor]:
         """The mean of each number over rows."""
-        return {
-            name: sum(x * share for x, share in zip(values, self._shares, strict=True)) / self.steps
-            for name, values in self._numbers.items()
-        }
+        shares = torch.tensor(self._shares, dtype=torch.float64) / self.steps
+        return {name: (torch.stack(x) * shares.to(x[0].device)).sum() for name, x in self._numbers.items()}
 
 
 def _descend(

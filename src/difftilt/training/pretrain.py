@@ -59,6 +59,7 @@ def explain(
     *,
     steps: int,
     batch: int = 256,
+    even: bool = False,
     seed: int = 0,
 ) -> Iterator[dict[str, float]]:
     """Descends T E_t of the chain's loss, t uniform in 1, ..., T, and yields after every gradient step.
@@ -69,10 +70,15 @@ def explain(
         policy: Any chain that reverses a known noising process.
         data: Clean samples; tokens where the chain draws tokens.
         cond: The condition of each.
+        even: Spread the t of a batch evenly, so that its loss varies less.
         seed: Step k draws from generators seeded by (seed, k).
     """
     for number, rows in _minibatches(len(data), batch, steps, seed):
-        t = torch.randint(1, policy.steps + 1, (batch,), device=data.device)
+        if even:
+            share = (torch.arange(batch, device=data.device) + torch.rand(1, device=data.device)) / batch
+            t = (share * policy.steps).long().clamp(max=policy.steps - 1) + 1
+        else:
+            t = torch.randint(1, policy.steps + 1, (batch,), device=data.device)
         loss = policy.steps * policy.loss(data[rows], t, take(cond, rows))
         yield _step(loss.mean(), optimizer, number)
 

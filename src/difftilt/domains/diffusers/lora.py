@@ -77,7 +77,9 @@ def save_lora(policy: Policy, folder: Path | str) -> None:
         weights |= {f"{part}.{key}": w.detach().cpu().contiguous() for key, w in found.items()}
         config = adapter_layers.carrier_of(denoiser).peft_config[name].to_dict()
         settings |= {f"{part}.{key}": value for key, value in config.items()}
-    about = {METADATA: json.dumps(settings, sort_keys=True, default=sorted), "format": "pt"}
+    about = {
+        METADATA: json.dumps(settings, sort_keys=True, default=sorted)
+    }  # several are written in any order
     with atomic_file(Path(folder) / LORA_FILE) as file:
         save_file(weights, file, metadata=about)
 

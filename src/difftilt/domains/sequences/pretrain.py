@@ -80,7 +80,8 @@ def pretrain_sequences(
     torch.manual_seed(seed)
     busy = time.process_time()
     chain = chain_of(build(network, vocabulary), vocabulary)
-    train(chain, learned, checked, steps, batch, learning_rate, seed)
+    optimizer = torch.optim.Adam(chain.parameters(), learning_rate)
+    train(chain, learned, checked, optimizer, steps, batch=batch, seed=seed)
     named = {"sequence": sequence, "score": score, "alphabet": alphabet, "bad_rows": bad_rows, "width": width}
     settings = {**named, "steps": steps, "batch": batch, "learning_rate": learning_rate, "seed": seed}
     settings = {name: value for name, value in settings.items() if value is not None}
@@ -121,14 +122,28 @@ def best(assay: Assay, x: Sequences) -> dict[str, Sequences]:
 
 
 def train(
-    chain: MaskedPolicy, data: Sequences, checked: Sequences, steps: int, batch: int, rate: float, seed: int
+    chain: MaskedPolicy,
+    data: Sequences,
+    checked: Sequences,
+    optimizer: torch.optim.Optimizer,
+    steps: int,
+    *,
+    batch: int,
+    even: bool = False,
+    seed: int = 0,
+    what: str = "model of sequences",
 ) -> None:
-    """Teaches a chain to explain the data, and leaves it as it explained other sequences best."""
-    optimizer = torch.optim.Adam(chain.parameters(), rate)
+    """Teaches a chain to explain the data, and leaves it as it explained other sequences best.
+
+    Args:
+        even: As for `explain`.
+        what: Is trained, for the progress bar.
+    """
     schedule = warm_cosine(optimizer, steps)
-    rows = explain(chain, data, unconditional(len(data)), optimizer, steps=steps, batch=batch, seed=seed)
+    cond = unconditional(len(data))
+    rows = explain(chain, data, cond, optimizer, steps=steps, batch=batch, even=even, seed=seed)
     lowest, kept = float("inf"), copy.deepcopy(chain.state_dict())
-    for row in track(rows, "model of sequences", total=steps):
+    for row in track(rows, what, total=steps):
         schedule.step()
         if (int(row["step"]) + 1) % (steps // TIMES) == 0:
             torch.manual_seed(seed)

@@ -1,0 +1,1 @@
+"""Drug-like molecules, written as SMILES."""

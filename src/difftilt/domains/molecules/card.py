@@ -1,0 +1,130 @@
+"""What is measured of a model of molecules, and its card."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from difftilt.conditions import unconditional
+from difftilt.data.chemistry import canonical
+from difftilt.domains.card import command, mean, shown
+from difftilt.domains.molecules.model import chain_of, free_chain, load_molecules
+from difftilt.domains.molecules.view import (
+    PROPERTIES,
+    internal_diversity,
+    properties,
+    read_or_none,
+    wasserstein,
+)
+from difftilt.domains.sequences.pretrain import bound, independent
+from difftilt.networks.bundle import Numbers
+from difftilt.policy import rollout
+from difftilt.rewards.molecule import molecule, scaffold
+from difftilt.shapes import Sequences
+
+PART = 200  # molecules drawn at a time
+SCAFFOLDS = 50_000  # molecules learned from whose scaffolds are known
+
+
+def quality(
+    folder: Path, held_out: Sequences, learned: Sequences, data: set[str], drawn: int, seed: int = 0
+) -> Numbers:
+    """What the model card states, each number with its standard error where it has one.
+
+    Args:
+        learned: Rows of tokens that the model learned from.
+        data: The SMILES that the model could learn from, as RDKit writes them.
+        drawn: Molecules to draw.
+    """
+    torch.manual_seed(seed)
+    network, pieces, deepest = load_molecules(folder)
+    chain, count = chain_of(network, pieces, deepest), len(pieces.alphabet)
+    busy = time.process_time()
+    parts = [rollout(chain, unconditional(PART)).sample for _ in range(-(-drawn // PART))]
+    seconds = time.process_time() - busy
+    texts = pieces.spell(torch.cat(parts)[:drawn])
+    found = [one for text in texts if (one := read_or_none(text)) is not None]
+    written, outside = [canonical(one) for one in found], [molecule(text) for text in pieces.spell(held_out)]
+    known = {scaffold(molecule(text)) for text in sorted(data)[:: max(1, len(data) // SCAFFOLDS)]}
+    scaffolds = {scaffold(one) for one in found}
+    values, expected = properties(found), properties(outside)
+    return {
+        "held_out": len(held_out),
+        "drawn": drawn,
+        "samples_per_second": round(len(texts) / seconds, 1),
+        "bound": mean(-bound(chain, held_out)),
+        "bound_free": mean(-bound(free_chain(network, pieces), held_out)),
+        "independent": mean(-independent(held_out, learned, count)),
+        "valid": mean(torch.tensor([read_or_none(text) is not None for text in texts]).double()),
+        "unique": len(set(written)) / max(len(written), 1),
+        "new": sum(text not in data for text in set(written)) / max(len(set(written)), 1),
+        "scaffolds": len(scaffolds),
+        "known_scaffolds": len(known),
+        "new_scaffolds": len(scaffolds - known) / max(len(scaffolds), 1),
+        "diversity": {"held out": internal_diversity(outside), "drawn": internal_diversity(found)},
+        "means": {
+            name: {"held out": mean(expected[name]), "drawn": mean(values[name])} for name in PROPERTIES
+        },
+        "wasserstein": {
+            name: {
+                "held out": wasserstein(expected[name][::2], expected[name][1::2]),
+                "drawn": wasserstein(values[name], expected[name]),
+            }
+            for name in PROPERTIES
+        },
+    }
+
+
+def card(understood: Sequence[str], source: Sequence[str], about: Numbers, found: Numbers) -> str:
+    """The model card, in Markdown.
+
+    Args:
+        source: Options of pretraining that say which data it learned from.
+    """
+    seen = shown(found)
+    rows = "\n".join(
+        f"| {label} | {seen['means'][name]['held out']} | {seen['means'][name]['drawn']} |"
+        f" {found['wasserstein'][name]['drawn']:.3g} | {found['wasserstein'][name]['held out']:.3g} |"
+        for name, (label, _) in PROPERTIES.items()
+    )
+    shares = {name: f"{found[name]:.1%}" for name in ("unique", "new", "new_scaffolds")}
+    return CARD.format(
+        understood="\n".join(f"- {line}" for line in understood), rows=rows, **about, **(seen | shares),
+        command=command(["molecules", *source], about),
+        inside="{:.3f}".format(found["diversity"]["drawn"]),
+        inside_held="{:.3f}".format(found["diversity"]["held out"]),
+    )  # fmt: skip
+
+
+CARD = """# Molecules: a masked diffusion model of SMILES
+
+{understood}
+
+`model.safetensors` holds the network, float16 on disk and float32 in memory; `measured.safetensors` the
+tokens of the molecules held out (`held_out`), and of some that were learned from (`known`), to compare with.
+
+## How it was made
+
+    {command}
+
+{processor_seconds} s of processor time, CPU threads: {threads}, torch {torch}.
+
+## How good it is
+
+Measured on {held_out} molecules held out, from which nothing was learned. Errors are standard errors.
+The evidence lower bound of the chain, which keeps to the grammar of SMILES, says at most {bound} nats per
+molecule, and without the grammar {bound_free}; tokens that do not know of each other, with the shares that
+they have at each position, say {independent}. A molecule has several SMILES, so these are bounds of the
+molecule's own information, too.
+
+{drawn} samples were drawn at temperature 1, {samples_per_second} a second of processor time. A share of
+{valid} of **all** of them are molecules that RDKit reads. Of these, {unique} are unique, and {new} of the
+unique ones do not stand in the data. They have {scaffolds} different scaffolds, of which {new_scaffolds} are
+none of the {known_scaffolds} scaffolds of molecules learned from that were looked at.
+Their mean Tanimoto distance from each other is {inside}; held out it is {inside_held}.
+
+| property | mean, held out | mean, drawn | Wasserstein distance | the same of two halves held out |
+| --- | --- | --- | --- | --- |
+{rows}
+"""

@@ -1,0 +1,180 @@
+"""Makes what the recipe `molecules` starts from: a model of drug-like molecules, or of your own."""
+
+import random
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import annotated_types as at
+import torch
+
+from difftilt.data.assay import BadRows
+from difftilt.data.libraries import load_moses
+from difftilt.data.molecules import read_molecules
+from difftilt.domains.card import made
+from difftilt.domains.molecules.card import card, quality
+from difftilt.domains.molecules.model import NETWORK, build, config_of, free_chain, load_molecules
+from difftilt.domains.molecules.tokens import Pieces, learn_pieces
+from difftilt.domains.sequences.pretrain import FEWEST, TIMES, split_rows, train
+from difftilt.networks.bundle import Numbers, save_bundle, user_folder
+from difftilt.settings import Count, Natural, Rate, Threads
+from difftilt.shapes import Sequences
+from difftilt.training.muon import Muon
+
+ADAM_RATE = 3e-3  # of embeddings, biases and outputs
+MOST = 500_000  # molecules that are learned from
+CHECKED = 500  # that choose the best step
+KEPT = 10_000  # molecules learned from that are kept beside the model, to find the nearest of
+HELD_OUT = 2000
+NESTED = 0.999  # share of the molecules whose branches are nested no deeper than the grammar allows
+
+
+@dataclass(frozen=True)
+class Data:
+    """Rows of tokens, and what was understood of where they come from."""
+
+    learned: Sequences
+    checked: Sequences
+    held_out: Sequences
+    understood: tuple[str, ...]
+
+
+def pretrain_molecules(
+    out: Path | None = None,
+    data: Path | None = None,
+    start: Path | None = None,
+    column: str | None = None,
+    bad_rows: BadRows = "stop",
+    stereo: bool = False,
+    merges: Natural = 256,
+    steps: Annotated[int, at.Ge(TIMES)] = 1400,
+    batch: Count = 128,
+    learning_rate: Rate = 0.02,
+    drawn: Annotated[int, at.Ge(100)] = 1000,
+    threads: Threads = 1,
+    seed: Natural = 0,
+) -> None:
+    """Trains a model of molecules, and measures it on molecules held out.
+
+    The molecules are those of MOSES (difftilt data fetch moses), or your own. Of salts and mixtures the
+    largest part is learned. What is no molecule is told, with the first row of each kind of fault.
+
+    Args:
+        out: The folder to write; an existing one is replaced once all is done. By default
+            ~/.cache/difftilt/models/molecules.
+        data: A table or a list of SMILES, with or without a header, packed or not; rows that a column such as
+            SPLIT calls test are held out, or else a tenth of all.
+        start: A model whose tokens and weights to begin with: `package` for the one that comes with difftilt,
+            or the folder of another one. Molecules that its tokens cannot spell are left out.
+        column: Of the SMILES; found by its name or by what it holds if not given.
+        bad_rows: What to do if rows are no molecules: stop and tell of all, or drop them.
+        stereo: Keep what your data say of stereochemistry; MOSES says nothing.
+        merges: Pairs of tokens that become one; more make molecules shorter, and each token rarer.
+        steps: Gradient steps, at least 20; the weights of the step that explains molecules best from which
+            nothing was learned are kept.
+        batch: Molecules per gradient step.
+        learning_rate: The highest of Muon's schedule, for the matrices; all else has Adam's, 3e-3.
+        drawn: Molecules that are drawn to measure the model, at least 100.
+        threads: CPU threads of torch; a second one costs more than it brings if the other core is busy.
+        seed: Of weights and training; the split of the data is always the same.
+    """
+    torch.set_num_threads(threads)
+    texts, held_out, understood = _molecules(data, column, bad_rows, stereo)
+    print(*understood, sep="\n")
+    busy = time.process_time()
+    torch.manual_seed(seed)
+    if start is None:
+        pieces, sizes = learn_pieces(texts, merges), NETWORK
+        network, deepest = build(pieces, sizes), _deepest(texts)
+    else:
+        network, pieces, deepest = load_molecules(None if str(start) == "package" else start)
+        sizes = NETWORK
+    rows = _rows(texts, held_out, pieces, deepest, understood)
+    print(rows.understood[-1])
+    optimizer = Muon(network, learning_rate, ADAM_RATE)
+    chain = free_chain(network, pieces)
+    train(
+        chain, rows.learned, rows.checked, optimizer, steps, batch=batch, even=True, seed=seed,
+        what="molecules",
+    )  # fmt: skip
+    named = {"start": start, "column": column, "bad_rows": data and bad_rows}
+    settings = {name: str(value) for name, value in named.items() if value is not None}
+    settings |= {
+        "merges": merges,
+        "steps": steps,
+        "batch": batch,
+        "learning_rate": learning_rate,
+        "seed": seed,
+    }
+    about = made(settings, time.process_time() - busy, threads, torch.__version__)
+    source = [] if data is None else ["--data", str(data), *(["--stereo"] if stereo else [])]
+
+    def judge(folder: Path) -> tuple[Numbers, str]:
+        found = quality(folder, rows.held_out, rows.learned, set(texts), drawn)
+        return found, card(rows.understood, source, about, found)
+
+    kept = {"known": rows.learned[:KEPT], "held_out": rows.held_out}
+    tensors = {"measured": {name: x.to(torch.int16) for name, x in kept.items()}}
+    config = config_of(pieces, deepest, sizes, about)
+    save_bundle(out or user_folder("molecules"), {"model": network}, config, judge, tensors)
+    print(f"model, and its card README.md: {out or user_folder('molecules')}")
+
+
+def _molecules(
+    data: Path | None, column: str | None, bad_rows: BadRows, stereo: bool
+) -> tuple[list[str], list[str], tuple[str, ...]]:
+    """SMILES to learn from, in random order, those held out, and what was understood."""
+    if data is not None:
+        found = read_molecules(data, column, bad_rows, stereo)
+        texts, held_out, understood = found.smiles, found.held_out, found.understood
+    else:
+        texts, held_out = load_moses("train"), load_moses("test")
+        understood = (f"MOSES: {len(texts):,} molecules to learn from, {len(held_out):,} held out",)
+    for part in (texts, held_out):
+        random.Random(0).shuffle(part)
+    return texts, held_out[:HELD_OUT], understood
+
+
+def _rows(
+    texts: list[str], held_out: list[str], pieces: Pieces, deepest: int, understood: tuple[str, ...]
+) -> Data:
+    """The molecules that can be written, as tokens."""
+    fitting = [text for text in texts[:MOST] if _depth(text) <= deepest]
+    x, _ = pieces.encode(fitting)
+    left_out = min(len(texts), MOST) - len(x)
+    said = (
+        f"{len(x):,} molecules in rows of {pieces.longest} of {len(pieces.alphabet)} tokens;"
+        f" {left_out:,} others are too long, or have rare symbols or deeply nested branches"
+    )
+    if held_out:
+        outside, _ = pieces.encode([text for text in held_out if _depth(text) <= deepest])
+        checked, learned = x.tensor_split([min(CHECKED, max(len(x) // 10, 3))])
+    else:
+        outside, checked, learned = split_rows(x)
+    if min(len(learned), 10 * len(outside)) < FEWEST:
+        raise ValueError(
+            f"{len(learned)} molecules remain to learn from, and {len(outside)} to be held out, but at least"
+            f" {FEWEST} and {FEWEST // 10} are needed; {said}"
+        )
+    return Data(learned, checked, outside, (*understood, said))
+
+
+def _deepest(texts: list[str]) -> int:
+    """How deep the grammar lets branches be nested, which suits nearly all."""
+    depths = Counter(map(_depth, texts[:MOST]))
+    return next(
+        depth
+        for depth in range(max(depths) + 1)
+        if sum(n for d, n in depths.items() if d <= depth) >= NESTED * depths.total()
+    )
+
+
+def _depth(text: str) -> int:
+    """The most branches of a SMILES that are open at once."""
+    depth = most = 0
+    for sign in text:
+        depth += (sign == "(") - (sign == ")")
+        most = max(most, depth)
+    return most

@@ -1,0 +1,154 @@
+"""Anybody's molecules, from the file to the tuned model, without a line of Python."""
+
+import itertools
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from difftilt.cli.main import main
+from difftilt.conditions import unconditional
+from difftilt.data.chemistry import parse
+from difftilt.domains.molecules import model as models
+from difftilt.domains.molecules import pretrain as pretraining
+from difftilt.domains.molecules.model import chain_of, load_molecules
+from difftilt.domains.molecules.recipe import molecules
+from difftilt.domains.molecules.syntax import smiles_syntax
+from difftilt.domains.molecules.tokens import Pieces, learn_pieces
+from difftilt.domains.molecules.view import clusters, internal_diversity, structures, wasserstein
+from difftilt.policy import rollout
+from difftilt.settings import UsageError
+from difftilt.training.settings import Training
+
+HEADS = ("CC", "COC", "NC(=O)C", "FC", "C#CC", "OC(C)C")
+RINGS = ("c1ccccc1", "c1ccncc1", "C1CCNCC1", "c1ccc2[nH]ccc2c1")
+TAILS = ("C(=O)O", "CCl", "C(F)(F)F", "OC")
+TEXTS = ["".join(parts) for parts in itertools.product(HEADS, RINGS, TAILS)]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    """A tiny model of invented molecules, in a table with salts, stereochemistry and broken rows."""
+    folder = tmp_path_factory.mktemp("molecules")
+    rows = [f"{n};{text};{'test' if n % 4 == 0 else 'train'}" for n, text in enumerate(TEXTS)]
+    rows += ["a;CC(=O)[O-].[Na+];train", "b;C[C@H](N)C(=O)O;train", "c;C1CC;train", "d;;train"]
+    (folder / "own.csv").write_text("\n".join(["No;My Structure;SPLIT", *rows]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretraining, "NETWORK", {"width": 16, "depth": 1, "heads": 2})
+        main(
+            f"pretrain molecules --data {folder / 'own.csv'} --bad-rows drop --out {folder / 'model'}"
+            " --steps 300 --batch 16 --merges 12 --drawn 100".split()
+        )
+    return folder / "model"
+
+
+def test_a_model_of_a_file_says_what_it_was_made_of_and_how_good_it_is(model):
+    found = json.loads((model / "quality.json").read_text())
+    assert found["held_out"] == 24
+    assert found["bound"][0] < found["bound_free"][0]  # the grammar rules out what no molecule is
+    assert 0 < found["valid"][0] < 1
+    card = " ".join((model / "README.md").read_text().split())
+    for said in (
+        "SMILES: column My Structure", "rows that column SPLIT calls test", "2 of 100 rows cannot be used",
+        "1 have a ring that is open, first line 100 (C1CC)", "1 are empty",
+        "salts and mixtures of which the largest part is kept: 1", "taken away, of 1 rows",
+        "--merges 12 --steps 300",
+    ):  # fmt: skip
+        assert said in card
+
+
+def test_all_that_a_chain_draws_keeps_to_the_grammar(model):
+    network, pieces, deepest = load_molecules(model)
+    torch.manual_seed(0)
+    texts = pieces.spell(rollout(chain_of(network, pieces, deepest), unconditional(80)).sample)
+    for text in texts:
+        plain = text.replace("[nH]", "n")
+        depths = list(itertools.accumulate((sign == "(") - (sign == ")") for sign in plain))
+        assert text and min(depths) >= 0 and depths[-1] == 0
+        assert all(plain.count(digit) % 2 == 0 for digit in "123")
+        assert not re.search(r"[-=#(][-=#]?[)]|[-=#]{2}|^[^A-Za-z]|[-=#(]$|[()]\d|\)$", plain)
+
+
+def test_tokens_are_pairs_of_tokens_and_spell_what_they_were_made_of():
+    pieces = learn_pieces(TEXTS, 12)
+    x, places = pieces.encode([*TEXTS, "C[Se]C", ""])
+    assert pieces.spell(x) == [TEXTS[place] for place in places.tolist()]
+    assert len(TEXTS) * 0.95 < len(x) <= len(TEXTS)
+    assert (x < len(pieces.alphabet) - 1).sum(1).float().mean() < 0.7 * sum(map(len, TEXTS)) / len(TEXTS)
+    assert "c1cc" in "".join(pieces.alphabet[len(pieces.symbols) :])
+    with pytest.raises(ValueError, match="two that come before it"):
+        Pieces(("C", "c"), ((0, 2),), 3)
+
+
+def test_the_grammar_takes_molecules_and_nothing_that_is_open():
+    alphabet = (*"CcNO()=1234-", "Cl", "")
+    syntax = smiles_syntax(alphabet, 14, 2)
+    pieces = Pieces(alphabet[:-1], (), 14)
+
+    def takes(text: str) -> bool:
+        rows, places = pieces.encode([text])
+        assert len(places) == 1
+        return syntax.accepts(rows[0].tolist())
+
+    assert all(map(takes, ["C", "CC(C)(Cl)C=O", "c1ccccc1", "C1CC2CC1C2", "C(C(C)C)C", "C1CC=1", "c1cc-1"]))
+    refused = ["C(", "C)", "C1CC", "C=", "=C", "(C)", "C()C", "C==C", "C(C)", "C(1)C", "C(C(C(C)C)C)C", "1"]
+    assert not any(map(takes, refused))
+
+
+def test_a_run_says_what_invalid_samples_earn_and_shows_structures(model, tmp_path):
+    out = tmp_path / "run"
+    main(
+        f"finetune molecules --model {model} --out {out} --rounds 1 --batch 24 --evaluate 60"
+        " --alpha 0.1".split()
+    )
+    summary = json.loads((out / "summary.json").read_text())
+    rows = [line.split(",") for line in (out / "samples" / "before.csv").read_text().splitlines()[1:]]
+    broken = [row for row in rows if float(row[3]) == 0]
+    assert broken and all(float(row[1]) == 0 for row in broken)  # a stated 0, which J contains
+    assert summary["before"]["gold"]["valid"] == pytest.approx(1 - len(broken) / len(rows))
+    assert summary["penalised"] > len(broken)
+    assert {"molecules", "unique molecules", "Wasserstein distance of QED"} <= set(summary["distances"])
+    smiles = (out / "samples" / "after.smi").read_text().splitlines()
+    blocks = (out / "samples" / "after.sdf").read_text().split("$$$$\n")
+    assert len(smiles) == len(blocks) - 1 == round(60 * summary["gold"]["valid"])
+    report = (out / "report.html").read_text()
+    assert report.count("data:image/svg+xml;base64,") == 4 and "Wasserstein" in report
+
+
+def test_rewards_that_need_patterns_ask_for_them(model):
+    with pytest.raises(UsageError, match="reward wanted needs --wanted, but got none"):
+        molecules(model=model, reward="qed + wanted")
+    with pytest.raises(ValueError, match="SMARTS such as"):
+        molecules(model=model, reward="forbidden", forbidden=("c1cc(",))
+    job = molecules(model=model, reward="wanted", wanted=("[OX2H]",), training=Training(on_error="drop"))
+    pieces = load_molecules(model)[1]
+    x, _ = pieces.encode(["CCc1ccccc1C(=O)O", "CCc1ccccc1OC"])
+    assert job.objective.reward(x, unconditional(2)).tolist() == [1.0, 0.0]
+
+
+def test_what_is_measured_of_sets():
+    one, other = parse("CCc1ccccc1"), parse("CC(=O)O")
+    assert internal_diversity([one, one]) == 0 and internal_diversity([one, other]) > 0.8
+    assert internal_diversity([]) == 0
+    best = clusters([(0.2, one), (0.9, other), (0.8, parse("CCc1ccccc1"))], 5)
+    assert [reward for reward, _ in best] == [0.9, 0.8]
+    assert wasserstein(torch.tensor([0.0, 1.0, 2.0]), torch.tensor([3.0, 4.0, 5.0])) == pytest.approx(3)
+    assert structures([one, None], ["1", "none"]).startswith("<?xml")
+
+
+def test_a_folder_that_is_no_model_is_refused_in_a_sentence(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(models, "packaged", lambda: tmp_path)
+    with pytest.raises(ValueError, match="holds no model of molecules"):
+        molecules()
+    (tmp_path / "config.json").write_text(json.dumps({"tokens": {"symbols": ["C"]}, "network": {}}))
+    with pytest.raises(ValueError, match="make the model anew"):
+        molecules()
+
+
+def test_too_few_molecules_are_refused_in_a_sentence(tmp_path, capsys):
+    (tmp_path / "few.smi").write_text("\n".join(TEXTS[:20]))
+    with pytest.raises(SystemExit):
+        main(f"pretrain molecules --data {tmp_path / 'few.smi'} --out {tmp_path / 'model'}".split())
+    assert "molecules remain to learn from" in capsys.readouterr().err
