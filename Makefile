@@ -1,10 +1,12 @@
 # `make demo`, `make demo-dna` and `make test` set up everything they need on a fresh machine; a second call starts at once.
 PYTHON ?= python3
 VENV := .venv
-PIP := PIP_CONSTRAINT=constraints.txt $(VENV)/bin/pip install --quiet --disable-pip-version-check
+# compiling all packages would take longer than all else; what is imported is compiled then, and kept
+PIP := PIP_CONSTRAINT=constraints.txt $(VENV)/bin/pip install --quiet --disable-pip-version-check --no-compile
+export PYTHONDONTWRITEBYTECODE :=
 WORKERS ?= 2
 
-.PHONY: demo demo-dna test lint units commands signals clean
+.PHONY: demo demo-dna test lint typed untyped signals clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/difftilt finetune digits --out runs/demo --overwrite
@@ -14,17 +16,18 @@ demo-dna: $(VENV)/installed
 
 # two things at a time, as what has one process leaves a core idle
 test: $(VENV)/installed-dev
-	$(MAKE) --jobs 2 lint units
-	$(MAKE) --jobs 2 commands signals
+	$(MAKE) --jobs 2 lint typed
+	$(MAKE) --jobs 2 untyped signals
 
-# commands are run as users run them: without the checks of shapes and types that all other tests make
-COMMANDS := tests/cli tests/domains tests/experiment
+# Without the checks of shapes and types that all other tests make: commands, which are run as users run them, and the
+# long runs that prove algorithms, twice as fast so. tests/training runs every algorithm with the checks.
+UNTYPED := tests/cli tests/domains tests/experiment tests/algorithms
 
-units: $(VENV)/installed-dev
-	$(VENV)/bin/pytest -n $(WORKERS) $(COMMANDS:%=--ignore=%)
+typed: $(VENV)/installed-dev
+	$(VENV)/bin/pytest -n $(WORKERS) $(UNTYPED:%=--ignore=%)
 
-commands: $(VENV)/installed-dev
-	DIFFTILT_UNTYPED=1 $(VENV)/bin/pytest -n $(WORKERS) $(COMMANDS)
+untyped: $(VENV)/installed-dev
+	DIFFTILT_UNTYPED=1 $(VENV)/bin/pytest -n $(WORKERS) $(UNTYPED)
 
 # a process of several that run tests has its own way with signals
 signals: $(VENV)/installed-dev

@@ -77,7 +77,7 @@ def chain(tuned: bool) -> GaussianPolicy:
     network: torch.nn.Module = MixtureDenoiser(grid, MODES / SCALE, VARIANCE / SCALE**2)
     if tuned:
         network = Residual(network, grid, 2, width=128, waves=4)
-    return GaussianPolicy(network, grid, (2,), prediction_type="sample", decode=lambda x: SCALE * x)
+    return GaussianPolicy(network, grid, (2,), prediction_type="sample", decode=lambda x, cond: SCALE * x)
 
 
 def measure(policy: GaussianPolicy, objective: Objective, count: int) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """Rewards that are learned from measurements, judged where the true reward of every sequence is known.
 
-    python benchmarks/learned.py [--only six6 gb1] [--seeds 0 1 2]
+    python benchmarks/learned.py [--only six6 gb1] [--learners ensemble process] [--seeds 0 1 2]
 
 adds rows to results/learned.json. No model is tuned: what each rule asks for is the exact tilt of the
 pretrained distribution, so a gap is due to what was learned and to the rule alone. The data sets are found as
@@ -15,7 +15,7 @@ import argparse
 import dataclasses
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from difftilt.transition import one_hot
 
 RESULTS = Path(__file__).parent / "results" / "learned.json"
 OFFLINE = {"six6": ((0.1, 0.03), (1000, 4000), 0.05), "gb1": ((0.05, 0.03), (100, 1000), 0.03)}
+LEARNERS = ("ensemble", "process")
 HELD_OUT = 2000
 CHUNK = 4096
 
@@ -138,13 +139,13 @@ def measured(world: World, rows: Tensor, noise: float, generator: torch.Generato
     return Labels(world.x[rows], (world.reward[rows] + scatter).float())
 
 
-def ensemble(world: World, seed: int) -> Ensemble:
+def ensemble(world: World, seed: int, members: int = 8) -> Ensemble:
     """With filters and both strands for DNA."""
     dna = world.letters == 4
-    return Ensemble(world.letters, window=6 * dna, both_strands=dna, seed=seed)
+    return Ensemble(world.letters, members=members, window=6 * dna, both_strands=dna, seed=seed)
 
 
-def offline(world: World, seed: int) -> Iterator[dict[str, Any]]:
+def offline(world: World, asked: Sequence[str], seed: int) -> Iterator[dict[str, Any]]:
     alphas, sizes, noise = OFFLINE[world.name]
     for count in sizes:
         generator = torch.Generator().manual_seed(seed)
@@ -155,7 +156,7 @@ def offline(world: World, seed: int) -> Iterator[dict[str, Any]]:
         learners: dict[str, Learner] = {"ensemble": ensemble(world, seed)}
         if count <= 1000:
             learners["process"] = Process(world.letters)
-        for name, learner in learners.items():
+        for name, learner in ((name, learners[name]) for name in asked if name in learners):
             start = time.process_time()
             scale, found = cross_validated(learner, labels, seed)
             guess = world.predict(dataclasses.replace(learner.fit(labels), scale=scale))
@@ -193,6 +194,7 @@ def tilts(world: World, guess: Prediction, far: Tensor, alpha: float) -> Iterato
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=[*OFFLINE], default=[*OFFLINE])
+    parser.add_argument("--learners", nargs="+", choices=[*LEARNERS], default=[*LEARNERS])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
@@ -200,7 +202,7 @@ def main() -> None:
     for name in given.only:
         world = make_world(name)
         for seed in given.seeds:
-            add(given.out, list(offline(world, seed)))
+            add(given.out, list(offline(world, given.learners, seed)))
 
 
 def add(path: Path, new: list[dict[str, Any]]) -> None:

@@ -59,7 +59,7 @@ class Tokens(Policy):
     def forward(self, x: Tensor, t: Tensor, cond: Cond) -> Categorical:
         return Categorical(self.network(x, t, cond).view(-1, 2, 3).softmax(-1))
 
-    def decode(self, x: Tensor) -> Tensor:
+    def decode(self, x: Tensor, cond: Cond) -> Tensor:
         return x.double().sum(1, keepdim=True)
 
 
@@ -91,15 +91,15 @@ class Guess(Network):
 
 
 def masked() -> MaskedPolicy:
-    return MaskedPolicy(Guess(), 2, 3, decode=lambda x: x.double())
+    return MaskedPolicy(Guess(), 2, 3, decode=lambda x, cond: x.double())
 
 
 def bernoulli() -> MaskedPolicy:
-    return MaskedPolicy(Guess(), 2, 3, steps=STEPS, unmasking="bernoulli", decode=lambda x: x.double())
+    return MaskedPolicy(Guess(), 2, 3, steps=STEPS, unmasking="bernoulli", decode=lambda x, cond: x.double())
 
 
 def uniform() -> UniformPolicy:
-    return UniformPolicy(Guess(2), 2, 3, steps=STEPS, decode=lambda x: x.double())
+    return UniformPolicy(Guess(2), 2, 3, steps=STEPS, decode=lambda x, cond: x.double())
 
 
 def simplex() -> SimplexPolicy:
@@ -191,7 +191,7 @@ def test_a_path_has_the_probability_with_which_it_was_drawn(policies, path):
     torch.testing.assert_close(path_log_prob(policies[0], path), path.log_prob, rtol=0, atol=1e-9)
     assert path.log_prob.shape == (STEPS + 1, BATCH)
     assert path.states.shape[:2] == (STEPS + 1, BATCH)
-    assert path.sample.equal(policies[0].decode(path.states[-1]))
+    assert path.sample.equal(policies[0].decode(path.states[-1], path.cond))
 
 
 def test_a_chain_yields_the_decisions_that_a_rollout_keeps(policies):
@@ -277,13 +277,6 @@ def test_gradients_of_mixed_rows_are_those_of_the_parts(policies, path):
         torch.testing.assert_close(whole, torch.stack(split).sum(0))
 
 
-def test_minibatches_deal_every_row_once(path):
-    parts = list(path.minibatches(5))
-    assert len(parts) == 5
-    assert torch.cat(parts).sort().values.tolist() == list(range((STEPS + 1) * BATCH))
-    assert torch.cat(parts).tolist() != torch.cat(list(path.minibatches(5))).tolist()
-
-
 def test_some_chains_of_a_path(path):
     index = torch.tensor([2, 0])
     some = path.chains(index)
@@ -309,9 +302,3 @@ def test_equal_conditions_make_one_context():
     assert context({"embed": half}).tolist() == [0, 1, 0]
     assert context({"a": ["xb=", "x"], "b": ["", "b="]}).tolist() == [0, 1]
     assert context(unconditional(3)).tolist() == [0, 0, 0]
-
-
-def test_too_few_rows_for_so_many_minibatches_are_refused(path):
-    assert sum(len(part) for part in path.minibatches(3, share=0.5)) == round(0.5 * path.log_prob.numel())
-    with pytest.raises(ValueError, match="16 rows cannot be dealt into 17 minibatches"):
-        list(path.minibatches(17))

@@ -20,6 +20,7 @@ class Settings:
     rest: Natural = 0
     kind: Literal["a", "b"] = "a"
     maybe: Count | None = None
+    perhaps: Literal["a", "b"] | None = None
     several: tuple[Literal["a", "b"], ...] = ()
 
 
@@ -28,7 +29,7 @@ class Settings:
     [
         {},
         {"rate": 1e-9, "weight": 0, "share": 1, "unit": 0, "count": 10, "rest": 0},
-        {"kind": "b", "maybe": 3, "several": ("b", "a")},
+        {"kind": "b", "maybe": 3, "perhaps": "b", "several": ("b", "a")},
     ],
 )
 def test_settings_in_range_are_accepted(settings):
@@ -52,6 +53,7 @@ def test_settings_in_range_are_accepted(settings):
         ("rest", -1, ">= 0"),
         ("kind", "c", "one of 'a', 'b'"),
         ("maybe", 0, ">= 1"),
+        ("perhaps", "c", "one of 'a', 'b'"),
         ("several", "a", "a tuple"),
     ],
 )

@@ -1,8 +1,10 @@
 """The problem that every algorithm of this library solves, and what an algorithm is."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Any, cast
 
 import torch
 import torch.nn as nn
@@ -12,6 +14,7 @@ from difftilt.guard import Guard, Reward, RewardError
 from difftilt.policy import Policy, Trajectory, chain, law
 from difftilt.settings import check_settings
 from difftilt.shapes import Cond, Index, PerSample, PerStep, Sample, Scalar, Some, State, Step
+from difftilt.transition import Joined, Transition, rows_of
 
 # v(x_t, t, c), an estimate of alpha log E[exp(r / alpha) | x_t, c]
 Value = Callable[[State, Step, Cond], PerSample]
@@ -53,24 +56,29 @@ class Objective:
         return reward[valid], valid
 
     @torch.no_grad()
-    def sample(self, policy: Policy, cond: Cond, *, gradient: bool = False) -> "Experience":
+    def sample(
+        self, policy: Policy, cond: Cond, *, gradient: bool = False, keep: bool = False
+    ) -> "Experience":
         """Chains of the policy, with their rewards and their divergence from the reference.
 
         Args:
             gradient: Find the reward's gradient as well.
+            keep: Keep the reference's distributions, for losses that ask for them at these states.
         """
         if policy.steps != self.reference.steps:
             raise ValueError(
                 f"the reference takes {self.reference.steps} steps and the policy {policy.steps}; their KL"
                 " needs one number of steps"
             )
-        states, log_prob, log_ratio, kl = [], [], [], []
+        states, log_prob, log_ratio, kl, kept = [], [], [], [], []
         for d in chain(policy, cond):
             base = d.step if policy is self.reference else law(self.reference, d.x, d.t, cond)
             states.append(d.x_next)
             log_prob.append(d.step.log_prob(d.x_next))
             log_ratio.append(log_prob[-1] - base.log_prob(d.x_next))
             kl.append(d.step.kl(base))
+            if keep:
+                kept.append(base)
         if gradient and not states[-1].is_floating_point():
             raise ValueError(
                 f"the reward has no gradient in states of type {states[-1].dtype}; use an algorithm that"
@@ -78,14 +86,44 @@ class Objective:
             )
         with torch.set_grad_enabled(gradient):
             x_0 = states[-1].requires_grad_(gradient)
-            sample = policy.decode(x_0)
+            sample = policy.decode(x_0, cond)
             reward, valid = self.score(sample, cond)
             slope = torch.autograd.grad(reward.sum(), x_0)[0][valid] if gradient else None
         path = Trajectory(torch.stack(states).detach(), sample.detach(), torch.stack(log_prob), cond)
         if len(valid) < len(sample):
             path = path.chains(valid)
+            kept = [step.rows(valid) for step in kept]
         log_ratios, kls = torch.stack(log_ratio)[:, valid], torch.stack(kl)[:, valid]
-        return Experience(path, reward.detach(), log_ratios, kls, self.alpha, slope)
+        base = _concat(kept, len(valid), valid.device) if keep else None
+        return Experience(path, reward.detach(), log_ratios, kls, self.alpha, slope, base)
+
+
+def _concat(steps: Sequence[Transition], batch: int, device: torch.device) -> Transition:
+    """The distributions of all states of all steps, of `batch` states each, in their order.
+
+    The first step stays apart, as that of chains which start in another way than they go on.
+    """
+    every = torch.arange(batch, device=device)
+    parts = [
+        (k == 0, rows + k * batch, law)
+        for k, step in enumerate(steps)
+        for rows, law in (step.parts if isinstance(step, Joined) else [(every, step)])
+    ]
+    merged = []
+    for _, alike in groupby(parts, lambda part: (part[0], type(part[2]))):
+        _, rows, laws = zip(*alike, strict=True)
+        merged.append((torch.cat(rows), _cat(laws)))
+    return Joined(merged)
+
+
+def _cat(steps: Sequence[Transition]) -> Any:
+    """Steps of one kind as one."""
+
+    def whole(values: Sequence[Any]) -> Any:
+        return _cat(values) if isinstance(values[0], Transition) else torch.cat(list(values))
+
+    found = [rows_of(step) for step in steps]
+    return replace(cast(Any, steps[0]), **{name: whole([f[name] for f in found]) for name in found[0]})
 
 
 @dataclass(frozen=True)
@@ -98,6 +136,8 @@ class Experience:
         kl: KL(p || reference) in nats of every decision, in closed form.
         alpha: The objective's weight of the KL.
         slope: d r / d x_0, if it was asked for.
+        reference: The reference's distributions of all decisions, in the order of `log_ratio.flatten()`, if
+            they were kept.
     """
 
     path: Trajectory
@@ -106,6 +146,17 @@ class Experience:
     kl: PerStep
     alpha: float
     slope: State | None = None
+    reference: Transition | None = None
+
+    def base(self, index: Index) -> Transition:
+        """The reference's distributions in some rows of the (decision, chain) table.
+
+        Raises:
+            ValueError: If they were not kept.
+        """
+        if self.reference is None:
+            raise ValueError("the reference's distributions are gone; sample with keep=True")
+        return self.reference.rows(index)
 
     @property
     def log_reference(self) -> PerStep:
@@ -144,11 +195,12 @@ def hard_wired(objective: Objective, above: Value, x: State, t: Step, cond: Cond
     """A soft value at any t: the reward at t = 0, whatever `above` says there, and `above` elsewhere."""
     end = t == 0
     if end.all():
-        return objective.reward(objective.reference.decode(x), cond)
+        return objective.reward(objective.reference.decode(x, cond), cond)
     if not end.any():
         return above(x, t, cond)
     last, others = end.nonzero()[:, 0], (~end).nonzero()[:, 0]
-    reward = objective.reward(objective.reference.decode(x[last]), take(cond, last))
+    asked = take(cond, last)
+    reward = objective.reward(objective.reference.decode(x[last], asked), asked)
     value = above(x[others], t[others], take(cond, others))
     dtype = torch.promote_types(reward.dtype, value.dtype)
     return torch.cat([reward.to(dtype), value.to(dtype)])[torch.cat([last, others]).argsort()]
@@ -161,10 +213,16 @@ def to_go(cost: PerStep) -> PerStep:
 
 @dataclass(frozen=True)
 class Loss:
-    """What an algorithm yields: a scalar to descend, and numbers to log."""
+    """What an algorithm yields: a scalar to descend, and numbers to log.
+
+    Args:
+        share: The share that these rows have in a gradient step, above 0; the step is taken once the shares
+            add up to 1, so that rows can pass the network in parts. `value` is the mean over these rows.
+    """
 
     value: Scalar
     stats: dict[str, Scalar]
+    share: float = 1.0
 
 
 @torch.no_grad()

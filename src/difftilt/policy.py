@@ -9,10 +9,11 @@ import torch
 import torch.nn as nn
 from torch.utils.checkpoint import checkpoint
 
-from difftilt.conditions import concat, deal_rows, take
+from difftilt.conditions import concat, take
 from difftilt.shapes import Cond, Index, PerSample, PerStep, Sample, Some, State, States, Step
 from difftilt.transition import Transition, join
 
+Decode = Callable[[State, Cond], Sample]  # see `Policy.decode`
 RATIO_TOLERANCE = 1e-5  # of a log-density that is computed twice on the same rows
 
 
@@ -32,8 +33,13 @@ class Policy(nn.Module, ABC):
         """The distribution p(x_{t-1} | x_t, c) for t in 1, ..., T."""
 
     @abstractmethod
-    def decode(self, x: State) -> Sample:
-        """Maps x_0 to the object that rewards score, for instance latents to images."""
+    def decode(self, x: State, cond: Cond) -> Sample:
+        """Maps x_0 to the object that rewards score, for instance latents to images. It never learns."""
+
+
+def as_it_is(x: State, cond: Cond) -> Sample:
+    """Decodes nothing: rewards score x_0."""
+    return x
 
 
 class Wrapped(Policy, ABC):
@@ -52,8 +58,8 @@ class Wrapped(Policy, ABC):
     def initial(self, cond: Cond) -> Transition:
         return self.base.initial(cond)
 
-    def decode(self, x: State) -> Sample:
-        return self.base.decode(x)
+    def decode(self, x: State, cond: Cond) -> Sample:
+        return self.base.decode(x, cond)
 
 
 class Diffusion(Policy, ABC):
@@ -157,11 +163,6 @@ class Trajectory:
         return Trajectory(
             self.states[:, index], self.sample[index], self.log_prob[:, index], take(self.cond, index)
         )
-
-    def minibatches(self, count: int, share: float = 1.0) -> Iterator[Index]:
-        """Shuffles the rows of the (decision, chain) table and deals a share of them into `count` parts."""
-        decisions, batch = self.log_prob.shape
-        yield from deal_rows(decisions, batch, count, share, device=self.log_prob.device)
 
 
 def side_by_side(paths: Sequence[Trajectory]) -> Trajectory:
@@ -285,7 +286,7 @@ def rollout(policy: Policy, cond: Cond) -> Trajectory:
     decisions = list(chain(policy, cond))
     states = torch.stack([d.x_next for d in decisions])
     log_prob = torch.stack([d.step.log_prob(d.x_next) for d in decisions])
-    return Trajectory(states, policy.decode(states[-1]), log_prob, cond)
+    return Trajectory(states, policy.decode(states[-1], cond), log_prob, cond)
 
 
 def level(x: State, t: int) -> Step:

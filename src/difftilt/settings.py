@@ -18,6 +18,8 @@ Unit = Annotated[float, at.Interval(ge=0, le=1)]
 Count = Annotated[int, at.Ge(1)]
 Natural = Annotated[int, at.Ge(0)]
 Rate = Annotated[float, at.Interval(gt=0, le=10)]  # Adam moves each weight by up to so much per step
+OPEN = "open"
+OpenSettings = Annotated[tuple[str, ...], OPEN]  # NAME=VALUE of each; --call.NAME VALUE as options
 Threads = Annotated[int, at.Interval(ge=1, le=256)]
 
 _SYMBOLS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
@@ -33,6 +35,8 @@ def check_settings(settings: Any) -> None:
 def check_value(name: str, value: Any, hint: Any) -> None:
     """Raises ValueError if a value, or an item of a tuple, lies outside its range or a Literal's values."""
     union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    if union and value is None and type(None) in typing.get_args(hint):
+        return
     for option in typing.get_args(hint) if union else (hint,):
         if typing.get_origin(option) is tuple and typing.get_args(option)[1:] == (...,):
             if not isinstance(value, tuple):

@@ -3,8 +3,8 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from difftilt.shapes import Counts, Index, OneHot, PerPosition, PerSample, Probs
 
 
 class Transition(ABC):
-    """p(x_{t-1} | x_t) for a batch of states."""
+    """p(x_{t-1} | x_t) for a batch of states: a dataclass whose fields have one row per state."""
 
     @abstractmethod
     def sample(self) -> State:
@@ -35,6 +35,14 @@ class Transition(ABC):
     @abstractmethod
     def tempered(self, temperature: float) -> "Transition":
         """The distribution proportional to p^(1 / temperature): above 1 it explores, at 1 it is the same."""
+
+    def rows(self, index: Index) -> "Transition":
+        """The distributions of some of the states."""
+
+        def chosen(value: Any) -> Any:
+            return value.rows(index) if isinstance(value, Transition) else value[index]
+
+        return replace(cast(Any, self), **{name: chosen(value) for name, value in rows_of(self).items()})
 
 
 @dataclass(frozen=True)
@@ -186,6 +194,17 @@ class Joined(Transition):
     def tempered(self, temperature: float) -> "Joined":
         return Joined([(rows, law.tempered(temperature)) for rows, law in self.parts])
 
+    def rows(self, index: Index) -> Transition:
+        """The distributions of some of the states."""
+        found, start = [], 0
+        place = torch.cat([rows for rows, _ in self.parts]).argsort()[index]
+        for rows, law in self.parts:
+            here = ((place >= start) & (place < start + len(rows))).nonzero()[:, 0]
+            if len(here):
+                found.append((here, law.rows(place[here] - start)))
+            start += len(rows)
+        return found[0][1] if len(found) == 1 else join(found)
+
     def _join(self, values: list[Tensor]) -> Tensor:
         return torch.cat(values)[torch.cat([rows for rows, _ in self.parts]).argsort()]
 
@@ -197,6 +216,16 @@ def join(parts: Sequence[tuple[Index, Transition]]) -> Transition:
         order = torch.cat([rows for rows, _ in parts]).argsort()
         return Gaussian(*(torch.cat([getattr(law, name) for law in laws])[order] for name in ("mean", "std")))
     return Joined(parts)
+
+
+def rows_of(step: Transition) -> dict[str, Any]:
+    """The fields of a distribution, each with one row per state."""
+    if not is_dataclass(step):
+        raise ValueError(
+            f"the rows of a {type(step).__name__} are not known; make it a dataclass whose fields have one"
+            " row per state"
+        )
+    return {field.name: getattr(step, field.name) for field in fields(step)}
 
 
 def gaussian(step: Transition, need: str, instead: str) -> Gaussian:

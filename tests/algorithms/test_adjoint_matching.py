@@ -188,7 +188,7 @@ class HiddenSteps(Policy):
     def forward(self, x, t, cond):
         return Hidden(self.policy(x, t, cond))
 
-    def decode(self, x):
+    def decode(self, x, cond):
         return x
 
 

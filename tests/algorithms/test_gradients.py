@@ -82,8 +82,8 @@ def descent(log_w, advantage, clip, dimensions):
     return -clipped_surrogate(log_w, advantage, clip, dimensions)
 
 
-def mean_over_decisions(value, stats):
-    return Loss(value / 5, stats)
+def mean_over_decisions(value, stats, share):
+    return Loss(value / 5, stats, share)
 
 
 def to_go_late(cost):

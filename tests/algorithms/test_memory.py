@@ -5,8 +5,12 @@ import importlib.util
 import sys
 from pathlib import Path
 
+import problems
 import pytest
 import torch
+
+from difftilt.algorithms.graphs import Graphs
+from difftilt.conditions import unconditional
 
 WIDTH = 8192
 
@@ -59,3 +63,14 @@ def test_live_bytes_are_counted_until_they_die(benchmark):
         assert count.live == 4000
         del y
         assert count.live == 0
+
+
+def test_graphs_are_held_where_they_fit(monkeypatch):
+    problem = problems.affine(dimension=2)
+    policy, cond = problem.start, unconditional(3)
+    asked = [Graphs(setting) for setting in (None, True, False)]
+    for held, expected in ((10**9, [False, True, False]), (0, [True, True, False])):
+        monkeypatch.setattr("difftilt.algorithms.graphs.HELD", held)
+        for graphs in asked:
+            graphs.measure(policy, cond)
+        assert [graphs.recompute(rows=10) for graphs in asked] == expected

@@ -31,7 +31,7 @@ class Walk(Policy):
     def forward(self, x, t, cond):
         return Gaussian(self.network(x, t, cond), torch.full_like(x, 0.5))
 
-    def decode(self, x):
+    def decode(self, x, cond):
         return x
 
 

@@ -149,9 +149,9 @@ def test_all_bad_rows_are_told_at_once_and_dropped_if_asked(tmp_path: Path):
     with pytest.raises(UnreadableError) as error:
         read_assay(path)
     assert str(error.value) == (
-        f"{path}: 8 of 12 rows cannot be used: 2 hold other letters than ACGT, first line 3 (ACGN);"
-        " 1 have no sequence, first line 4; 2 have a score that is no finite number, first line 6 (n.d.);"
-        " 1 hold both T and U, first line 8 (AUGT); 2 have another number of cells than the header, 2, first"
+        f"{path}: 8 of 12 rows cannot be used: 2 with other letters than ACGT, first line 3 (ACGN);"
+        " 1 without a sequence, first line 4; 2 with a score that is no finite number, first line 6 (n.d.);"
+        " 1 with both T and U, first line 8 (AUGT); 2 with another number of cells than the header, 2, first"
         " line 12 (3). Correct them, or leave them out with --bad-rows drop"
     )
     assay = read_assay(path, bad_rows="drop")
@@ -214,7 +214,7 @@ def test_what_cannot_be_read_is_refused_by_name(case: str, tmp_path: Path):
         ({"sequence": "nowhere"}, "no column is called nowhere: the columns are sequence, score"),
         ({"score": "nowhere"}, "no column is called nowhere"),
         ({"alphabet": "klingon"}, "the alphabets are dna, rna, protein, or a file of tokens"),
-        ({"alphabet": "protein", "sequence": "score"}, "hold other letters"),
+        ({"alphabet": "protein", "sequence": "score"}, "with other letters"),
     ],
 )
 def test_a_wrong_name_is_answered_with_the_right_ones(named, said, tmp_path: Path):

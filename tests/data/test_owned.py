@@ -15,7 +15,7 @@ from difftilt.data.read import UnreadableError
 DELETING = {"unlink", "rmdir", "rmtree", "remove", "removedirs"}
 OWNERS = {"data/owned.py", "data/atomic.py", "data/lock.py"}  # the last two: of what they have just made
 PLACES = (
-    *("run.json", "metrics.jsonl", "report.html", "samples", "tensorboard", "checkpoints"),
+    *("run.json", "metrics.jsonl", "report.html", "samples", "adapter", "tensorboard", "checkpoints"),
     *("samples/after.csv", "checkpoints/round-000001", "checkpoints/.tmp-x"),
     "checkpoints/round-000001/policy.safetensors",
 )

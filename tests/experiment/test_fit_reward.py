@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from difftilt.data.vocabulary import DNA, spell
+from difftilt.data.vocabulary import DNA, Vocabulary, spell
 from difftilt.domains.sequences.view import sequence_view
 from difftilt.experiment import code
 from difftilt.experiment.fit_reward import fit_reward
@@ -133,9 +133,34 @@ def test_an_assay_is_taken_as_people_have_it(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("rows", "said"), [(["ACG,1", "AC,2"], "2 to 3 letters"), (["ACG,", "ACC,"], "no sc")]
+    ("rows", "said"), [(["ACG,1", "AC,2"], "20 labels or more, but got 2"), (["ACG,", "ACC,"], "no sc")]
 )
 def test_what_cannot_be_learned_from_is_refused_with_the_file(rows, said, tmp_path):
     (tmp_path / "assay.csv").write_text("\n".join(["sequence,score", *rows]))
     with pytest.raises(ValueError, match=f"{tmp_path}/assay.csv: .*{said}"):
         fit_reward(tmp_path / "assay.csv", tmp_path / "reward")
+
+
+def test_a_reward_is_learned_of_sequences_of_any_length(tmp_path):
+    """What follows a sequence spells nothing, and a chain's lengths may be others."""
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randint(4, (400, 7), generator=draw)
+    words = [word[: 4 + i % 4] for i, word in enumerate(spell(x, DNA))]
+    rows = [f"{word},{word.count('A') + len(word) / 10}" for word in words]
+    (tmp_path / "assay.csv").write_text("\n".join(["sequence,score", *rows]))
+    made = fit_reward(tmp_path / "assay.csv", tmp_path / "reward", members=2, steps=80)
+    assert made["at random"].correlation > 0.8
+    reward = load_reward(tmp_path / "reward")
+    assert (reward.shortest, reward.length) == (4, 7)
+    ours, chain = reward.vocabulary, Vocabulary(tuple("TGCA"), 3, 7)
+    scored = reward.of(chain.spell)(chain.encode(["AAAA", "AAAAA", "CCCCCCC"]), {})
+    assert torch.equal(scored, reward.belief.mean(ours.encode(["AAAA", "AAAAA", "CCCCCCC"]), {}))
+    assert scored[1] > scored[0] > scored[2]
+    soft = one_hot(chain.encode(["AAAA", "CCCCCCC"]), 5).float()
+    assert torch.allclose(reward.of(chain.spell)(soft, {}), scored[[0, 2]], atol=1e-6)
+    with pytest.raises(ValueError, match="letters ACGT of several lengths, but got samples in ACGT;"):
+        reward.of(spelled)(one_hot(x, 4).float(), {})
+    with pytest.raises(ValueError, match="has 3 letters, but 4 to 7 are expected"):
+        reward.of(spelled)(x[:, :3], {})
+    with pytest.raises(ValueError, match="both strands are read of DNA of one length, but got 4 to 7"):
+        fit_reward(tmp_path / "assay.csv", tmp_path / "other", both_strands=True)

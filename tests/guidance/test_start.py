@@ -99,7 +99,7 @@ def test_everything_else_is_left_to_the_chain():
     ):
         assert torch.equal(a.mean, b.mean) and torch.equal(a.std, b.std)
     assert torch.equal(policy.clean(x, t, cond), own.clean(x, t, cond))
-    assert torch.equal(policy.decode(x), x)
+    assert torch.equal(policy.decode(x, cond), x)
     drawn = []
     for p in (policy, own):
         torch.manual_seed(0)

@@ -187,7 +187,7 @@ def test_gradients_stay_finite_where_tokens_are_impossible():
     assert all(x.requires_grad for x in states[1:])
     assert all(RULE.accepts(word) for word in x.argmax(-1).tolist())
     assert kl.min() > 0.01
-    for gain in (policy.decode(x)[..., 0].sum(), kl.sum(), log_p.sum()):
+    for gain in (policy.decode(x, cond)[..., 0].sum(), kl.sum(), log_p.sum()):
         (slope,) = torch.autograd.grad(
             gain, policy.network.get_parameter("network.layer.weight"), retain_graph=True
         )

@@ -145,8 +145,8 @@ def test_relaxed_draws_are_one_hot_and_reach_the_weights(settings):
     for t in range(policy.steps, 0, -1):
         x = policy(x, torch.full((64,), t), unconditional(64)).rsample()
     assert set(x.detach().unique().tolist()) == {0.0, 1.0}
-    assert policy.decode(x).shape == (64, LENGTH, CATEGORIES)
-    policy.decode(x)[..., 0].sum().backward()
+    assert policy.decode(x, unconditional(64)).shape == (64, LENGTH, CATEGORIES)
+    policy.decode(x, unconditional(64))[..., 0].sum().backward()
     assert policy.network.get_parameter("rows.weight").grad.abs().max() > 0  # pyright: ignore[reportOptionalMemberAccess]
 
 

@@ -65,9 +65,9 @@ def test_the_corners_are_the_tokens():
     policy = simple(law(0.1, 0.2, 0.3, 0.4), length=4)
     v = torch.tensor([[[1.0, 0.3, 0.3], [0.0, 1.0, 0.3], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]]], dtype=F64)
     assert policy.tokens(v).tolist() == [[0, 1, 2, 3]]
-    assert policy.decode(v).equal(torch.eye(4, dtype=F64)[None])
+    assert policy.decode(v, unconditional(1)).equal(torch.eye(4, dtype=F64)[None])
     torch.testing.assert_close(policy.point(v)[0], torch.eye(4, dtype=F64), rtol=0, atol=1e-4)
-    assert policy.decode(policy.clean(v, torch.tensor([1]), unconditional(1))).equal(
+    assert policy.decode(policy.clean(v, torch.tensor([1]), unconditional(1)), unconditional(1)).equal(
         torch.eye(4)[None].double()
     )
     torch.manual_seed(0)
@@ -80,7 +80,7 @@ def test_the_corners_are_the_tokens():
 def test_rewards_see_corners_and_their_gradient_reaches_the_point():
     policy, f = simple(law(0.2, 0.3, 0.5)), torch.randn(3, dtype=F64)
     x = law(0.3, 0.6).view(1, 1, 2).requires_grad_()
-    sample = policy.decode(x)
+    sample = policy.decode(x, unconditional(len(x)))
     assert sample.detach().tolist() == [[[0.0, 1.0, 0.0]]]
     (found,) = torch.autograd.grad((sample * f).sum(), x)
     (exact,) = torch.autograd.grad((policy.point(x) * f).sum(), x)
@@ -289,7 +289,8 @@ def test_at_the_clamp_densities_are_those_of_the_draw_and_gradients_are_finite()
         z = (x_next - step.mean) / step.std
         density = torch.distributions.Normal(0.0, 1.0).log_prob(z) - step.std.log()
         torch.testing.assert_close(step.log_prob(x_next), density.flatten())
-        total = step.log_prob(x_next.detach()).sum() + step.kl(base).sum() + policy.decode(x_next).sin().sum()
+        gain = policy.decode(x_next, unconditional(7)).sin().sum()
+        total = step.log_prob(x_next.detach()).sum() + step.kl(base).sum() + gain
         gradients = torch.autograd.grad(total, [x, policy.network.get_parameter("logits")])
         assert all(g.isfinite().all() for g in gradients)
         assert ((x - step.mean).sign()[[0, 6]].flatten() == law(-1, 1)).all()  # what left comes back
@@ -347,8 +348,8 @@ def check_ascent(kind: type) -> None:
     policy, reference = simple(p, kind=kind), simple(p)
     objective = Objective(first, reference.requires_grad_(False), 1e-6)
     algorithm = PPO(epochs=1, minibatches=1, normalize=False)
-    (loss,) = algorithm.losses(policy, objective, unconditional(3000))
-    (slope,) = torch.autograd.grad(loss.value, policy.network.get_parameter("logits"))
+    losses = [loss.share * loss.value for loss in algorithm.losses(policy, objective, unconditional(3000))]
+    (slope,) = torch.autograd.grad(torch.stack(losses).sum(), policy.network.get_parameter("logits"))
     assert slope[0] < -0.1 and slope[1] > 0.02 and slope[2] > 0.02
 
 

@@ -335,7 +335,7 @@ def test_relaxed_draws_are_one_hot_and_carry_the_gradient_of_every_step():
     for t in range(policy.steps, 0, -1):
         x = policy(x, times(64, t), unconditional(64)).rsample()
     assert set(x.detach().unique().tolist()) == {0.0, 1.0}
-    policy.decode(x)[..., 0].sum().backward()
+    policy.decode(x, unconditional(64))[..., 0].sum().backward()
     for gradient in (first.grad, policy.get_parameter("network.mlp.0.weight").grad):
         assert gradient is not None and gradient.isfinite().all() and gradient.abs().max() > 0
 

@@ -50,6 +50,18 @@ def test_large_batches_go_in_parts_that_fit_into_memory(sampler):
         assert abs(parts[name] - whole[name]) < 4 * (parts[f"{name}_se"] + whole[f"{name}_se"])
 
 
+def test_a_value_and_a_step_share_a_pass():
+    objective, network = problem()
+    value = PosteriorMean(objective)
+    drawn = SMC(particles=4, threshold=1.0).draw(objective, value, unconditional(10))
+    assert drawn.network_calls["forward"] == sum(network.seen[1:]) == 10 * 4 * 6  # first, one row's size
+    assert objective.reference.network is network  # it remembers only while a sampler draws
+    with torch.no_grad():
+        for x in (torch.ones(2, 3), torch.zeros(2, 3)):  # another question passes
+            value(x, torch.tensor([6, 6]), unconditional(2))
+    assert sum(network.seen[1:]) == 10 * 4 * 6 + 4
+
+
 def test_one_population_larger_than_memory_goes_through_the_network_in_parts():
     objective, network = problem()
     SMC(particles=500, memory=0.01).draw(objective, PosteriorMean(objective), unconditional(1))

@@ -220,7 +220,7 @@ def test_rewards_are_asked_once_per_change():
     objective = problem()
     drawn = DiscreteGuidance().draw(objective, wrong_value, unconditional(10))
     assert drawn.reward_calls == 10 * (CATEGORIES + 1)  # of the last step, and the sample's own
-    assert drawn.network_calls == {"forward": 10 * 2 * LENGTH, "backward": 0}  # the reference too, for the KL
+    assert drawn.network_calls == {"forward": 10 * LENGTH, "backward": 0}  # shared with the KL's
     table = Table(torch.randn(9, 2, 3, dtype=torch.float64))
     reference = UniformPolicy(table, 3, 2, steps=4).double().requires_grad_(False)
     objective = Objective(lambda x, c: x.double().sum(1), reference, ALPHA)

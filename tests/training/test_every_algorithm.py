@@ -1,5 +1,7 @@
 """Every algorithm goes on from a checkpoint as if nothing had happened, whatever it remembers."""
 
+from typing import Any
+
 import pytest
 import torch
 from toy_run import Job, remains
@@ -51,9 +53,43 @@ def test_a_resumed_run_is_the_unbroken_one(name, tmp_path):
     assert remains(broken) == remains(whole)
 
 
-def test_the_network_of_a_chain_that_an_algorithm_keeps_is_counted(tmp_path):
-    """nft samples 16 chains of 5 steps from its own copy, and noises each sample 8 times."""
-    totals = job("nft").train(tmp_path, 1)
-    sampled, noised = 16 * 5, 16 * 8
-    assert totals.network_calls == 2 * sampled + 2 * noised
-    assert totals.network_calls_backward == noised
+PASSES = {  # forward and backward per sample and step of five, as docs/algorithms.md says
+    "ppo": (PPO(epochs=3), 2 + 3 + 1 / 5, 3),  # the ratio of one step is checked once
+    "ppo in the reward": (PPO(epochs=3, kl="reward"), 2 + 3 + 1 / 5, 3),
+    "grpo": (GRPO(group_size=4, epochs=2), 2 + 2 + 1 / 5, 2),
+    "reward-weighted": (RewardWeighted(epochs=2), 2 + 2, 2),
+    "path-consistency": (PathConsistency(epochs=2), 2 + 2, 2),
+    "trajectory-balance": (TrajectoryBalance(epochs=2), 2 + 2, 2),
+    "adjoint-matching": (AdjointMatching(share=0.5, epochs=2), 3 + 1, 1 + 1),
+    "backprop": (Backprop(minibatches=2), 2, 2 - 1 / 5),
+    "nft": (NFT(levels=8), 2 + 2 * 8 / 5, 8 / 5),
+}
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_no_pass_repeats_another(name, tmp_path):
+    made = Job()
+    made.algorithm, forward, backward = PASSES[name]
+    made.algorithm.setup(made.policy, unconditional(2))
+    totals = made.train(tmp_path, 1)
+    assert totals.network_calls == pytest.approx(forward * 16 * 5)
+    assert totals.network_calls_backward == pytest.approx(backward * 16 * 5)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_rows_that_pass_in_parts_make_the_step_of_all_at_once(name, tmp_path, monkeypatch):
+    found, passes = [], []
+    for least in (10**6, 7):
+        monkeypatch.setattr("difftilt.algorithms.minibatches.AT_ONCE", 0)
+        monkeypatch.setattr("difftilt.algorithms.minibatches.LEAST", least)
+        made = job(name)
+        optimizer: Any = torch.optim.SGD(made.optimizer.param_groups, 1e-2)
+        made.optimizer = optimizer
+        sizes: list[int] = []
+        made.policy.network.register_forward_hook(lambda m, i, o, sizes=sizes: sizes.append(len(o)))
+        made.train(tmp_path / str(least), 1, scheduler=None)
+        found.append([p.detach().clone() for p in made.policy.parameters()])
+        passes.append(sum(sizes))
+    assert passes[0] == passes[1]
+    for whole, parts in zip(*found, strict=True):
+        torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-6)

@@ -6,6 +6,7 @@ from typing import cast
 
 import torch
 
+from difftilt.algorithms.minibatches import minibatches
 from difftilt.objective import Algorithm, Experience, Loss, Objective
 from difftilt.policy import Policy, decide, law, level
 from difftilt.settings import Count, Share
@@ -38,17 +39,15 @@ class AdjointMatching(Algorithm):
     minibatches: Count = 4
 
     def losses(self, policy: Policy, objective: Objective, cond: Cond) -> Iterator[Loss]:
-        seen = objective.sample(policy, cond, gradient=True)
+        seen = objective.sample(policy, cond, gradient=True, keep=True)
         adjoint = self._adjoint(seen, objective.reference).flatten(0, 1)
         for _ in range(self.epochs):
-            for index in seen.path.minibatches(self.minibatches, self.share):
-                rows = seen.path.transitions(index)
-                with torch.no_grad():
-                    base = _gaussian(decide(objective.reference, rows))
-                step = _gaussian(decide(policy, rows))
+            for index, share in minibatches(seen.path, self.minibatches, self.share):
+                base = _gaussian(seen.base(index))
+                step = _gaussian(decide(policy, seen.path.transitions(index)))
                 shift = (step.mean - base.mean) / base.std - base.std * adjoint[index] / objective.alpha
                 loss = objective.alpha * shift.square().flatten(1).sum(1).mean() / 2
-                yield Loss(loss * len(seen.kl), seen.stats())
+                yield Loss(loss * len(seen.kl), seen.stats(), share)
 
     def _adjoint(self, seen: Experience, reference: Policy) -> States:
         """The lean adjoint at every state, x_T to x_0: what the decision that drew the state is told."""

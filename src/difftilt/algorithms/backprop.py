@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from difftilt.algorithms.graphs import Graphs
 from difftilt.conditions import deal, take
 from difftilt.objective import Algorithm, Loss, Objective, outcome
 from difftilt.policy import Policy, law, level, reversing
@@ -37,19 +38,27 @@ class Backprop(Algorithm):
         draws: Pairs of `low_variance`, at least 1. Each costs a reward call.
         minibatches: Gradient steps per round, each on its own part of the conditions, at least 1.
         recompute: Keep the states alone, and compute each step again in the backward pass: memory grows with
-            T by the states only.
+            T by the states only. By default where the graphs of all steps would take more than a GiB.
     """
 
     through: Literal["full", "last", "random", "low_variance"] = "full"
     last: Count = 1
     draws: Count = 2
     minibatches: Count = 8
-    recompute: bool = True
+    recompute: bool | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.graphs = Graphs(self.recompute)
+
+    def setup(self, policy: Policy, cond: Cond) -> None:
+        self.graphs.measure(policy, cond)
 
     def losses(self, policy: Policy, objective: Objective, cond: Cond) -> Iterator[Loss]:
+        self.graphs.measure(policy, cond)
         for part in deal(cond, self.minibatches):
             x, kl = self._chains(policy, objective.reference, part)
-            reward, valid = objective.score(policy.decode(x), part)
+            reward, valid = objective.score(policy.decode(x, part), part)
             gain = reward
             if self.through == "low_variance":
                 gain = self._average(policy, objective, x.detach()[valid], take(part, valid), reward)
@@ -66,10 +75,11 @@ class Backprop(Algorithm):
             return drawn.rsample(), drawn.kl(law(reference, x, time, cond))
 
         x = torch.zeros_like(policy.initial(cond).sample())
+        recompute = self.graphs.recompute(2 * len(x) * policy.steps)  # the reference's graph, too
         passed = self._passed(policy.steps, x)
         kl = torch.zeros((), device=x.device)
         for t in range(policy.steps + 1, 0, -1):
-            drawn = checkpoint(step, x, t, use_reentrant=False) if self.recompute else step(x, t)
+            drawn = checkpoint(step, x, t, use_reentrant=False) if recompute else step(x, t)
             x, cost = cast(tuple[Tensor, Tensor], drawn)
             keep = (t <= passed)[(...,) + (None,) * (x.ndim - 1)]
             x, kl = torch.where(keep, x, x.detach()), kl + cost
@@ -88,5 +98,5 @@ class Backprop(Algorithm):
         rewards, t = [reward], level(x_0, 1)
         for _ in range(self.draws):
             x = chain(chain.corrupt(x_0, t), t, cond).rsample()
-            rewards.append(objective.score(chain.decode(x), cond)[0])
+            rewards.append(objective.score(chain.decode(x, cond), cond)[0])
         return torch.cat(rewards)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from difftilt.algorithms import advantages
+from difftilt.algorithms.minibatches import parts
 from difftilt.conditions import batch_size, context, deal_rows, some_rows, take
 from difftilt.objective import Algorithm, Loss, Objective, Value, outcome
 from difftilt.policy import Policy, decide, reversing
@@ -65,9 +66,10 @@ class Distill(Algorithm):
         stats |= _numbers(steered) | {"ess": effective_share(weight.log()[None])[0]}
         samples, decisions = len(weight), policy.steps + 1
         for _ in range(self.epochs):
-            for index in deal_rows(decisions, samples, self.minibatches, device=weight.device):
-                cost = self._cost(policy, steered, index)
-                yield Loss((weight[index % samples] * cost).mean() * decisions, stats)
+            for minibatch in deal_rows(decisions, samples, self.minibatches, device=weight.device):
+                for index, share in parts(minibatch, steered.x_0):
+                    cost = self._cost(policy, steered, index)
+                    yield Loss((weight[index % samples] * cost).mean() * decisions, stats, share)
 
     def _weights(self, steered: Steered) -> PerSample:
         """One weight per sample: that of its population, of mean 1 in each context."""

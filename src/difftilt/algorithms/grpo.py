@@ -11,6 +11,7 @@ import annotated_types as at
 import torch
 
 from difftilt.algorithms import advantages
+from difftilt.algorithms.minibatches import minibatches
 from difftilt.conditions import batch_size, context, repeat, take
 from difftilt.objective import Algorithm, Loss, Objective, to_go
 from difftilt.policy import Policy, check_ratio, decide
@@ -51,7 +52,7 @@ class GRPO(Algorithm):
         self.register_buffer("checked", torch.tensor(False))
 
     def losses(self, policy: Policy, objective: Objective, cond: Cond) -> Iterator[Loss]:
-        seen = objective.sample(policy, self._groups(cond, objective.reward.round))
+        seen = objective.sample(policy, self._groups(cond, objective.reward.round), keep=True)
         path, alpha = seen.path, objective.alpha
         if not self.checked:
             check_ratio(policy, path)
@@ -63,15 +64,13 @@ class GRPO(Algorithm):
         dimensions = path.states[0, 0].numel() if self.clip_per_dim else 1
 
         for _ in range(self.epochs):
-            for index in path.minibatches(self.minibatches):
+            for index, share in minibatches(path, self.minibatches):
                 rows = path.transitions(index)
                 step = decide(policy, rows)
-                with torch.no_grad():
-                    base = decide(objective.reference, rows)
                 log_w = step.log_prob(rows.x_next) - path.log_prob.flatten()[index]
                 gain = advantages.clipped_surrogate(log_w, advantage[index], self.clip, dimensions)
-                loss = alpha * step.kl(base) / spread.flatten()[index] - gain
-                yield Loss(loss.mean() * len(path.log_prob), seen.stats())
+                loss = alpha * step.kl(seen.base(index)) / spread.flatten()[index] - gain
+                yield Loss(loss.mean() * len(path.log_prob), seen.stats(), share)
 
     def _groups(self, cond: Cond, round: int) -> Cond:
         size, batch = self.group_size, batch_size(cond)

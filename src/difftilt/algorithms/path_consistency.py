@@ -14,6 +14,7 @@ import annotated_types as at
 import torch
 
 from difftilt.algorithms import replay
+from difftilt.algorithms.graphs import Graphs
 from difftilt.algorithms.replay import Scored
 from difftilt.conditions import some_rows
 from difftilt.objective import Algorithm, Loss, Objective, follow
@@ -45,7 +46,8 @@ class PathConsistency(Algorithm):
         replay: Chains that are remembered and drawn from beside the new ones, at least 0.
         epochs: Passes over as many chains as a round draws, at least 1.
         minibatches: Gradient steps per pass, at least 1.
-        recompute: Hold the graph of one step at a time, and compute each again in the backward pass.
+        recompute: Hold the graph of one step at a time, and compute each again in the backward pass; by
+            default where the graphs of all steps would take more than a GiB.
     """
 
     pairs: Literal["one_step", "fixed", "full", "all"] = "full"
@@ -57,20 +59,23 @@ class PathConsistency(Algorithm):
     replay: Natural = 0
     epochs: Count = 1
     minibatches: Count = 4
-    recompute: bool = True
+    recompute: bool | None = None
 
     def __post_init__(self):
         super().__post_init__()
         self.value: ValueNetwork | None = None
         self.memory: Scored | None = None
         self.target: ValueNetwork | None = None
+        self.graphs = Graphs(self.recompute)
 
     def setup(self, policy: Policy, cond: Cond) -> None:
+        self.graphs.measure(policy, cond)
         self.value = ValueNetwork(policy, cond)
         if self.target_decay:
             self.target = copy.deepcopy(self.value).requires_grad_(False)
 
     def losses(self, policy: Policy, objective: Objective, cond: Cond) -> Iterator[Loss]:
+        self.graphs.measure(policy, cond)
         seen, pool = replay.draw(objective, policy, cond, self.explore, self.temperature)
         size = max(len(pool) // self.minibatches, 1)
         for network in self._networks():
@@ -88,11 +93,12 @@ class PathConsistency(Algorithm):
 
     def _levels(self, policy: Policy, chains: Scored, alpha: float, tuned: bool) -> tuple[PerLevel, PerLevel]:
         """v(x_t) / alpha less the log-ratios up to x_t, for x_T to x_0: delta is a difference of two."""
-        ratio = path_log_prob(policy, chains.path, recompute=self.recompute) - chains.log_reference
+        recompute = self.graphs.recompute(chains.log_reference.numel())
+        ratio = path_log_prob(policy, chains.path, recompute=recompute) - chains.log_reference
         passed = torch.cat([torch.zeros_like(ratio[:1]), ratio.cumsum(0)])
         found = []
         for network in self._networks():
-            value = per_decision(chains.path, partial(_value, network), self.recompute)
+            value = per_decision(chains.path, partial(_value, network), recompute)
             levels = torch.cat([value, chains.reward[None] / alpha]) - passed
             found.append(levels if tuned else levels[1:])  # the first is log Z, before x_T is drawn
         return found[0], found[1]

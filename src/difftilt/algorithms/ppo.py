@@ -15,6 +15,7 @@ import annotated_types as at
 import torch
 
 from difftilt.algorithms import advantages
+from difftilt.algorithms.minibatches import minibatches
 from difftilt.conditions import context, context_keys
 from difftilt.objective import Algorithm, Experience, Loss, Objective, to_go
 from difftilt.policy import Policy, Trajectory, check_ratio, decide
@@ -75,7 +76,7 @@ class PPO(Algorithm):
             self.critic = ValueNetwork(policy, cond)
 
     def losses(self, policy: Policy, objective: Objective, cond: Cond) -> Iterator[Loss]:
-        seen = objective.sample(policy, cond)
+        seen = objective.sample(policy, cond, keep=self.kl != "reward")
         path, alpha, critic = seen.path, objective.alpha, self.critic
         if not self.checked:
             check_ratio(policy, path)
@@ -87,22 +88,19 @@ class PPO(Algorithm):
         dimensions = path.states[0, 0].numel() if self.clip_per_dim else 1
 
         for _ in range(self.epochs):
-            for index in path.minibatches(self.minibatches):
+            for index, share in minibatches(path, self.minibatches):
                 rows = path.transitions(index)
                 step = decide(policy, rows)
                 log_w = step.log_prob(rows.x_next) - path.log_prob.flatten()[index]
                 gain = advantages.clipped_surrogate(log_w, advantage.flatten()[index], self.clip, dimensions)
                 if self.kl != "reward":
-                    with torch.no_grad():
-                        base = decide(objective.reference, rows)
-                    gain = gain - alpha * step.kl(base)
+                    gain = gain - alpha * step.kl(seen.base(index))
                 loss = -gain / scale
                 if critic is not None:
                     error = critic(rows.x, rows.t, rows.cond) - returns.flatten()[index]
                     loss = loss + self.critic_weight * (error / scale).square()
-                yield Loss(
-                    loss.mean() * len(returns), seen.stats() | self._stats(log_w.detach(), path, dimensions)
-                )
+                stats = seen.stats() | self._stats(log_w.detach(), path, dimensions)
+                yield Loss(loss.mean() * len(returns), stats, share)
 
     def _returns(self, seen: Experience) -> PerStep:
         """The return of each decision: the reward, less the KL cost that is not in the loss."""

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 
 from difftilt.algorithms import advantages
+from difftilt.algorithms.minibatches import minibatches
 from difftilt.conditions import context
 from difftilt.objective import Algorithm, Experience, Loss, Objective, Value
 from difftilt.policy import Policy, decide, level, reversing
@@ -73,10 +74,10 @@ class RewardWeighted(Algorithm):
         )
         ess = effective_share(weight.mean(0).log()[None])[0]
         for _ in range(self.epochs):
-            for index in seen.path.minibatches(self.minibatches):
+            for index, share in minibatches(seen.path, self.minibatches):
                 cost = self._cost(policy, seen, index)
                 loss = (weight.flatten()[index] * cost).mean() * len(seen.kl)
-                yield Loss(loss, seen.stats() | {"ess": ess})
+                yield Loss(loss, seen.stats() | {"ess": ess}, share)
 
     def _weights(self, seen: Experience, ids: Index) -> PerStep:
         """One weight per chain, the same at every decision."""

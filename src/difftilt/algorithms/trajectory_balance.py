@@ -13,6 +13,7 @@ import annotated_types as at
 import torch
 
 from difftilt.algorithms import advantages, replay
+from difftilt.algorithms.graphs import Graphs
 from difftilt.algorithms.replay import Scored
 from difftilt.conditions import batch_size, context, copied, shuffled
 from difftilt.objective import Algorithm, Loss, Objective
@@ -50,7 +51,8 @@ class TrajectoryBalance(Algorithm):
         temperature: Of those: what a Gaussian's variance is multiplied by, at least 1.
         epochs: Passes over the chains of a round, at least 1.
         minibatches: Gradient steps per pass, at least 1.
-        recompute: Hold the graph of one step at a time, and compute each again in the backward pass.
+        recompute: Hold the graph of one step at a time, and compute each again in the backward pass; by
+            default where the graphs of all steps would take more than a GiB.
         density: log p_pre(x_0, c) up to a constant, for the prior `noising`.
     """
 
@@ -61,7 +63,7 @@ class TrajectoryBalance(Algorithm):
     temperature: Annotated[float, at.Ge(1)] = 1.5
     epochs: Count = 1
     minibatches: Count = 4
-    recompute: bool = True
+    recompute: bool | None = None
     density: Callable[[State, Cond], PerSample] | None = None
 
     def __post_init__(self):
@@ -69,13 +71,16 @@ class TrajectoryBalance(Algorithm):
         if (self.prior == "noising") != (self.density is not None):
             raise ValueError("prior 'noising' and a density of x_0 need each other; give both or neither")
         self.flow: ValueNetwork | None = None
+        self.graphs = Graphs(self.recompute)
 
     def setup(self, policy: Policy, cond: Cond) -> None:
+        self.graphs.measure(policy, cond)
         if self.log_z != "batch" or self.balance == "detailed":
             self.flow = ValueNetwork(policy, cond, self._asked(cond))
 
     def losses(self, policy: Policy, objective: Objective, cond: Cond) -> Iterator[Loss]:
         self._check_batch(cond)
+        self.graphs.measure(policy, cond)
         seen, pool = replay.draw(objective, policy, cond, self.explore, self.temperature)
         prior, end = self._prior(policy, pool), pool.reward / objective.alpha
         if self.density is not None:
@@ -83,12 +88,13 @@ class TrajectoryBalance(Algorithm):
         if self.flow is not None:
             self.flow.calibrate(end - pool.path.log_prob.sum(0) + prior.sum(0))
         tuned = tunes_start(policy, cond)
+        recompute = self.graphs.recompute(prior.numel() // self.minibatches)
         for _ in range(self.epochs):
             for index in shuffled(len(pool), self.minibatches, end.device, again=True):
                 path = pool.path.chains(index)
-                ratio = path_log_prob(policy, path, recompute=self.recompute) - prior[:, index]
+                ratio = path_log_prob(policy, path, recompute=recompute) - prior[:, index]
                 if self.balance == "detailed":
-                    delta = self._steps(path, ratio, end[index], tuned)
+                    delta = self._steps(path, ratio, end[index], tuned, recompute)
                 else:
                     delta = self._chain(path, ratio.sum(0) - end[index], tuned)[None]
                 yield Loss(delta.square().sum(0).mean() / 2, seen.stats())
@@ -126,9 +132,11 @@ class TrajectoryBalance(Algorithm):
         seen = 0 if tuned or self.log_z == "scalar" else len(ratio)  # the row before or after x_T is drawn
         return ratio + self._flow(path.transitions(torch.arange(len(ratio), device=ratio.device) + seen))
 
-    def _steps(self, path: Trajectory, ratio: PerStep, end: PerSample, tuned: bool) -> PerLevel:
+    def _steps(
+        self, path: Trajectory, ratio: PerStep, end: PerSample, tuned: bool, recompute: bool
+    ) -> PerLevel:
         """delta of every step."""
-        flow = torch.cat([per_decision(path, self._flow, self.recompute), end[None]])
+        flow = torch.cat([per_decision(path, self._flow, recompute), end[None]])
         delta = flow[:-1] + ratio - flow[1:]
         return delta if tuned else delta[1:]  # a frozen distribution of x_T need not balance
 

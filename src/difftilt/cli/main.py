@@ -19,6 +19,7 @@ COMMANDS: Mapping[str, tuple[str, str, str]] = {
     "recipes": ("recipes", "recipes_command", "Lists the recipes and what each tunes."),
     "pretrain": ("pretrain", "pretrain_command", "Trains a recipe's starting model from its data."),
     "finetune": ("finetune", "finetune_command", "Tunes a recipe's model towards a reward, in a run folder."),
+    "doctor": ("doctor", "doctor_command", "Says what would go wrong with a run, before it is started."),
     "resume": ("finetune", "resume_command", "Goes on with a run from its newest good checkpoint."),
     "sample": (
         "sample",
@@ -31,6 +32,7 @@ COMMANDS: Mapping[str, tuple[str, str, str]] = {
         "Learns the soft value of a recipe's model, for sample --value.",
     ),
     "reward": ("reward", "reward_command", "Learns a reward from measurements, for --reward learned:DIR."),
+    "lab": ("lab", "lab_command", "Proposes what to measure next, plate by plate, and learns from results."),
     "report": ("report", "report_command", "Writes a run's report.html anew."),
     "compare": ("report", "compare_command", "Compares runs: a table, a picture and a page, over seeds."),
     "advise": ("advise", "advise_command", "Names the algorithm to start with, and what was measured of it."),

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import tyro
 
 from difftilt.experiment import code
-from difftilt.settings import UsageError, check_value, kebab
+from difftilt.settings import OPEN, UsageError, check_value, kebab
 
 ALGORITHM = "difftilt.objective.Algorithm"
 
@@ -48,12 +48,14 @@ def parse(
         hints |= typing.get_type_hints(group, include_extras=True)
         for base in group.__mro__:  # inherited options are told of where they are declared
             doc += "\n" + inspect.cleandoc(base.__dict__.get("__doc__") or "").partition("Args:")[2]
-    words, own = own_algorithms(_joined(words, hints), hints)
+    words, own = own_algorithms(_joined(_named(words, hints), hints), hints)
     fields = [
         _field(name, subcommands(name, hints[name], default, words, own), default)
         for name, default in defaults.items()
     ]
-    options = dataclasses.make_dataclass("Options", fields, frozen=True, namespace={"__doc__": doc})
+    options = dataclasses.make_dataclass(
+        "Options", fields, frozen=True, kw_only=True, namespace={"__doc__": doc}
+    )
     parsed = _parsed(options, words, program)
     values = {field[0]: getattr(parsed, field[0]) for field in fields}
     try:
@@ -82,6 +84,26 @@ def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
             f" such as {bare[0]}: float = 1.0"
         )
     return hints
+
+
+def _named(words: list[str], hints: Mapping[str, Any]) -> list[str]:
+    """The words with open settings gathered: --call.height 512 --call.seed 1 is --call height=512 seed=1.
+
+    Raises:
+        UsageError: If one has no value.
+    """
+    rest, found, left = [], {}, iter(words)
+    for word in left:
+        option, _, key = word.removeprefix("--").partition(".")
+        if not (word.startswith("--") and key and OPEN in getattr(hints.get(option), "__metadata__", ())):
+            rest.append(word)
+            continue
+        name, equals, value = key.partition("=")
+        value = value if equals else next(left, None)
+        if value is None:
+            raise UsageError(f"{word} needs a value, such as {word} 512")
+        found.setdefault(option, []).append(f"{name}={value}")
+    return rest + [word for option, settings in found.items() for word in (f"--{option}", *settings)]
 
 
 def _joined(words: list[str], hints: Mapping[str, Any]) -> list[str]:
@@ -149,7 +171,8 @@ def _parsed(options: type, words: list[str], program: str) -> Any:
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        said = sentence(printed.getvalue())
+        box = printed.getvalue()
+        said = _missing_options(box, program) or sentence(box)
         raise UsageError(_unknown_option(said, options, program) or said) from None
 
 
@@ -206,6 +229,15 @@ def sentence(box: str) -> str:
     lines = [" ".join(line.split()) for line in plain.splitlines() if line.strip()]
     text = " ".join(lines[1:] or lines)  # the first line is the box's title
     return re.sub(r"(?<![.:;,]) (?=(Available|Perhaps|Argument|For) )", "; ", text)
+
+
+def _missing_options(box: str, program: str) -> str:
+    """What is said of options that were not given, without their help; empty of other faults."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    missing = plain.partition("Missing from")[2].partition("For full helptext")[0]
+    named = re.findall(r"^\W {5}(\S.*?)\W*$", missing, re.MULTILINE)  # their help stands further to the right
+    said = f"Missing from {program}: {', '.join(named)}; {program} --help tells of every option"
+    return said if named else ""
 
 
 def _unknown_option(said: str, options: type, program: str) -> str:

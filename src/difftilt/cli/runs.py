@@ -26,6 +26,7 @@ RECIPES: Mapping[str, str] = {
     "digits": "difftilt.domains.digits.recipe:digits",
     "dna": "difftilt.domains.landscape.recipe:dna",
     "molecules": "difftilt.domains.molecules.recipe:molecules",
+    "pipeline": "difftilt.domains.diffusers.recipe:pipeline",
     "protein": "difftilt.domains.landscape.recipe:protein",
     "sequences": "difftilt.domains.sequences.recipe:sequences",
     "utr": "difftilt.domains.utr.recipe:utr",

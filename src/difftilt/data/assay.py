@@ -76,7 +76,7 @@ def read_assay(
     path: Path,
     sequence: str | None = None,
     score: str | None = None,
-    alphabet: str | None = None,
+    alphabet: str | Sequence[str] | None = None,
     bad_rows: BadRows = "stop",
 ) -> Assay:
     """The sequences and scores of a table or of FASTA, packed or not.
@@ -84,8 +84,8 @@ def read_assay(
     Args:
         sequence: Column of the sequences, by name or number; found if not given.
         score: Column of the scores; found if not given. There may be none, or holes in it.
-        alphabet: `dna`, `rna`, `protein`, or a file of tokens with blanks or ends of lines between them;
-            found if not given.
+        alphabet: `dna`, `rna`, `protein`, or a file of tokens with blanks or ends of lines between them; or
+            a sequence of the tokens; found if not given.
         bad_rows: `stop` refuses a file with rows that cannot be used, and tells of all of them; `drop`
             leaves them out.
 
@@ -94,7 +94,7 @@ def read_assay(
     """
     with naming(path):
         table = read_any_table(path)
-        letters = None if alphabet is None else letters_of(alphabet)
+        letters = letters_of(alphabet) if isinstance(alphabet, str) else tuple(alphabet or ())
         header, body = header_of(table, [name for name in (sequence, score) if name])
         if not body.rows:
             raise ValueError("there are no rows below the header")
@@ -129,15 +129,15 @@ def _collected(
         value = number_of(numbers[number], comma) if numbers else math.nan
         upper = cell.upper()
         if len(row) < len(header) or any(row[len(header) :]):
-            faults.add(f"have another number of cells than the header, {len(header)}", line, str(len(row)))
+            faults.add(f"with another number of cells than the header, {len(header)}", line, str(len(row)))
         elif not text:
-            faults.add("have no sequence", line)
+            faults.add("without a sequence", line)
         elif split(text, letters) is None:
-            faults.add(f"hold other letters than {listed(letters)}", line, cell)
+            faults.add(f"with other letters than {listed(letters)}", line, cell)
         elif "".join(letters) in (DNA, RNA) and "U" in upper and "T" in upper:
-            faults.add("hold both T and U", line, cell)
+            faults.add("with both T and U", line, cell)
         elif value is None or math.isinf(value):
-            faults.add("have a score that is no finite number", line, numbers[number])
+            faults.add("with a score that is no finite number", line, numbers[number])
         else:
             found.setdefault(text, []).append(value)
     return found, faults

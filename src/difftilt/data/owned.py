@@ -20,7 +20,8 @@ from difftilt.data.read import UnreadableError, kind_of, read_json
 CONTENTS = "contents.json"  # which files of a folder are ours
 RUN = "run.json"
 FILES = (RUN, "before.json", "before.safetensors", "summary.json", "metrics.jsonl", "report.html", "wandb-id")
-FOLDERS = ("checkpoints", "samples", "tensorboard")
+ADAPTER = "adapter"  # of a tuned model, as other programs load it
+FOLDERS = ("checkpoints", "samples", ADAPTER, "tensorboard")
 CHECKPOINT = re.compile(r"round-(\d{6,18})")
 _UNFINISHED = re.compile(r"\.tmp-(old-)?round-\d{6,18}")
 PART = re.compile(r"(policy|ema|training|process-\d{1,6})\.(safetensors|json)|MANIFEST\.json")
@@ -101,9 +102,9 @@ def run_files(folder: Path) -> list[str]:
     for place in checkpoints.iterdir() if checkpoints.is_dir() else ():
         if CHECKPOINT.fullmatch(place.name) or _UNFINISHED.fullmatch(place.name):
             found += [f"checkpoints/{place.name}/{file.name}" for file in place.iterdir() if _is_part(file)]
-    samples = folder / "samples"
-    if own := own_files(samples):
-        found += [f"samples/{name}" for name in (*own, CONTENTS)]
+    for listed in ("samples", ADAPTER):
+        if own := own_files(folder / listed):
+            found += [f"{listed}/{name}" for name in (*own, CONTENTS)]
     events = folder / "tensorboard"
     for file in events.iterdir() if events.is_dir() else ():
         if _EVENTS.fullmatch(file.name) and _is_file(file):
@@ -121,7 +122,7 @@ def is_run_file(name: str) -> bool:
         return bool(known and PART.fullmatch(rest[1]))
     if first == "tensorboard":
         return len(rest) == 1 and bool(_EVENTS.fullmatch(rest[0]))
-    return first == "samples" and len(rest) == 1 and _is_name(rest[0])
+    return first in ("samples", ADAPTER) and len(rest) == 1 and _is_name(rest[0])
 
 
 def delete(folder: Path, names: Sequence[str]) -> None:
@@ -158,7 +159,7 @@ def sweep(folder: Path) -> None:
     for place in checkpoints.glob(".tmp-*") if checkpoints.is_dir() else ():
         if _UNFINISHED.fullmatch(place.name):
             discard(place)
-    for place in (folder, folder / "samples"):
+    for place in (folder, folder / "samples", folder / ADAPTER):
         for path in place.glob(".*.part*") if place.is_dir() else ():
             if not _BESIDE.fullmatch(path.name):
                 continue

@@ -13,7 +13,16 @@ import stat
 from pathlib import Path
 from typing import TypedDict
 
-from difftilt.data.owned import CHECKPOINT, RUN, check_inside, delete, is_run_file, run_files
+from difftilt.data.owned import (
+    ADAPTER,
+    CHECKPOINT,
+    CONTENTS,
+    RUN,
+    check_inside,
+    delete,
+    is_run_file,
+    run_files,
+)
 from difftilt.data.read import UnreadableError, read_json
 
 OLD, GONE, LIST = ".old-run", ".old-run-gone-", "files.json"
@@ -111,7 +120,8 @@ def _listed(path: Path) -> list[str]:
     if not path.exists():
         return []
     names: list[str] = read_json(path, _List)["files"]
-    if wrong := [name for name in names if not is_run_file(name) and name != "samples/contents.json"]:
+    lists = (f"samples/{CONTENTS}", f"{ADAPTER}/{CONTENTS}")
+    if wrong := [name for name in names if not is_run_file(name) and name not in lists]:
         raise UnreadableError(f"{path} names {wrong[0]!r}, which no run leaves, so nothing was moved")
     return sorted(names, key=lambda name: (name == RUN, name))
 

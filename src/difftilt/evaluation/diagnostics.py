@@ -105,7 +105,7 @@ def _draw(objective: Objective, cond: Cond, repeats: int) -> tuple[Tensor, Tenso
         x = start
         for t in range(reference.steps, 0, -1):
             x = reference(x, level(x, t), cond).sample()
-        rewards.append(objective.reward(reference.decode(x), cond).cpu().double())
+        rewards.append(objective.reward(reference.decode(x, cond), cond).cpu().double())
         ends.append(x.cpu())
     return torch.stack(rewards, 1), torch.stack(ends, 1)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from difftilt.conditions import batch_size, on_device_of, take
+from difftilt.conditions import batch_size, concat, on_device_of, take
 from difftilt.data.atomic import atomic_file
 from difftilt.guard import Reward
 from difftilt.objective import Experience, Objective, outcome, standard_error
@@ -25,6 +25,7 @@ class ScoredSamples:
         kl: Path KL to the reference, nats, closed form.
         gold: Rewards that training never sees.
         parts: What each reward said, where the reward is made of several; NaN where one was not asked.
+        cond: What each was asked to be.
     """
 
     sample: State
@@ -33,6 +34,7 @@ class ScoredSamples:
     gold: Mapping[str, PerSample]
     alpha: float
     parts: Mapping[str, PerSample] = field(default_factory=dict)
+    cond: Cond = field(default_factory=dict)
 
     def scores(self) -> dict[str, PerSample]:
         """Reward, KL in nats, gold rewards and parts of the reward of every sample."""
@@ -90,13 +92,15 @@ def evaluate(
         scores,
         objective.alpha,
         {name: torch.cat(answers) for name, answers in parts.items()},
+        concat([s.path.cond for s in seen]),
     )
 
 
 def write_table(path: Path, evaluation: ScoredSamples, text: Sequence[str] | None = None) -> None:
-    """Writes one CSV row per sample: the sample as text, if given, and its scores."""
+    """Writes one CSV row per sample: its text, if given, its conditions if listed, and its scores."""
     scores = evaluation.scores()
-    columns = {name: x.tolist() for name, x in scores.items()}
+    texts = {name: x for name, x in evaluation.cond.items() if isinstance(x, list)}
+    columns = texts | {name: x.tolist() for name, x in scores.items()}
     if text is not None:
         columns = {"sample": list(text), **columns}
     with atomic_file(path) as part, part.open("w", newline="", encoding="utf-8") as file:

@@ -143,6 +143,25 @@ def histogram(before: Sequence[float], after: Sequence[float], bins: int = 30) -
         return _svg(figure)
 
 
+def parity(predicted: Sequence[float], measured: Sequence[float], interval: Sequence[float]) -> str:
+    """What was measured over what was predicted, with the line where both agree.
+
+    Args:
+        interval: Half of each prediction's interval.
+    """
+    x, y, half = (np.asarray(column, float) for column in (predicted, measured, interval))
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _drawing()
+        axes.errorbar(x, y, xerr=half, fmt="none", ecolor=COLOURS["before"], elinewidth=0.8, alpha=0.5)
+        axes.plot(x, y, "o", color=COLOURS["after"], markersize=3.5)
+        ends = [min(x.min(), y.min()), max(x.max(), y.max())]
+        axes.plot(ends, ends, color=COLOURS["limit"], linewidth=1.6, linestyle=":")
+        axes.set_xlabel("predicted")
+        axes.set_ylabel("measured")
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        return _svg(figure)
+
+
 def _drawing() -> tuple[Figure, Axes]:
     """One unit of the drawing is one CSS pixel on a phone."""
     figure = Figure(figsize=(5, 3.1), layout="constrained")

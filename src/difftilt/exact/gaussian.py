@@ -101,7 +101,7 @@ class AffinePolicy(Policy):
         weight, bias, log_std = (self._table(name)[t - 1] for name in ("weight", "bias", "log_std"))
         return Gaussian((weight @ x[..., None])[..., 0] + bias, log_std.exp())
 
-    def decode(self, x: State) -> State:
+    def decode(self, x: State, cond: Cond) -> State:
         return x
 
     def _table(self, name: str) -> Tensor:

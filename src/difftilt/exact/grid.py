@@ -209,4 +209,4 @@ def _double(step: Transition) -> Gaussian:
 
 def _score(objective: Objective, policy: Policy, axis: Axis, cond: Cond | None) -> Points:
     """The reward at every point."""
-    return result.score(objective, policy.decode(axis.x[:, None]), cond)
+    return result.score(objective, policy, axis.x[:, None], cond)

@@ -109,7 +109,7 @@ def reachable(objective: Objective, scores: Points | None = None, cond: Cond | N
 def score(objective: Objective, policy: Policy, cond: Cond | None = None) -> Points:
     """The reward of every sequence, without adding to the count of reward calls."""
     chain = _masked(policy)
-    return result.score(objective, chain.decode(all_sequences(chain.categories, len(chain.start))), cond)
+    return result.score(objective, chain, all_sequences(chain.categories, len(chain.start)), cond)
 
 
 def kl(law: Points, other: Points) -> Scalar:

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from difftilt.conditions import repeat, unconditional
 from difftilt.guard import Guard
 from difftilt.objective import Objective
-from difftilt.shapes import Cond, PerSample, Points, Sample, Scalar
+from difftilt.policy import Policy
+from difftilt.shapes import Cond, PerSample, Points, Scalar, State
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,10 @@ class Tilted:
     law: Points
 
 
-def score(objective: Objective, sample: Sample, cond: Cond | None = None) -> PerSample:
-    """The reward of samples in float64, given one condition, without adding to the count of reward calls."""
-    guard = Guard(objective.reward.reward, objective.reward.name)
-    return guard(sample, given(cond, len(sample))).double()
+def score(objective: Objective, policy: Policy, x_0: State, cond: Cond | None = None) -> PerSample:
+    """The reward of states in float64, given one condition, without adding to the count of reward calls."""
+    guard, asked = Guard(objective.reward.reward, objective.reward.name), given(cond, len(x_0))
+    return guard(policy.decode(x_0, asked), asked).double()
 
 
 def given(cond: Cond | None, count: int) -> Cond:

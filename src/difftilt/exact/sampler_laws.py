@@ -159,7 +159,7 @@ def _scores(objective: Objective, scores: Points | None, cond: Cond | None) -> P
         return scores
     reference = _one_at_a_time(objective)
     every = all_sequences(reference.categories, len(reference.start))
-    return result.score(objective, reference.decode(every), cond)
+    return result.score(objective, reference, every, cond)
 
 
 def _one_at_a_time(objective: Objective) -> MaskedPolicy:

@@ -42,7 +42,7 @@ class TabularPolicy(Policy):
         row = (t - 1)[:, None] * self.symbols + x
         return Categorical(self.network(row).softmax(-1))
 
-    def decode(self, x: State) -> State:
+    def decode(self, x: State, cond: Cond) -> State:
         return x
 
     def tables(self) -> tuple[Points, Kernels]:
@@ -143,4 +143,5 @@ def _reference(objective: Objective) -> TabularPolicy:
 
 def _score(objective: Objective) -> Points:
     """The reward of every state."""
-    return result.score(objective, torch.arange(_reference(objective).symbols)[:, None])
+    reference = _reference(objective)
+    return result.score(objective, reference, torch.arange(reference.symbols)[:, None])

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from difftilt.data.atomic import atomic_file
 from difftilt.data.lock import LOCK, locked
-from difftilt.data.owned import RUN, check_inside
+from difftilt.data.owned import ADAPTER, RUN, adding, check_inside
 from difftilt.data.read import UnreadableError, read_json, read_tensors
 from difftilt.evaluation.diagnostics import frozen_start_warning
 from difftilt.evaluation.report import write_report
@@ -96,6 +96,9 @@ def _ended(job: Job, folder: Path, before: Mapping[str, Any], ended: list[str]) 
     if job.target_kl is not None:
         summary["target_kl"] = job.target_kl
         write_json(folder / RUN, read_json(folder / RUN) | {"final_alpha": summary["alpha"]})
+    if job.export is not None:
+        with adding(folder / ADAPTER) as place:
+            job.export(place, summary)
     write_json(folder / "summary.json", summary)
     write_report(folder)
     return summary

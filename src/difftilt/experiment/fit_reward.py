@@ -10,7 +10,7 @@ import torch
 
 from difftilt.data.assay import Assay, BadRows, read_assay
 from difftilt.data.store import naming
-from difftilt.data.vocabulary import DNA, RNA, encode, listed
+from difftilt.data.vocabulary import DNA, RNA, Vocabulary, listed
 from difftilt.networks.bundle import Numbers
 from difftilt.rewards.ensemble import Ensemble
 from difftilt.rewards.held_out import Judgement, best_tenth, cross_validated, judge, most_remote_tenth
@@ -46,7 +46,7 @@ def fit_reward(
     """Learns a reward of sequences from a table of measurements, for --reward learned:DIR.
 
     Args:
-        data: A table or FASTA, packed or not: sequences of one length, and what was measured of them, the
+        data: A table or FASTA, packed or not: sequences of any length, and what was measured of them, the
             higher the better. Measurements of one sequence are averaged.
         out: The folder to write.
         sequence: Column of the sequences, by name or number; found if not given.
@@ -56,7 +56,7 @@ def fit_reward(
         beta: The reward is mean - beta std: 0 trusts the mean, 1 and more are careful where labels are few.
         window: Letters of the filters that find motifs wherever they are, 0 for none; by default 6 where
             sequences are longer than that.
-        both_strands: A sequence and its reverse complement share their reward.
+        both_strands: A DNA sequence and its reverse complement share their reward; of one length only.
         members: Networks of the ensemble.
         steps: Of training.
         seed: Random seed, at least 0.
@@ -67,16 +67,13 @@ def fit_reward(
     assay = read_assay(data, sequence, score, alphabet, bad_rows)
     print(*assay.understood, sep="\n")
     with naming(data):
-        labels, letters = read_labels(assay)
-    length = labels.sample.shape[1]
-    window = (WINDOW if length > WINDOW else 0) if window is None else window
-    learner = Ensemble(
-        len(letters), members=members, window=window, both_strands=both_strands, steps=steps, seed=seed
-    )
-    scale, at_random = cross_validated(learner, labels, seed)
+        labels, vocabulary = read_labels(assay)
+        learner = learner_of(vocabulary, window, both_strands, members=members, steps=steps, seed=seed)
+        scale, at_random = cross_validated(learner, labels, seed)
     _refuse_noise(at_random, anyway)
     found = {"at random": at_random, **_elsewhere(learner, labels, scale)}
-    reward = LearnedReward(learner.taught(labels), learner, letters, length, scale, beta)
+    spelled = "".join(vocabulary.letters), vocabulary.shortest, vocabulary.longest
+    reward = LearnedReward(learner.taught(labels), learner, *spelled, scale, beta)
     about = {
         "labels": len(labels),
         "data": data.name,
@@ -98,30 +95,49 @@ def _elsewhere(learner: Ensemble, labels: Labels, scale: float) -> dict[str, Jud
     return found
 
 
-def read_labels(assay: Assay) -> tuple[Labels, str]:
-    """Measured sequences as tokens with their mean scores, and the alphabet; that of DNA stands for RNA's.
+def learner_of(
+    vocabulary: Vocabulary, window: int | None = None, both_strands: bool = False, **settings: int
+) -> Ensemble:
+    """The ensemble that suits sequences.
+
+    Args:
+        window: As for `fit_reward`.
+        both_strands: As for `fit_reward`.
+        settings: Others of the ensemble.
 
     Raises:
-        ValueError: If tokens have several letters, or lengths differ.
+        ValueError: If both strands cannot be read.
+    """
+    if both_strands and vocabulary.alphabet != tuple(DNA):
+        raise ValueError(
+            f"both strands are read of DNA of one length, but got {vocabulary.shortest} to"
+            f" {vocabulary.longest} letters of {listed(vocabulary.letters)}; leave that option out"
+        )
+    window = (WINDOW if vocabulary.longest > WINDOW else 0) if window is None else window
+    return Ensemble(len(vocabulary.alphabet), window=window, both_strands=both_strands, **settings)
+
+
+def read_labels(assay: Assay) -> tuple[Labels, Vocabulary]:
+    """Measured sequences as tokens with their mean scores, and what spells them; DNA stands for RNA.
+
+    Raises:
+        ValueError: If tokens have several letters, or nothing was measured.
     """
     if "".join(assay.letters) in (DNA, RNA):
-        alphabet = DNA
-    elif all(len(letter) == 1 for letter in assay.letters):
-        alphabet = "".join(assay.letters)
-    else:
+        assay = dataclasses.replace(
+            assay, letters=tuple(DNA), sequences=[w.replace("U", "T") for w in assay.sequences]
+        )
+    if not all(len(letter) == 1 for letter in assay.letters):
         raise ValueError(
             f"a reward is learned of tokens of one letter, but got {listed(assay.letters)}; give --alphabet a"
             " file of single letters"
         )
     measured = assay.count > 0
     words = [word for word, known in zip(assay.sequences, measured.tolist(), strict=True) if known]
-    lengths = {len(word) for word in words}
-    if len(lengths) != 1:
-        told = f"{min(lengths)} to {max(lengths)} letters" if lengths else "no scores"
-        raise ValueError(f"a reward is learned of scored sequences of one length, but got {told}")
-    if alphabet == DNA:
-        words = [word.replace("U", "T") for word in words]
-    return Labels(encode(words, alphabet), assay.score[measured].float()), alphabet
+    if not words:
+        raise ValueError("a reward is learned of scored sequences, but got no scores; name them with --score")
+    vocabulary = assay.vocabulary()
+    return Labels(vocabulary.encode(words), assay.score[measured].float()), vocabulary
 
 
 def _refuse_noise(found: Judgement, anyway: bool) -> None:
@@ -158,6 +174,7 @@ def card(reward: LearnedReward, about: Numbers, found: dict[str, Judgement]) -> 
     bound = f"mean - {reward.beta:g} std" if reward.beta else "the mean"
     return CARD.format(
         about=about, reward=reward, bound=bound, table=table, told=told,
+        length=" to ".join(map(str, sorted({reward.shortest, reward.length}))),
         settings=json.dumps(dataclasses.asdict(reward.learner)),
         understood="; ".join(about["understood"]),
     )  # fmt: skip
@@ -165,7 +182,7 @@ def card(reward: LearnedReward, about: Numbers, found: dict[str, Judgement]) -> 
 
 CARD = """# A learned reward
 
-{about[labels]} labels of {reward.length} letters ({reward.alphabet}) in {about[data]}
+{about[labels]} labels of {length} letters ({reward.alphabet}) in {about[data]}
 ({understood}). The reward is {bound} of an ensemble:
 `{settings}`, torch {about[torch]}.
 

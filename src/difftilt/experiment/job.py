@@ -2,7 +2,7 @@
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
@@ -10,6 +10,7 @@ from typing import Any
 
 from difftilt.algorithms.ppo import PPO
 from difftilt.conditions import unconditional
+from difftilt.data.vocabulary import Vocabulary
 from difftilt.evaluation.evaluate import ScoredSamples
 from difftilt.guard import Guard, Reward
 from difftilt.objective import Algorithm, Objective
@@ -19,6 +20,20 @@ from difftilt.rewards.scoring import guarded
 from difftilt.shapes import Cond, State
 from difftilt.training.settings import Training
 
+Export = Callable[[Path, Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check of a job says, in a sentence.
+
+    Args:
+        wrong: Whether something would go wrong.
+    """
+
+    text: str
+    wrong: bool = False
+
 
 @dataclass(frozen=True)
 class View:
@@ -26,6 +41,7 @@ class View:
 
     Args:
         spell: Each sample as a line of text, for tables and for rewards that read text.
+        vocabulary: What reads such lines as samples, if they are rows of its tokens.
         draw: Writes samples to files whose names begin with a path, in the domain's own format.
         diversity: A number that falls when samples become alike.
         distances: Two-sample distances of interest, by name, each with its standard error.
@@ -36,6 +52,7 @@ class View:
     """
 
     spell: Callable[[State], list[str]] | None = None
+    vocabulary: Vocabulary | None = None
     draw: Callable[[ScoredSamples, Path], None] | None = None
     diversity: Callable[[State], float] | None = None
     distances: Callable[[State], Mapping[str, tuple[float, float]]] | None = None
@@ -72,6 +89,9 @@ class Job:
         proxy_for: Names of the gold rewards that the reward stands for, if it stands for any.
         view: How samples look, and what is known of them.
         maker: Who made it.
+        held_out: As `cond`, of conditions that judge the model; those that it learns from by default.
+        export: Writes the tuned model for others into a folder, with what summary.json says.
+        checks: What can be checked of this kind of model alone, for `doctor`.
     """
 
     policy: Policy
@@ -84,6 +104,13 @@ class Job:
     proxy_for: Sequence[str] = ()
     view: View = field(default_factory=View)
     maker: Maker | None = None
+    held_out: Callable[[int], Cond] | None = None
+    export: Export | None = None
+    checks: Callable[[], Iterable[Finding]] | None = None
+
+    def judging(self, count: int) -> Cond:
+        """Conditions to judge the model by."""
+        return (self.held_out or self.cond)(count)
 
     def starting_from(self, policy: Policy) -> "Job":
         """The same job, tuning another policy around the same chain."""
@@ -104,6 +131,9 @@ def tune(
     gold: Mapping[str, Reward] | None = None,
     proxy_for: Sequence[str] = (),
     view: View | None = None,
+    held_out: Callable[[int], Cond] | None = None,
+    export: Export | None = None,
+    checks: Callable[[], Iterable[Finding]] | None = None,
 ) -> Job:
     """The job of tuning a chain towards a reward.
 
@@ -122,6 +152,9 @@ def tune(
         gold: Rewards that training never sees, by name, so that over-optimisation shows.
         proxy_for: Names of the gold rewards that the reward stands for, if it stands for any.
         view: How samples look, and what is known of them.
+        held_out: As `cond`, for conditions that judge the model; those that it learns from by default.
+        export: Writes the tuned model for others into a folder of the run, given what summary.json says.
+        checks: What can be checked of this kind of model alone, for `doctor`.
     """
     training, view = training or Training(), view or View()
     if not isinstance(reward, Guard):
@@ -138,6 +171,9 @@ def tune(
         proxy_for,
         view,
         _maker(inspect.currentframe()),
+        held_out,
+        export,
+        checks,
     )
 
 

@@ -114,7 +114,7 @@ def _play(policy: Policy, objective: Objective, algorithm: Algorithm, cond: Cond
 def _try_view(job: Job) -> None:
     """Measures what an evaluation measures of samples, which may need more of them."""
     with blanked([job.policy.network]):
-        sample = rollout(job.policy, job.cond(job.training.evaluate)).sample
+        sample = rollout(job.policy, job.judging(job.training.evaluate)).sample
     for measure in (job.view.diversity, job.view.distances):
         if measure is not None:
             measure(sample)

@@ -64,12 +64,13 @@ def steer(
     """
     torch.set_num_threads(job.training.threads)
     seed_round(seed, EVALUATION)
-    started, cond = time.monotonic(), job.cond(max(FEWEST, math.ceil(count / sampler.kept)))
+    started, cond = time.monotonic(), job.judging(max(FEWEST, math.ceil(count / sampler.kept)))
     with _watching(job.objective.reward):
         steered = sampler.draw(job.objective, value, cond, policy)
     seconds = time.monotonic() - started
     gold = {name: judge(steered.sample, steered.cond).double() for name, judge in job.gold.items()}
-    keep(job, ScoredSamples(steered.sample, steered.reward, steered.kl, gold, steered.alpha), place)
+    seen = ScoredSamples(steered.sample, steered.reward, steered.kl, gold, steered.alpha, cond=steered.cond)
+    keep(job, seen, place)
     row = steered.summary() | {"populations": len(steered.log_z), "gold": {}, "gold_se": {}}
     for name, score in gold.items():
         means = steered.means(score)
@@ -102,7 +103,7 @@ def judge(job: Job, folder: Path, name: str) -> tuple[ScoredSamples, dict[str, A
 
 def look(job: Job, place: Path, count: int, seed: int) -> ScoredSamples:
     """Evaluates the policy, and keeps its samples."""
-    seen = evaluate(job.policy, job.objective, job.cond(count), job.gold, seed=seed)
+    seen = evaluate(job.policy, job.objective, job.judging(count), job.gold, seed=seed)
     keep(job, seen, place)
     return seen
 

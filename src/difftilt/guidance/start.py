@@ -50,8 +50,8 @@ class TunedStart(Diffusion):
     def forward(self, x: State, t: Step, cond: Cond) -> Transition:
         return self.chain(x, t, cond)
 
-    def decode(self, x: State) -> Sample:
-        return self.chain.decode(x)
+    def decode(self, x: State, cond: Cond) -> Sample:
+        return self.chain.decode(x, cond)
 
     def noised(self, x_0: State, t: Step) -> Transition:
         return self.chain.noised(x_0, t)

@@ -12,7 +12,8 @@ from torch import Tensor
 from difftilt.settings import Count, check_value
 
 ATTENTION = (
-    *("to_q", "to_k", "to_v", "to_out.0"),  # diffusers
+    *("to_q", "to_k", "to_v", "to_out.0", "to_out", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+    *("to_qkv", "to_qkv_mlp_proj"),  # diffusers, as the line above
     *("q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "query", "key", "value", "qkv"),
 )
 
@@ -112,13 +113,20 @@ def fitting(weights: Mapping[str, Tensor], network: nn.Module, prefix: str, plac
 
 def add_adapters(network: nn.Module, rank: int, names: Sequence[str]) -> None:
     """Adds fresh adapters, which change nothing yet, to the layers of these names."""
+    load_peft().inject_adapter_in_model(config_for(network, rank, names, rank), network)
+
+
+def config_for(network: nn.Module, rank: int, names: Sequence[str], scale: float) -> Any:
+    """Settings of adapters on the layers of these names.
+
+    Args:
+        scale: The update counts scale / rank times; what peft calls lora_alpha.
+    """
     check_value("rank", rank, Count)
     every = [name for name, _ in network.named_modules()]
     clear = not any(other.endswith(f".{name}") for name in names for other in every)
     exact = "|".join(map(re.escape, names))  # peft reads a list as ends of names, and text as an expression
-    peft = load_peft()
-    config = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=list(names) if clear else exact)
-    peft.inject_adapter_in_model(config, network)
+    return load_peft().LoraConfig(r=rank, lora_alpha=scale, target_modules=list(names) if clear else exact)
 
 
 def fill_adapters(network: nn.Module, config: Any, weights: Mapping[str, Tensor], place: Path) -> None:

@@ -54,9 +54,9 @@ def lora(
         policy: The chain to tune.
         rank: Of the update of each layer, at least 1; by default 4, or that of the adapter already there.
         targets: Names of the layers that get one, or ends of their names after a dot. By default these are
-            the attention projections, linear layers called to_q, to_k, to_v, to_out.0, q_proj, k_proj,
-            v_proj, o_proj, out_proj, query, key, value or qkv; in a network without any of them, all linear
-            layers. Those within `nn.MultiheadAttention` cannot be adapted.
+            the attention projections, linear layers called as in `adapter_layers.ATTENTION`, such as to_q,
+            q_proj, query or qkv; in a network without any of them, all linear layers. Those within
+            `nn.MultiheadAttention` cannot be adapted.
         network: The part of `policy.network` to adapt; by default all that stands within classifier-free
             guidance and micro-batches.
 
@@ -66,12 +66,17 @@ def lora(
     """
     network = denoiser_of(policy) if network is None else network
     _check_part(policy, network)
+    adapt(network, rank, targets)
+    return without_adapters(policy, network)
+
+
+def adapt(network: nn.Module, rank: int | None = None, targets: Sequence[str] | None = None) -> None:
+    """Freezes a network and adds LoRA to it, or goes on with what it carries; see `lora`."""
     if adapter_layers(network):
         _check_same(network, rank, targets)
     else:
         add_adapters(network, RANK if rank is None else rank, target_layers(network, targets))
     train_adapters(network)
-    return without_adapters(policy, network)
 
 
 def save_lora(owner: nn.Module, folder: Path | str) -> None:
@@ -128,9 +133,14 @@ class AdaptersOff(nn.Module):
         super().__init__()
         self._shared = (network,)  # in a tuple: its weights are not this module's to count, freeze or save
 
+    @property
+    def shared(self) -> nn.Module:
+        """The network, adapters and all."""
+        return self._shared[0]
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        with _adapters_off(self._shared[0]):
-            return self._shared[0](*args, **kwargs)
+        with adapters_off(self.shared):
+            return self.shared(*args, **kwargs)
 
 
 def without_adapters(policy: Policy, network: nn.Module) -> Policy:
@@ -183,7 +193,8 @@ def _check_same(network: nn.Module, rank: int | None, targets: Sequence[str] | N
 
 
 @contextmanager
-def _adapters_off(network: nn.Module) -> Iterator[None]:
+def adapters_off(network: nn.Module) -> Iterator[None]:
+    """Switches the adapters of a network off while the block runs; see `AdaptersOff`."""
     layers = adapter_layers(network)
     trainable = [(p, p.requires_grad) for layer in layers for p in layer.parameters()]
     modules: list[Any] = list(network.modules())

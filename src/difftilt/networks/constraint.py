@@ -132,6 +132,15 @@ def _unpacked(words: Tensor, count: int) -> Tensor:
     return ((words[..., None] & bits) != 0).flatten(-2)[..., :count]
 
 
+@torch.no_grad()
+def obeys(policy: MaskedPolicy, x: Tokens) -> Tensor:
+    """Which whole sequences a chain could draw, whatever its weights: as its start and its constraint say."""
+    kept = ((policy.start == policy.categories) | (x == policy.start)).all(1)
+    if not isinstance(policy.network, Constrained):
+        return kept
+    return kept & policy.network.possible(x).gather(2, x[..., None])[..., 0].all(1)
+
+
 def constrain(policy: MaskedPolicy, automaton: Automaton) -> MaskedPolicy:
     """A copy of a chain that draws sequences which obey, and no others.
 

@@ -7,7 +7,6 @@ With x_t = a x_0 + s z and the network's guesses x_0', z' at x_t, the chain draw
 where the `noise` says how much of z' is kept and how much is drawn anew.
 """
 
-from collections.abc import Callable
 from typing import Literal, cast, get_args
 
 import torch
@@ -15,7 +14,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from difftilt.conditions import batch_size
-from difftilt.policy import Diffusion
+from difftilt.policy import Decode, Diffusion, as_it_is
 from difftilt.processes.noise import DDPM, Noise, added
 from difftilt.processes.schedule import NoiseSchedule
 from difftilt.settings import Positive, check_value
@@ -59,7 +58,7 @@ class GaussianPolicy(Diffusion):
         prediction_type: PredictionType = "epsilon",
         clip_sample: float | None = None,
         clip_noise: bool = True,
-        decode: Callable[[State], Sample] = lambda x: x,
+        decode: Decode = as_it_is,
         tune_std: bool = False,
     ):
         super().__init__()
@@ -101,8 +100,8 @@ class GaussianPolicy(Diffusion):
         kept, std = noise.split(a, s, a_next, s_next)
         return a_next * x_0 + kept * (x - a * seen) / s, std
 
-    def decode(self, x: State) -> Sample:
-        return self._decode(x)
+    def decode(self, x: State, cond: Cond) -> Sample:
+        return self._decode(x, cond)
 
     def noised(self, x_0: State, t: Step) -> Gaussian:
         a, s = self._level(t)

@@ -4,7 +4,6 @@ Sahoo et al. (2024, MDLM), https://arxiv.org/abs/2406.07524, and any-order autor
 2022), https://arxiv.org/abs/2110.02037.
 """
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -13,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from difftilt.conditions import batch_size
-from difftilt.policy import Diffusion
+from difftilt.policy import Decode, Diffusion, as_it_is
 from difftilt.shapes import Cond, Counts, Index, PerPosition, PerSample, Probs, Sample, State, Step
 from difftilt.transition import Categorical, Resampling, Transition, one_hot, tokens
 
@@ -50,7 +49,7 @@ class MaskedPolicy(Diffusion):
         steps: int | None = None,
         unmasking: Unmasking = "positions",
         start: Index | None = None,
-        decode: Callable[[State], Sample] = lambda x: x,
+        decode: Decode = as_it_is,
     ):
         super().__init__()
         start = torch.full((length,), categories) if start is None else start
@@ -92,8 +91,8 @@ class MaskedPolicy(Diffusion):
         guess = logits.to(torch.promote_types(logits.dtype, seen.dtype)).softmax(-1)
         return torch.where(self._hidden(x)[..., None] > 0, guess, seen[..., : self.categories])
 
-    def decode(self, x: State) -> Sample:
-        return self._decode(x[..., : self.categories] if x.is_floating_point() else x)
+    def decode(self, x: State, cond: Cond) -> Sample:
+        return self._decode(x[..., : self.categories] if x.is_floating_point() else x, cond)
 
     def noised(self, x_0: State, t: Step) -> Transition:
         return self._hide(x_0, self.left[t], t / self.steps)

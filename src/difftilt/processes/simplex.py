@@ -17,15 +17,13 @@ g^2 |score - score'|^2 dt / 2 per step, which is that of the steps' Gaussians as
 Avdeyev et al. (2023, DDSM), https://arxiv.org/abs/2305.10699. Deviation: DDSM's network predicts the score.
 """
 
-from collections.abc import Callable
-
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
 from difftilt.conditions import batch_size
-from difftilt.policy import Diffusion
+from difftilt.policy import Decode, Diffusion, as_it_is
 from difftilt.processes.jacobi import CELLS, Histogram, kernels, stationary, to_angle
 from difftilt.shapes import Cond, Levels, PerSample, Probs, Real, Sample, State, Step, Tokens
 from difftilt.transition import Gaussian
@@ -84,7 +82,7 @@ class SimplexPolicy(Diffusion):
         length: int,
         *,
         time: Levels,
-        decode: Callable[[State], Sample] = lambda x: x,
+        decode: Decode = as_it_is,
     ):
         super().__init__()
         _check(categories, length, time)
@@ -192,10 +190,10 @@ class SimplexPolicy(Diffusion):
         left = F.pad((1 - v).cumprod(-1), (1, 0), value=1.0)
         return left * F.pad(v, (0, 1), value=1.0)
 
-    def decode(self, x: State) -> Sample:
+    def decode(self, x: State, cond: Cond) -> Sample:
         point = self.point(x)
         corner = F.one_hot(point.argmax(-1), self.categories).to(point.dtype)
-        return self._decode(corner + (point - point.detach()))
+        return self._decode(corner + (point - point.detach()), cond)
 
 
 def _inside(x: State) -> Real:

@@ -16,7 +16,6 @@ Austin et al. (2021, D3PM), https://arxiv.org/abs/2107.03006; Campbell et al. (2
 steps, https://arxiv.org/abs/2205.14987.
 """
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -24,7 +23,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from difftilt.conditions import batch_size
-from difftilt.policy import Diffusion
+from difftilt.policy import Decode, Diffusion, as_it_is
 from difftilt.settings import check_value
 from difftilt.shapes import Cond, Levels, PerSample, Probs, Sample, State, Step
 from difftilt.transition import Categorical, one_hot
@@ -55,7 +54,7 @@ class UniformPolicy(Diffusion):
         *,
         steps: int,
         schedule: Schedule | Levels = "linear",
-        decode: Callable[[State], Sample] = lambda x: x,
+        decode: Decode = as_it_is,
     ):
         super().__init__()
         _check(categories, length, steps)
@@ -91,8 +90,8 @@ class UniformPolicy(Diffusion):
         guess = self.guess(x, t, cond)
         return guess * self._noised(self._one_hot(x) / self._noised(guess, t), t)
 
-    def decode(self, x: State) -> Sample:
-        return self._decode(x)
+    def decode(self, x: State, cond: Cond) -> Sample:
+        return self._decode(x, cond)
 
     def noised(self, x_0: State, t: Step) -> Categorical:
         return Categorical(self._noised(self._one_hot(x_0), t))

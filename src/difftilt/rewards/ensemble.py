@@ -28,7 +28,8 @@ class EnsembleNetwork(nn.Module):
     """Networks side by side: the first axis of every parameter is the member.
 
     A sequence is seen twice: as a whole, and through filters of a few letters of which the strongest and the
-    mean answer count, wherever they occur. Samples of real numbers are seen as a whole only.
+    mean answer count, wherever they occur. Samples of real numbers are seen as a whole only. Where filters
+    read both strands, nothing is seen as a whole: what binds to either has no place of its own.
 
     Args:
         shape: Of one sample: of its tokens, or of its real numbers.
@@ -64,9 +65,9 @@ class EnsembleNetwork(nn.Module):
             return nn.Parameter(torch.cat([weight, torch.zeros(members, 1, outputs)], 1))
 
         share = 1 / max(categories, 1)
-        self.whole = layer(size, width, share)
+        self.whole = None if window and both_strands else layer(size, width, share)
         self.filters = layer(window * categories, width, share) if window else None
-        wide = width * (3 if window else 1)
+        wide = width * ((self.whole is not None) + 2 * (self.filters is not None))
         self.hidden, self.mean = layer(wide, width), layer(width, 1)
         self.noise_hidden, self.log_noise = layer(wide, width), layer(width, 1)
         for name, value in (("shift", 0.0), ("unit", 1.0)):  # of the scores
@@ -80,9 +81,7 @@ class EnsembleNetwork(nn.Module):
         Args:
             x: Each member's own inputs: (member, batch, ...).
         """
-        features = self._features(x)
-        if self.both_strands:
-            features = torch.maximum(features, self._features(x.flip(-1, -2)))
+        features = self._features([x, x.flip(-1, -2)] if self.both_strands else [x])
         # the noise is learned of features that the mean has made, and never at their cost
         noise = _apply(F.silu(_apply(features.detach(), self.noise_hidden)), self.log_noise)
         return _apply(F.silu(_apply(features, self.hidden)), self.mean)[..., 0], F.logsigmoid(noise[..., 0])
@@ -98,11 +97,15 @@ class EnsembleNetwork(nn.Module):
         noise = self.unit * (2 * log_noise).exp().mean(0).sqrt()
         return Prediction(members.mean(0), members.std(0), noise, members)
 
-    def _features(self, x: Tensor) -> Tensor:
-        found = [F.silu(_apply(x.flatten(2), self.whole))]
+    def _features(self, strands: Sequence[Tensor]) -> Tensor:
+        found = []
+        if self.whole is not None:
+            seen = [F.silu(_apply(x.flatten(2), self.whole)) for x in strands]
+            found.append(torch.stack(seen).amax(0))
         if self.filters is not None:
             pad = self.window // 2
-            words = F.pad(x, (0, 0, pad, pad)).unfold(2, self.window, 1).flatten(3)
+            unfolded = [F.pad(x, (0, 0, pad, pad)).unfold(2, self.window, 1).flatten(3) for x in strands]
+            words = torch.cat(unfolded, 2)
             answers = F.silu(_apply(words.flatten(1, 2), self.filters)).view(*words.shape[:3], -1)
             found += [answers.amax(2), answers.mean(2)]
         return torch.cat(found, -1)
@@ -131,8 +134,8 @@ class Ensemble:
     window: Natural = 0
     both_strands: bool = False
     steps: Count = 250
-    batch: Count = 64
-    learning_rate: Positive = 1e-2
+    batch: Count = 128
+    learning_rate: Positive = 2e-2
     weight_decay: NonNegative = 0.1
     seed: Natural = 0
 
@@ -146,7 +149,7 @@ class Ensemble:
         )
 
     def fit(self, labels: Labels) -> Belief:
-        return Belief(self.taught(labels).predict)
+        return Belief(self.taught(labels).predict, members=self.members)
 
     def taught(self, labels: Labels) -> EnsembleNetwork:
         """The network of a belief, frozen.

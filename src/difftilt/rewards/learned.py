@@ -72,10 +72,12 @@ class Belief:
         predict: Maps samples to what is believed of them.
         scale: Factor of the standard deviations, above 0, that makes intervals as wide as they should be;
             see `held_out.calibrated`.
+        members: How many an ensemble has; 0 if it is none.
     """
 
     predict: Callable[[Sample], Prediction]
     scale: float = 1.0
+    members: int = 0
 
     def __call__(self, sample: Sample) -> Prediction:
         found = self.predict(sample)

@@ -19,6 +19,7 @@ import torch
 
 from difftilt.answers import Failure, RewardError, item_of, kind_of, learner_of, numbers_of
 from difftilt.conditions import sample_keys, take
+from difftilt.data.database import Database
 from difftilt.shapes import Cond, Sample
 
 STALE = 3600.0  # seconds after which a claim of another machine, whose processes cannot be seen, is void
@@ -61,20 +62,14 @@ class Ledger:
 
     def __init__(self, path: Path | str):
         self.path = Path(path)
-        self._open: tuple[int, sqlite3.Connection] | None = None  # of a process, for none survives a fork
+        self._database = Database(self.path, _TABLES)
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
         """One transaction."""
         try:
-            connection = self._connection()
-            connection.execute("BEGIN IMMEDIATE")
-            try:
+            with self._database.writing() as connection:
                 yield connection
-            except BaseException:
-                connection.execute("ROLLBACK")
-                raise
-            connection.execute("COMMIT")
         except sqlite3.Error as error:
             raise LedgerError(
                 f"the ledger {self.path} cannot be used: {error}; name a file that difftilt wrote, or a"
@@ -106,21 +101,6 @@ class Ledger:
         names = ("reward", "version", "answers", "samples", "mean", "least", "greatest", "last")
         every = [dict(zip(names, row, strict=True)) for row in found]
         return [{**row, "failures": failed.get((row["reward"], row["version"]), 0)} for row in every]
-
-    def _connection(self) -> sqlite3.Connection:
-        if self._open is None or self._open[0] != os.getpid():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            if self.path.exists() and not self.path.is_file():
-                raise sqlite3.OperationalError("it is no file")
-            connection = sqlite3.connect(self.path, timeout=60, isolation_level=None)
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA synchronous=NORMAL")  # only a power cut loses answers
-            connection.executescript(_TABLES)
-            self._open = os.getpid(), connection
-        return self._open[1]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "_open": None}
 
 
 Key = tuple[str, str, str, str]  # reward, version, sample, ask

@@ -10,7 +10,7 @@ import torch
 
 from difftilt.data.read import UnreadableError
 from difftilt.data.typed import misfit
-from difftilt.data.vocabulary import encode
+from difftilt.data.vocabulary import END, Vocabulary, listed
 from difftilt.networks.bundle import load_bundle, save_bundle
 from difftilt.rewards.ensemble import Ensemble, EnsembleNetwork
 from difftilt.rewards.learned import Belief
@@ -22,6 +22,7 @@ WEIGHTS = "reward"
 class _Config(TypedDict):
     learner: dict[str, Any]
     alphabet: str
+    shortest: int
     length: int
 
 
@@ -31,7 +32,8 @@ class LearnedReward:
 
     Args:
         alphabet: Letter k is token k of the network.
-        length: Of every sequence.
+        shortest: Letters of the shortest sequence.
+        length: Letters of the longest; see `Vocabulary` for what follows the others.
         scale: Of the standard deviations; see `Belief`.
         beta: At least 0.
     """
@@ -39,6 +41,7 @@ class LearnedReward:
     network: EnsembleNetwork
     learner: Ensemble
     alphabet: str
+    shortest: int
     length: int
     scale: float
     beta: float
@@ -46,7 +49,11 @@ class LearnedReward:
     @property
     def belief(self) -> Belief:
         """On tokens of the alphabet."""
-        return Belief(self.network.predict, self.scale)
+        return Belief(self.network.predict, self.scale, self.learner.members)
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        return Vocabulary(tuple(self.alphabet), self.shortest, self.length)
 
     def of(self, spell: Callable[[Sample], list[str]]) -> Callable[[Sample, Cond], PerSample]:
         """The reward of a chain's samples, whatever the order of its letters; T and U are one letter.
@@ -59,23 +66,24 @@ class LearnedReward:
 
         def learned(sample: Sample, cond: Cond) -> PerSample:
             if sample.is_floating_point():
-                x = sample[..., self._places(spell(torch.arange(sample.shape[-1])[None])[0])]
+                x = sample[..., self._places(spell(torch.arange(sample.shape[-1])[:, None]))]
             else:
                 words = [self._known(word) for word in spell(sample)]
-                x = encode(words, self.alphabet, self.length).to(sample.device)
+                x = self.vocabulary.encode(words).to(sample.device)
             return self.belief.lower(self.beta)(x, cond)
 
         return learned
 
-    def _places(self, letters: str) -> list[int]:
+    def _places(self, letters: list[str]) -> list[int]:
         """Where a chain has each of the network's letters."""
-        letters = self._known(letters)
-        if sorted(letters) != sorted(self.alphabet):
+        letters, own = [self._known(letter) for letter in letters], self.vocabulary.alphabet
+        if sorted(letters) != sorted(own):
+            wanted, got = (listed(one) + " of several lengths" * (END in one) for one in (own, letters))
             raise ValueError(
-                f"the reward was learned of the letters {self.alphabet}, but got samples in {letters}; learn"
-                " it again from sequences of these"
+                f"the reward was learned of the letters {wanted}, but got samples in {got}; learn it again"
+                " from sequences of these"
             )
-        return [letters.index(letter) for letter in self.alphabet]
+        return [letters.index(letter) for letter in own]
 
     def _known(self, word: str) -> str:
         return word.replace("U", "T") if "T" in self.alphabet and "U" not in self.alphabet else word
@@ -100,6 +108,7 @@ def save_reward(
     config = {
         "learner": dataclasses.asdict(reward.learner),
         "alphabet": reward.alphabet,
+        "shortest": reward.shortest,
         "length": reward.length,
         **about,
     }
@@ -118,12 +127,17 @@ def load_reward(folder: Path) -> LearnedReward:
     try:
         if wrong := misfit(bundle.config, _Config):
             raise ValueError(wrong)
-        learner, alphabet, length = (bundle.config[name] for name in ("learner", "alphabet", "length"))
+        names = ("learner", "alphabet", "shortest", "length")
+        learner, alphabet, shortest, length = (bundle.config[name] for name in names)
         made = Ensemble(**learner)
         scale, beta = (tensors.pop(name).item() for name in ("scale", "beta"))
         network = made.network((length,))
         network.load_state_dict(tensors)
-        return LearnedReward(network.eval().requires_grad_(False), made, alphabet, length, scale, beta)
+        frozen = network.eval().requires_grad_(False)
+        found = LearnedReward(frozen, made, alphabet, shortest, length, scale, beta)
+        if made.categories != len(found.vocabulary.alphabet):
+            raise ValueError(f"{made.categories} letters")
+        return found
     except (TypeError, ValueError, RuntimeError, KeyError) as error:
         raise UnreadableError(
             f"{folder} holds no learned reward in one piece ({error}); learn it again"

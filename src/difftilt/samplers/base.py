@@ -8,9 +8,10 @@ import torch
 
 from difftilt.conditions import batch_size, deal, on_device_of, take
 from difftilt.networks.network_calls import NetworkCalls
+from difftilt.networks.recalled import recalling
 from difftilt.objective import Objective, Value, hard_wired
 from difftilt.policy import Decision, Policy, Trajectory, first, law, level
-from difftilt.samplers.memory import MIB, footprint
+from difftilt.samplers.memory import MIB, of_a_row
 from difftilt.samplers.result import Steered, joined
 from difftilt.settings import Positive, check_settings
 from difftilt.shapes import Cond, Index, PerSample, Sample, Some, State, Step
@@ -39,10 +40,17 @@ class Steering:
         return first(self.policy, cond)
 
     @torch.no_grad()
-    def advance(self, x: State, t: int, cond: Cond) -> Decision:
-        """The draw of x_{t-1}."""
+    def advance(self, x: State, t: int, cond: Cond, index: Index | None = None) -> Decision:
+        """The draw of x_{t-1}.
+
+        Args:
+            index: Go on from copies of some of the states only; what a value has seen of all is not passed
+                again.
+        """
         time = level(x, t)
         step = self._law(self.policy, x, time, cond)
+        if index is not None:
+            x, time, step = x[index], time[index], step.rows(index)
         return Decision(x, time, step, step.sample())
 
     @torch.no_grad()
@@ -84,7 +92,7 @@ class Steering:
         kl_is_bound: bool = True,
     ) -> Steered:
         """Samples, given what is known of them; their KL from the weights of their populations by default."""
-        alpha, sample = self.objective.alpha, self.policy.decode(x_0)
+        alpha, sample = self.objective.alpha, self.policy.decode(x_0, cond)
         kl = reward / alpha - log_z[population] if kl is None else kl
         path = line.chains(sample, cond)
         return Steered(
@@ -133,11 +141,12 @@ class Sampler(ABC):
         """
         policy = policy or objective.reference
         cond = on_device_of(policy, cond)
-        rows = _rows(self.memory, policy, cond)
-        steering = Steering(objective, value, policy, rows, history)
+        rows = max(1, int(self.memory * MIB / of_a_row(policy, cond)))
         counter, calls = NetworkCalls(), objective.reward.calls
         together = max(1, rows // self.population)
-        with counter.watching([policy.network, objective.reference.network]):
+        steering = Steering(objective, value, policy, rows, history)
+        watched = counter.watching([policy.network, objective.reference.network])
+        with watched, recalling(objective.reference):  # a value and a step ask about the same states
             parts = [self._draw(steering, p) for p in deal(cond, -(-batch_size(cond) // together))]
         spent = {"forward": counter.forward, "backward": counter.backward}
         return joined(parts, objective.reward.calls - calls, spent)
@@ -187,12 +196,3 @@ class Lineage:
             log_prob.append(log_p[index])
             index = index if parent is None else parent[index]
         return Trajectory(torch.stack(states[::-1]), sample, torch.stack(log_prob[::-1]), cond)
-
-
-def _rows(memory: float, policy: Policy, cond: Cond) -> int:
-    """How many rows of a step fit into memory, from what one row makes."""
-    one = take(cond, torch.zeros(1, dtype=torch.long))
-    with torch.random.fork_rng(), torch.no_grad():
-        x = policy.initial(one).sample()
-        used = footprint(lambda: policy(x, level(x, policy.steps), one))
-    return max(1, int(memory * MIB / used))

@@ -3,11 +3,24 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from difftilt.conditions import take
+from difftilt.policy import Policy, level
+from difftilt.shapes import Cond
+
 MIB = 2**20
+
+
+def of_a_row(policy: Policy, cond: Cond) -> int:
+    """Bytes that one step of one chain makes: activations, for the most part."""
+    one = take(cond, torch.zeros(1, dtype=torch.long))
+    with torch.random.fork_rng(), torch.no_grad():
+        x = policy.initial(one).sample()
+        return footprint(lambda: policy(x, level(x, policy.steps), one))
 
 
 def footprint(run: Callable[[], Any]) -> int:

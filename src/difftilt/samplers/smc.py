@@ -60,10 +60,9 @@ class SMC(Sampler):
                 product.grow(steering.potential(x, t, cond)) + steering.corrections(d, [x], cond)[0]
             )
             if (index := weights.resample(self.threshold)) is not None:
-                x = x[index]
                 product.select(index)
                 line.select(index)
-            d = steering.advance(x, t, cond)
+            d = steering.advance(x, t, cond, index)
         line.append(d, d.x_next)
         score = steering.potential(d.x_next, 0, cond)
         weights.weigh(product.end(score) + steering.corrections(d, [d.x_next], cond)[0])

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import cast
 
 import torch
@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from difftilt.conditions import on_device_of
-from difftilt.objective import Algorithm, Objective
+from difftilt.objective import Algorithm, Loss, Objective
 from difftilt.policy import Policy
 from difftilt.shapes import Cond
 from difftilt.training.distributed import autocast, check_accelerator
@@ -64,19 +64,18 @@ def fit(
             if cond is None:
                 return
             objective.reward.round = number
-            pending: dict[str, list[Tensor]] = defaultdict(list)
+            pending = _Pending()
             head = {"round": number, "alpha": objective.alpha}
             row: dict[str, float] = {}
             for loss in algorithm.losses(policy, objective, on_device_of(policy, cond)):
-                accelerator.backward(loss.value / accumulate)
-                for name, value in {"loss": loss.value.detach(), **loss.stats}.items():
-                    pending[name].append(value)
-                if len(pending["loss"]) == accumulate:
+                accelerator.backward(loss.value * (loss.share / accumulate))
+                pending.add(loss)
+                if pending.steps > accumulate - 1e-6:  # shares need not add up to the last digit
                     row = head | _descend(optimizer, pending, number, 1.0, training.max_norm, accelerator)
                     yield row
-                    pending.clear()
-            if pending:
-                rescale = accumulate / len(pending["loss"])
+                    pending = _Pending()
+            if pending.steps:
+                rescale = accumulate / pending.steps
                 row = head | _descend(optimizer, pending, number, rescale, training.max_norm, accelerator)
                 yield row
             if kl_controller is not None:
@@ -89,9 +88,28 @@ def denoisers(policy: Policy, reference: Policy, algorithm: Algorithm) -> list[n
     return [chain.network for chain in (policy, reference, *own)]
 
 
+class _Pending:
+    """What was yielded since the last gradient step: numbers, and how many steps' worth of rows they are."""
+
+    def __init__(self):
+        self.steps, self._shares = 0.0, list[float]()
+        self._numbers: dict[str, list[Tensor]] = defaultdict(list)
+
+    def add(self, loss: Loss) -> None:
+        self.steps += loss.share
+        self._shares.append(loss.share)
+        for name, value in {"loss": loss.value.detach(), **loss.stats}.items():
+            self._numbers[name].append(value.double())
+
+    def means(self) -> dict[str, Tensor]:
+        """The mean of each number over rows."""
+        shares = torch.tensor(self._shares, dtype=torch.float64) / self.steps
+        return {name: (torch.stack(x) * shares.to(x[0].device)).sum() for name, x in self._numbers.items()}
+
+
 def _descend(
     optimizer: torch.optim.Optimizer,
-    pending: Mapping[str, list[Tensor]],
+    pending: _Pending,
     number: int,
     rescale: float,
     max_norm: float,
@@ -113,14 +131,15 @@ def _descend(
     return {**row, "grad_norm": norm}
 
 
-def _average_numbers(pending: Mapping[str, list[Tensor]], accelerator: Accelerator) -> dict[str, float]:
-    """The mean of each number over yields and processes; standard errors shrink with the processes."""
-    row = torch.stack([torch.stack(values).double().mean() for values in pending.values()])
+def _average_numbers(pending: _Pending, accelerator: Accelerator) -> dict[str, float]:
+    """The mean of each number over rows and processes; standard errors shrink with the processes."""
+    means = pending.means()
+    row = torch.stack(list(means.values()))
     if (count := accelerator.num_processes) > 1:
-        is_error = torch.tensor([name.endswith("_se") for name in pending], device=row.device)
+        is_error = torch.tensor([name.endswith("_se") for name in means], device=row.device)
         row = cast(Tensor, accelerator.reduce(row.where(~is_error, row.square() / count), "mean"))
         row = row.where(~is_error, row.sqrt())
-    return dict(zip(pending, row.tolist(), strict=True))
+    return dict(zip(means, row.tolist(), strict=True))
 
 
 def _average_gradients(

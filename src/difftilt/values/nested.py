@@ -36,7 +36,7 @@ class NestedMonteCarlo:
         for now in range(int(t.max()), 0, -1):
             rows = (left >= now).nonzero()[:, 0]
             x[rows] = reference(x[rows], level(rows, now), take(cond, rows)).sample()
-        reward = objective.reward(reference.decode(x), cond).double().view(len(t), -1)
+        reward = objective.reward(reference.decode(x, cond), cond).double().view(len(t), -1)
         valid = reward.isfinite()  # a reward may drop samples
         log_w = torch.where(valid, reward / objective.alpha, -torch.inf)
         return objective.alpha * (log_w.logsumexp(1) - valid.sum(1).log())

@@ -65,7 +65,7 @@ class PosteriorMean:
         return self._score(tokens(clean) if self._reference.symbols else clean, cond)
 
     def _score(self, x_0: State, cond: Cond) -> PerSample:
-        return self._objective.reward(self._reference.decode(x_0), cond)
+        return self._objective.reward(self._reference.decode(x_0, cond), cond)
 
     def _drawn(self, probs: Tensor, cond: Cond) -> PerSample:
         x_0 = Categorical(probs.repeat_interleave(self._draws, 0)).sample()

@@ -17,20 +17,21 @@ pytest.importorskip("peft")
 
 from difftilt.algorithms.ppo import PPO
 from difftilt.conditions import take
-from difftilt.domains.diffusers.stable_diffusion import (
-    LORA_FILE,
-    load_lora,
-    lora,
-    save_lora,
-    stable_diffusion,
-)
+from difftilt.domains.diffusers.lora import LORA_FILE, load_lora, lora, save_lora
+from difftilt.domains.diffusers.pipeline import pipeline_policy, step_of
+from difftilt.domains.diffusers.recipe import load_pipeline
 from difftilt.networks.adapters import without_adapters
 from difftilt.objective import Objective
 from difftilt.policy import Policy, path_log_prob, rollout
+from difftilt.processes.noise import DDIM
 from difftilt.shapes import Cond
 from difftilt.training.fit import fit
 
 PROMPTS = ["a cat", "a dog", "red"]
+
+
+def encode(prompts: list[str]) -> Cond:
+    return {"prompt": prompts}
 
 
 def in_double(scheduler: Any) -> None:
@@ -48,7 +49,7 @@ def redness(image: Tensor, cond: Cond) -> Tensor:
 def test_every_step_is_the_schedulers_own(double, make_pipe, prediction_type, eta):
     pipe = make_pipe(prediction_type=prediction_type)
     in_double(pipe.scheduler)
-    policy, encode = stable_diffusion(pipe, steps=5, eta=eta, guidance_scale=1.0)
+    policy = pipeline_policy(pipe, steps=5, noise=DDIM(eta), guidance_scale=1.0)
     cond = encode(PROMPTS)
     own = copy.deepcopy(pipe.scheduler)
     own.set_timesteps(5)
@@ -57,7 +58,7 @@ def test_every_step_is_the_schedulers_own(double, make_pipe, prediction_type, et
     for t, time in zip(range(5, 0, -1), own.timesteps, strict=True):
         with torch.no_grad():
             step = policy(x, torch.full((3,), t), cond)
-            output = pipe.unet(x, time, cond["embed"]).sample
+            output = pipe.unet(x, time, pipe.encode_prompt(PROMPTS, "cpu", 1, False)[0]).sample
         ends = [own.step(output, time, x, eta=eta, variance_noise=torch.full_like(x, z)) for z in (0.0, 1.0)]
         mean, shifted = (end.prev_sample for end in ends)
         torch.testing.assert_close(step.mean, mean, rtol=0, atol=1e-10)
@@ -67,7 +68,7 @@ def test_every_step_is_the_schedulers_own(double, make_pipe, prediction_type, et
 
 def test_a_whole_guided_run_of_the_pipeline_is_the_chain_fed_the_same_noise(double, pipe):
     in_double(pipe.scheduler)
-    policy, encode = stable_diffusion(pipe, steps=5, guidance_scale=7.5, micro_batch=2)
+    policy = pipeline_policy(pipe, steps=5, guidance_scale=7.5, micro_batch=2)
     cond, latents = encode(PROMPTS), torch.randn(3, 4, 8, 8)
     settings = {"latents": latents, "num_inference_steps": 5, "guidance_scale": 7.5, "eta": 1.0}
 
@@ -80,7 +81,7 @@ def test_a_whole_guided_run_of_the_pipeline_is_the_chain_fed_the_same_noise(doub
         for t in range(policy.steps, 0, -1):
             step = policy(x, torch.full((3,), t), cond)
             x = step.mean + step.std * torch.randn(x.shape, generator=noise)
-        image = policy.decode(x)
+        image = policy.decode(x, cond)
     torch.testing.assert_close(x, run("latent"), rtol=0, atol=1e-9)
     torch.testing.assert_close(image, torch.as_tensor(run("pt")), rtol=0, atol=1e-9)
     assert image.shape == (3, 3, 16, 16)
@@ -102,10 +103,10 @@ def tune(policy: Policy, reference: Policy, cond: Cond, rounds: int, alpha: floa
 
 
 def test_ppo_tunes_the_adapters_and_nothing_else(pipe):
-    policy, encode = stable_diffusion(pipe, steps=3, guidance_scale=2.0, micro_batch=16)
+    policy = pipeline_policy(pipe, steps=3, guidance_scale=2.0, micro_batch=16)
     cond = encode(PROMPTS * 3)
     base = {name: p.detach().clone() for name, p in pipe.unet.named_parameters()}
-    reference = lora(policy, pipe, rank=4)
+    reference = lora(policy, rank=4)
     assert [name for name, p in policy.named_parameters() if p.requires_grad and "lora" not in name] == []
     assert not any(p.requires_grad for p in reference.parameters())
     assert all(p.requires_grad == ("lora" in name) for name, p in pipe.unet.named_parameters())
@@ -126,26 +127,27 @@ def test_ppo_tunes_the_adapters_and_nothing_else(pipe):
 
 
 def test_the_reference_is_no_second_copy(pipe):
-    policy, _ = stable_diffusion(pipe, steps=4)
+    policy = pipeline_policy(pipe, steps=4)
     own = sum(p.numel() for p in policy.parameters())
-    reference = lora(policy, pipe)
+    reference = lora(policy)
     assert list(reference.parameters()) == []
     held = sum(b.numel() for b in reference.buffers())
-    assert held < 1000 < own  # the grid and the null embedding
+    assert held < 1000 < own  # the grid
     network: Any = reference.network
-    assert network.network.unet._shared[0] is pipe.unet
+    assert network.network.shared is step_of(policy.network)
+    assert step_of(policy.network).denoisers["unet"] is pipe.unet
 
 
 @pytest.mark.parametrize("inner", [False, True])
 def test_gradients_through_the_reference_survive_recomputation(double, pipe, inner):
-    plain, encode = stable_diffusion(pipe, steps=4)
-    small, _ = stable_diffusion(pipe, steps=4, micro_batch=1)
+    plain = pipeline_policy(pipe, steps=4)
+    small = pipeline_policy(pipe, steps=4, micro_batch=1)
     cond = encode(PROMPTS)
-    without = lora(plain, pipe)
+    without = lora(plain)
     for name, p in pipe.unet.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(p)
-    small_without = without_adapters(small, pipe.unet)
+    small_without = without_adapters(small, step_of(small.network))
     x = torch.randn(3, 4, 8, 8)
 
     def gradient(policy: Policy) -> Tensor:
@@ -165,52 +167,49 @@ def test_gradients_through_the_reference_survive_recomputation(double, pipe, inn
 
 
 def test_saved_adapters_work_in_a_fresh_pipeline(pipe, make_pipe, tmp_path):
-    policy, encode = stable_diffusion(pipe, steps=4)
+    policy = pipeline_policy(pipe, steps=4)
     cond = encode(PROMPTS)
-    reference = lora(policy, pipe, rank=2)
+    reference = lora(policy, rank=2)
     tune(policy, reference, cond, rounds=1)
-    save_lora(pipe, tmp_path)
+    save_lora(policy, tmp_path)
     fresh = make_pipe()
-    own, encode = stable_diffusion(fresh, steps=4)
+    own = pipeline_policy(fresh, steps=4)
     x, t = torch.randn(3, 4, 8, 8), torch.tensor([4, 2, 1])
     base = own(x, t, encode(PROMPTS)).mean
     assert base.equal(reference(x, t, cond).mean)
-    load_lora(fresh, tmp_path)
+    load_lora(own, tmp_path)
     assert own(x, t, encode(PROMPTS)).mean.equal(policy(x, t, cond).mean)
     assert not own(x, t, encode(PROMPTS)).mean.equal(base)
 
 
-def load_with_diffusers(pipe: Any, folder: Path) -> None:
-    pipe.load_lora_weights(folder)  # which rounds to the precision of the UNet
-
-
 @pytest.mark.parametrize(
-    "load, dtype",
-    [(load_lora, torch.float32), (load_lora, torch.bfloat16), (load_with_diffusers, torch.float32)],
+    "by_diffusers, dtype", [(False, torch.float32), (False, torch.bfloat16), (True, torch.float32)]
 )
-def test_training_goes_on_from_a_loaded_adapter(make_pipe, tmp_path, load, dtype):
-    def chain(load_from: Any = None) -> tuple[Any, Any, Cond]:
+def test_training_goes_on_from_a_loaded_adapter(make_pipe, tmp_path, by_diffusers, dtype):
+    def chain(load_from: Path | None = None) -> tuple[Any, Any, Cond]:
         pipe = make_pipe().to(dtype)
-        if load_from:
-            load(pipe, load_from)
-        policy, encode = stable_diffusion(pipe, steps=3, guidance_scale=1.0)
+        if load_from and by_diffusers:
+            pipe.load_lora_weights(load_from)  # which rounds to the precision of the UNet
+        policy = pipeline_policy(pipe, steps=3, guidance_scale=1.0)
+        if load_from and not by_diffusers:
+            load_lora(policy, load_from)
         return pipe, policy, encode(PROMPTS)
 
     x, t = torch.randn(3, 4, 8, 8), torch.tensor([3, 2, 1])
     pipe, policy, cond = chain()
-    lora(policy, pipe, rank=2)
+    lora(policy, rank=2)
     for name, p in pipe.unet.named_parameters():
         if "lora_B" in name:
             p.data.normal_(0, 0.3, generator=torch.Generator().manual_seed(0))
     base, tuned = chain()[1](x, t, cond).mean, policy(x, t, cond).mean
-    save_lora(pipe, tmp_path / "one")
+    save_lora(policy, tmp_path / "one")
 
     pipe, policy, cond = chain(tmp_path / "one")
     with pytest.raises(ValueError, match="carries adapters of rank 2 already, but got rank 4"):
-        lora(policy, pipe, rank=4)
+        lora(policy, rank=4)
     with pytest.raises(ValueError, match="must carry no adapters yet"):
-        load_lora(pipe, tmp_path / "one")
-    reference = lora(policy, pipe)
+        load_lora(policy, tmp_path / "one")
+    reference = lora(policy)
     assert policy(x, t, cond).mean.equal(tuned)
     assert reference(x, t, cond).mean.equal(base) and not tuned.equal(base)
     trained = [p for p in policy.parameters() if p.requires_grad]
@@ -219,7 +218,7 @@ def test_training_goes_on_from_a_loaded_adapter(make_pipe, tmp_path, load, dtype
     tune(policy, reference, take(cond, torch.tensor([0, 1, 2, 0])), rounds=1)
     again = policy(x, t, cond).mean
     assert not again.equal(tuned)
-    save_lora(pipe, tmp_path / "two")
+    save_lora(policy, tmp_path / "two")
     _, policy, cond = chain(tmp_path / "two")
     assert policy(x, t, cond).mean.equal(again)
 
@@ -228,29 +227,28 @@ def test_training_goes_on_from_a_loaded_adapter(make_pipe, tmp_path, load, dtype
     "prefix", ["", "transformer.", "base_model.model.unet.", "unet.unet.", "text_encoder."]
 )
 def test_adapters_under_a_wrong_name_are_refused(pipe, make_pipe, tmp_path, prefix):
-    policy, _ = stable_diffusion(pipe, steps=4)
-    lora(policy, pipe)
-    save_lora(pipe, tmp_path)
+    policy = pipeline_policy(pipe, steps=4)
+    lora(policy)
+    save_lora(policy, tmp_path)
     weights = load_file(tmp_path / LORA_FILE)
     assert all(name.startswith("unet.") for name in weights)
     save_file({prefix + name.removeprefix("unet."): w for name, w in weights.items()}, tmp_path / LORA_FILE)
     fresh = make_pipe()
     with pytest.raises(ValueError, match="belong to no layer of the UNet"):
-        load_lora(fresh, tmp_path)
+        load_lora(pipeline_policy(fresh, steps=4), tmp_path)
     assert not any("lora" in name for name, _ in fresh.unet.named_parameters())
 
 
 def test_prompts_are_encoded_once_and_in_order(pipe):
-    _, encode = stable_diffusion(pipe, steps=4)
+    policy = pipeline_policy(pipe, steps=4)
     calls = []
     pipe.text_encoder.register_forward_hook(lambda module, args, output: calls.append(len(args[0])))
-    cond = encode(["b", "a", "b", "c"])
-    again = encode(["c", "a"])
-    assert sum(calls) == 3
-    assert cond["prompt"] == ["b", "a", "b", "c"]
-    embed = torch.as_tensor(cond["embed"])
-    assert embed[0].equal(embed[2]) and not embed[0].equal(embed[1])
-    assert torch.as_tensor(again["embed"]).equal(embed[[3, 1]])
+    x, t = torch.randn(1, 4, 8, 8).expand(4, -1, -1, -1), torch.full((4,), 2)
+    mean = policy(x, t, encode(["b", "a", "b", "c"])).mean
+    again = policy(x[:2], t[:2], encode(["c", "a"])).mean
+    assert sum(calls) == 3 + 3  # each with the empty prompt of guidance
+    assert mean[0].equal(mean[2]) and not mean[0].equal(mean[1])
+    torch.testing.assert_close(again, mean[[3, 1]])
     assert not any(p.requires_grad for p in [*pipe.vae.parameters(), *pipe.text_encoder.parameters()])
 
 
@@ -258,9 +256,9 @@ def test_images_carry_gradients_in_any_micro_batch(double, pipe):
     latent = torch.randn(3, 4, 8, 8)
 
     def gradient(micro_batch: int | None) -> Tensor:
-        policy, _ = stable_diffusion(pipe, steps=4, micro_batch=micro_batch)
+        policy = pipeline_policy(pipe, steps=4, micro_batch=micro_batch)
         x = latent.clone().requires_grad_()
-        redness(policy.decode(x), {}).sum().backward()
+        redness(policy.decode(x, encode(PROMPTS)), {}).sum().backward()
         return torch.as_tensor(x.grad)
 
     assert gradient(None).abs().max() > 0
@@ -268,29 +266,22 @@ def test_images_carry_gradients_in_any_micro_batch(double, pipe):
 
 
 def test_a_half_precision_unet_has_full_precision_densities(pipe):
-    policy, encode = stable_diffusion(pipe.to(torch.bfloat16), steps=4)
+    policy = pipeline_policy(pipe.to(torch.bfloat16), steps=4)
     cond = encode(PROMPTS)
-    assert torch.as_tensor(cond["embed"]).dtype == torch.bfloat16
-    reference = lora(policy, pipe)
+    reference = lora(policy)
     path = rollout(policy, cond)
     assert path.states.dtype == path.sample.dtype == torch.float32
     assert path_kl(policy, reference, path).abs().max() == 0
     assert all(p.dtype == torch.float32 for p in policy.parameters() if p.requires_grad)
-    assert torch.as_tensor(encode(["new"])["embed"]).dtype == torch.bfloat16
     tune(policy, reference, take(cond, torch.tensor([0, 1, 2, 0])), rounds=1)
     assert path_kl(policy, reference, path).sum() > 0
 
 
-def test_other_pipelines_are_refused():
-    with pytest.raises(ValueError, match=r"StableDiffusionPipeline .* is needed, but got a Linear"):
-        stable_diffusion(torch.nn.Linear(1, 1))  # pyright: ignore[reportArgumentType]
-
-
 def test_a_missing_library_is_named(monkeypatch, pipe):
-    policy, _ = stable_diffusion(pipe, steps=4)
+    policy = pipeline_policy(pipe, steps=4)
     monkeypatch.setitem(sys.modules, "diffusers", None)
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(ImportError, match=r"needs diffusers; .* pip install 'difftilt\[diffusers\]'"):
-        stable_diffusion(pipe)
+    with pytest.raises(ImportError, match=r"need diffusers; .* pip install 'difftilt\[diffusers\]'"):
+        load_pipeline("anything", None)
     with pytest.raises(ImportError, match=r"need peft; .* pip install 'difftilt\[diffusers\]'"):
-        lora(policy, pipe)
+        lora(policy)

@@ -1,17 +1,18 @@
 """The schedulers of diffusers as chains."""
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn as nn
 from torch import Tensor
 
+from difftilt.policy import Decode, as_it_is
 from difftilt.processes.gaussian import GaussianPolicy
-from difftilt.processes.noise import DDIM, FixedLarge, Noise
+from difftilt.processes.noise import DDIM, FixedLarge, FlowSDE, Noise
 from difftilt.processes.schedule import NoiseSchedule
-from difftilt.shapes import Sample, State
+
+FLOW_NOISE = 0.7  # of Flow-GRPO (Liu et al., 2025)
 
 
 def scheduler_chain(
@@ -21,7 +22,7 @@ def scheduler_chain(
     steps: int,
     eta: float = 1.0,
     *,
-    decode: Callable[[State], Sample] = lambda x: x,
+    decode: Decode = as_it_is,
     tune_std: bool = False,
 ) -> GaussianPolicy:
     """The chain that a scheduler samples: its noise levels, prediction type, variance and clipping.
@@ -42,22 +43,27 @@ def scheduler_chain(
         ValueError: If the scheduler does what a chain cannot: dynamic thresholds, learned variances, or
             EDM's scaling of what goes into and comes out of the network.
     """
+    noise = _noise(type(scheduler).__name__, scheduler.config.get("variance_type"), eta)
+    settings = network_settings(scheduler)
+    schedule = scheduler_schedule(scheduler, steps)
+    return GaussianPolicy(network, schedule, shape, noise=noise, decode=decode, tune_std=tune_std, **settings)
+
+
+def network_settings(scheduler: Any) -> dict[str, Any]:
+    """What a `GaussianPolicy` is told of the network that a scheduler is for.
+
+    Raises:
+        ValueError: As `scheduler_chain`.
+    """
     from diffusers import DDIMParallelScheduler, DDIMScheduler
 
     config = scheduler.config
-    kind, clips = type(scheduler).__name__, config.get("clip_sample", False)
-    _check(kind, config)
-    return GaussianPolicy(
-        network,
-        scheduler_schedule(scheduler, steps),
-        shape,
-        noise=_noise(kind, config.get("variance_type"), eta),
-        prediction_type=_prediction(scheduler),
-        clip_sample=config.get("clip_sample_range", 1.0) if clips else None,
-        clip_noise=not isinstance(scheduler, DDIMScheduler | DDIMParallelScheduler),
-        decode=decode,
-        tune_std=tune_std,
-    )
+    _check(type(scheduler).__name__, config)
+    return {
+        "prediction_type": _prediction(scheduler),
+        "clip_sample": config.get("clip_sample_range", 1.0) if config.get("clip_sample", False) else None,
+        "clip_noise": not isinstance(scheduler, DDIMScheduler | DDIMParallelScheduler),
+    }
 
 
 def scheduler_schedule(scheduler: Any, steps: int) -> NoiseSchedule:
@@ -77,7 +83,9 @@ def scheduler_schedule(scheduler: Any, steps: int) -> NoiseSchedule:
     dtype = torch.get_default_dtype()
     found = []
     for timesteps in (steps, steps + 1):
-        time, alpha, sigma = _levels(scheduler, timesteps)
+        own = copy.deepcopy(scheduler)
+        own.set_timesteps(timesteps)
+        time, alpha, sigma = _levels(own, least=True)
         found.append(len(time) - 1)
         if found[-1] == steps:
             return NoiseSchedule(time, alpha.to(dtype), sigma.to(dtype))
@@ -87,15 +95,41 @@ def scheduler_schedule(scheduler: Any, steps: int) -> NoiseSchedule:
     )
 
 
-def _levels(scheduler: Any, timesteps: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Time, alpha and sigma, the least noisy first, if the scheduler is asked for so many timesteps."""
+def asked_schedule(scheduler: Any) -> tuple[NoiseSchedule, bool]:
+    """The levels at which a scheduler that has its timesteps asks the network, and where its last step ends.
+
+    Returns:
+        The levels; and whether the last step ends in clean data, as most do, or at the least noisy level.
+    """
+    least = getattr(scheduler, "final_alpha_cumprod", None) if "sigmas" not in vars(scheduler) else None
+    ends_clean = least is None or float(least) == 1
+    time, alpha, sigma = _levels(scheduler, least=not ends_clean)
+    dtype = torch.get_default_dtype()
+    return NoiseSchedule(time, alpha.to(dtype), sigma.to(dtype)), ends_clean
+
+
+def chain_noise(scheduler: Any, noise_level: float | None) -> Noise:
+    """The noise of a chain: the scheduler's own, as in `scheduler_chain`, of flows `FlowSDE` of level 0.7.
+
+    Args:
+        noise_level: Of a `FlowSDE` in its place, above 0, if given.
+    """
+    if noise_level is None and not _is_flow(scheduler):
+        return _noise(type(scheduler).__name__, scheduler.config.get("variance_type"), 1.0)
+    return FlowSDE(noise_level or FLOW_NOISE)
+
+
+def _levels(scheduler: Any, *, least: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Time, alpha and sigma of the timesteps that a scheduler has, the least noisy first.
+
+    Args:
+        least: Whether the least noisy level that a network knows is to be among them.
+    """
     from diffusers import EDMEulerScheduler
 
-    scheduler = copy.deepcopy(scheduler)
-    scheduler.set_timesteps(timesteps)
     time = scheduler.timesteps.cpu()
     if "sigmas" not in vars(scheduler):  # a training schedule of alpha-bar, visited at whole numbers
-        time = torch.cat([torch.zeros(1, dtype=torch.long), time.long()]).unique()
+        time = torch.cat([torch.zeros(int(least), dtype=torch.long), time.long()]).unique()
         alpha_bar = scheduler.alphas_cumprod.cpu().double()[time]
         return time, alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
     sigma = scheduler.sigmas.cpu().double()[: len(time)].flip(0)

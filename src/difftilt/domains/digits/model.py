@@ -215,7 +215,7 @@ def chain_of(
         SHAPE,
         noise=DDIM(eta),
         prediction_type=PREDICTION,
-        decode=image_of,
+        decode=lambda x, cond: image_of(x),
         tune_std=tune_std,
     )
 

@@ -14,7 +14,7 @@ import annotated_types as at
 from difftilt.algorithms.choices import AnyAlgorithm
 from difftilt.algorithms.ppo import PPO
 from difftilt.data.landscape import Landscape, load_landscape
-from difftilt.data.vocabulary import DNA, PROTEIN, encode
+from difftilt.data.vocabulary import DNA, PROTEIN, Vocabulary, encode
 from difftilt.domains.landscape.model import landscape_policy, tunable
 from difftilt.domains.landscape.truth import Truth
 from difftilt.domains.sequences.view import sequence_view
@@ -125,7 +125,10 @@ def _job(
     if rules:
         rule = functools.reduce(both, rules)
         reference, policy = constrain(reference, rule), constrain(policy, rule)
-    view = sequence_view(table.alphabet, best=0.1)  # others have the motif anywhere, if at all
+    view = dataclasses.replace(
+        sequence_view(table.alphabet, best=0.1),  # others have the motif anywhere, if at all
+        vocabulary=Vocabulary(tuple(table.alphabet), table.length, table.length),
+    )
     own = reward != "score"
     job = tune(
         policy,

@@ -131,12 +131,14 @@ class Molecules:
             shown += [one and one[1] for one in part]
             legends += [f"reward {one[0]:.3g}" if one else "" for one in part]
             for one in part:
-                alike = one and rdkit("DataStructs").BulkTanimotoSimilarity(
-                    scores.fingerprint(one[1]), prints
-                )
-                nearest = max(range(len(known)), key=alike.__getitem__) if alike else None
-                shown.append(None if nearest is None else known[nearest])
-                legends.append(f"nearest known, {alike[nearest]:.2f}" if nearest is not None else "")
+                if one is None or not known:
+                    shown.append(None)
+                    legends.append("")
+                    continue
+                found = rdkit("DataStructs").BulkTanimotoSimilarity(scores.fingerprint(one[1]), prints)
+                nearest = max(range(len(known)), key=found.__getitem__)
+                shown.append(known[nearest])
+                legends.append(f"nearest known, {found[nearest]:.2f}")
         return structures(shown, legends)
 
     def _histograms(self, path: Path, found: Sequence[Any]) -> None:

@@ -76,6 +76,7 @@ def sequences(
     compared = {name: x.long() for name, x in bundle_of(model).tensors("measured").items()}
     view = dataclasses.replace(
         sequence_view(vocabulary.alphabet),
+        vocabulary=vocabulary,
         distances=partial(similar, compared=compared, vocabulary=vocabulary),
         distances_note=NOTE,
     )

@@ -1,0 +1,74 @@
+"""What can be checked of a pipeline that is about to be tuned, for `difftilt doctor`."""
+
+import copy
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from difftilt.data.read import read_tensors
+from difftilt.domains.diffusers.lora import coverage, save_lora
+from difftilt.domains.diffusers.one_step import ANY, PROMPT
+from difftilt.domains.diffusers.pipeline import step_of
+from difftilt.domains.diffusers.self_check import apart, check_step, watched
+from difftilt.experiment.job import Finding
+from difftilt.policy import level
+from difftilt.processes.gaussian import GaussianPolicy
+from difftilt.processes.noise import DDIM, Euler
+
+DETERMINISTIC = (
+    "DDIMScheduler",
+    "EulerDiscreteScheduler",
+    "FlowMatchEulerDiscreteScheduler",
+)  # of first order
+FAR = 0.02  # of the largest number, by which images may differ
+
+
+def pipeline_checks(policy: GaussianPolicy, pipe: Any, steps: int, call: dict[str, Any]) -> Iterator[Finding]:
+    """The comparison with whole runs, the last step, and the adapters."""
+    step = step_of(policy.network)
+    try:
+        found = check_step(step, pipe, steps, call)
+        yield Finding(f"Single steps are those of a whole run, up to {found:.1g} of the largest number.")
+    except ValueError as error:
+        yield Finding(f"{error}.".capitalize(), wrong=True)
+    yield deployed(policy, pipe, steps, call)
+    sigma = policy.sigma[0].item()
+    yield Finding(f"The last step, which no adapter tunes, is taken from a noise of {sigma:.2g}.")
+    for line in coverage(policy).splitlines():
+        yield Finding(f"{line}.", wrong=" on 0 of " in line)
+    yield reloaded(policy)
+
+
+@torch.no_grad()
+def deployed(policy: GaussianPolicy, pipe: Any, steps: int, call: dict[str, Any]) -> Finding:
+    """How far the chain without its noise ends from where the pipeline's own sampler does."""
+    quiet = copy.copy(policy)
+    quiet.noise = Euler(1e-6) if policy.prediction_type == "flow_prediction" else DDIM(1e-6)
+    seen, _, image = watched(pipe, steps, call)
+    x, cond = seen[0][0].to(policy.sigma.dtype), {PROMPT: [ANY]}
+    for t in range(policy.steps, 0, -1):
+        x = quiet(x, level(x, t), cond).mean
+    gap, kind = apart(policy.decode(x, cond), image), type(pipe.scheduler).__name__
+    text = f"Without its noise the chain ends {gap:.1g} of the largest number from the image of pipe(...)"
+    if kind not in DETERMINISTIC:
+        return Finding(f"{text}, whose {kind} takes other steps.")
+    if gap > FAR:
+        text += f", although both take the steps of {kind}: do they agree on what the network predicts"
+        return Finding(f"{text} ({policy.prediction_type})?", wrong=True)
+    return Finding(f"{text}.")
+
+
+def reloaded(policy: GaussianPolicy) -> Finding:
+    """Whether a saved adapter holds all that is tuned."""
+    tuned = {name: p for name, p in policy.named_parameters() if "lora_" in name}
+    with tempfile.TemporaryDirectory() as folder:
+        save_lora(policy, folder)
+        kept = [x for file in Path(folder).glob("*.safetensors") for x in read_tensors(file).values()]
+    sizes = sum(p.numel() for p in tuned.values()), sum(x.numel() for x in kept)
+    text = f"A saved adapter holds {len(kept)} tensors of {sizes[1]:,} numbers"
+    if sizes[0] != sizes[1] or not sizes[0]:
+        return Finding(f"{text}, but {sizes[0]:,} are tuned.", wrong=True)
+    return Finding(f"{text}, which is all that is tuned.")

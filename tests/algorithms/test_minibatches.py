@@ -1,0 +1,37 @@
+import pytest
+import torch
+
+from difftilt.algorithms.minibatches import minibatches
+from difftilt.conditions import unconditional
+from difftilt.policy import Trajectory
+
+DECISIONS, BATCH = 5, 4
+ROWS = list(range(DECISIONS * BATCH))
+
+
+@pytest.fixture
+def path():
+    states = torch.zeros(DECISIONS, BATCH, 2)
+    return Trajectory(states, states[-1], torch.zeros(DECISIONS, BATCH), unconditional(BATCH))
+
+
+def test_minibatches_deal_every_row_once(path):
+    dealt, shares = zip(*minibatches(path, 5), strict=True)
+    assert len(dealt) == 5 and shares == (1.0,) * 5
+    assert torch.cat(dealt).sort().values.tolist() == ROWS
+    assert torch.cat(dealt).tolist() != torch.cat([part for part, _ in minibatches(path, 5)]).tolist()
+
+
+def test_a_minibatch_passes_in_parts_of_all_decisions(path, monkeypatch):
+    monkeypatch.setattr("difftilt.algorithms.minibatches.AT_ONCE", 0)
+    monkeypatch.setattr("difftilt.algorithms.minibatches.LEAST", 3)
+    dealt, shares = zip(*minibatches(path, 1), strict=True)
+    assert torch.cat(dealt).sort().values.tolist() == ROWS
+    assert max(map(len, dealt)) == 3 and sum(shares) == pytest.approx(1)
+    assert all((part >= BATCH).any() for part in dealt)  # draws of x_T alone may have no gradient
+
+
+def test_too_few_rows_for_so_many_minibatches_are_refused(path):
+    assert sum(len(part) for part, _ in minibatches(path, 3, share=0.5)) == len(ROWS) / 2
+    with pytest.raises(ValueError, match="16 rows after x_T cannot be dealt into 17 minibatches"):
+        list(minibatches(path, 17))
