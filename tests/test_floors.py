@@ -12,7 +12,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "difftilt"
 FOLDERS = (
     "",
     *("data", "processes", "networks", "guidance", "rewards", "values", "samplers", "algorithms", "exact"),
-    *("training", "evaluation", "experiment", "domains", "cli"),
+    *("training", "evaluation", "experiment", "lab", "domains", "cli"),
 )
 MOST_LOOSE_FILES = 10
 LONGEST_FILE, LONGEST_FUNCTION = 300, 40

@@ -18,15 +18,15 @@ from difftilt.data.store import naming
 from difftilt.evaluation.groups import METHOD
 from difftilt.experiment import code
 from difftilt.experiment.fit_reward import learner_of
-from difftilt.experiment.ingest import Reading, digest_of, ingest
 from difftilt.experiment.job import Job
-from difftilt.experiment.lab import Lab
-from difftilt.experiment.lab_records import Plan
-from difftilt.experiment.lab_report import SHORT, cells, spent, standings, write_lab_report
-from difftilt.experiment.propose import Asked, checked
 from difftilt.experiment.record import describe_settings, trust
-from difftilt.experiment.rounds import UNMEASURED, next_round, writable
-from difftilt.experiment.simulate import over_seeds, simulate
+from difftilt.lab.folder import Lab
+from difftilt.lab.ingest import Reading, digest_of, ingest
+from difftilt.lab.propose import Asked, checked
+from difftilt.lab.records import Plan
+from difftilt.lab.report import SHORT, cells, spent, standings, write_lab_report
+from difftilt.lab.rounds import UNMEASURED, next_round, writable
+from difftilt.lab.simulate import over_seeds, simulate
 from difftilt.settings import Count, Natural, NonNegative, Positive
 
 Rule = Literal[

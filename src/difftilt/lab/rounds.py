@@ -9,10 +9,10 @@ import torch
 from difftilt.data.assay import Assay, BadRows
 from difftilt.data.vocabulary import Vocabulary, split
 from difftilt.experiment.job import Job
-from difftilt.experiment.lab import Lab
-from difftilt.experiment.lab_records import Proposal, Round
-from difftilt.experiment.plate import wells, write_round
-from difftilt.experiment.propose import Asked, Filled, fill
+from difftilt.lab.folder import Lab
+from difftilt.lab.plate import wells, write_round
+from difftilt.lab.propose import Asked, Filled, fill
+from difftilt.lab.records import Proposal, Round
 from difftilt.rewards.learned import Labels
 from difftilt.shapes import Cond, PerSample, Sample
 

@@ -21,7 +21,7 @@ from difftilt.data.lock import LOCK, locked
 from difftilt.data.read import UnreadableError, parse_json
 from difftilt.data.typed import misfit
 from difftilt.data.vocabulary import Vocabulary
-from difftilt.experiment.lab_records import COLUMNS, Letters, Measured, Plan, Proposal, Record, Round
+from difftilt.lab.records import COLUMNS, Letters, Measured, Plan, Proposal, Record, Round
 
 FILE = "lab.db"
 _TABLES = """

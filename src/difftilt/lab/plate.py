@@ -11,7 +11,7 @@ from torch import Tensor
 
 from difftilt.data.atomic import atomic_file
 from difftilt.data.vocabulary import END, Vocabulary
-from difftilt.experiment.lab_records import Proposal
+from difftilt.lab.records import Proposal
 from difftilt.shapes import Index, Sequences
 
 ROWS, COLUMNS = "ABCDEFGH", 12  # of a plate

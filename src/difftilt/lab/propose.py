@@ -16,7 +16,7 @@ from difftilt.conditions import unconditional
 from difftilt.data.vocabulary import Vocabulary, all_sequences
 from difftilt.experiment.fit_reward import learner_of
 from difftilt.experiment.job import Job
-from difftilt.experiment.plate import Batch
+from difftilt.lab.plate import Batch
 from difftilt.networks.constraint import obeys
 from difftilt.objective import Objective
 from difftilt.policy import rollout

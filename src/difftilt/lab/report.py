@@ -10,9 +10,9 @@ from markupsafe import Markup
 
 from difftilt.evaluation.estimate import Estimate
 from difftilt.evaluation.words import figures, flat, page, save_page
-from difftilt.experiment.lab import Lab
-from difftilt.experiment.lab_records import Proposal, Round
-from difftilt.experiment.plate import Batch
+from difftilt.lab.folder import Lab
+from difftilt.lab.plate import Batch
+from difftilt.lab.records import Proposal, Round
 from difftilt.rewards.held_out import INTERVAL, correlation_error
 from difftilt.rewards.learned import HALF_WIDTH
 from difftilt.shapes import Some

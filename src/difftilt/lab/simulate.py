@@ -8,7 +8,7 @@ from difftilt.conditions import unconditional
 from difftilt.data.vocabulary import END, all_sequences
 from difftilt.evaluation.estimate import Estimate
 from difftilt.experiment.job import Job
-from difftilt.experiment.propose import LISTED, Asked, checked, fill
+from difftilt.lab.propose import LISTED, Asked, checked, fill
 from difftilt.networks.constraint import obeys
 from difftilt.policy import rollout
 from difftilt.rewards.learned import Labels

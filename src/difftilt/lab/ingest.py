@@ -14,9 +14,9 @@ from difftilt.data.read import read_bytes
 from difftilt.data.store import naming
 from difftilt.data.tables import Table, has_decimal_commas, number_of, read_any_table
 from difftilt.data.vocabulary import Vocabulary, split
-from difftilt.experiment.lab import Lab
-from difftilt.experiment.lab_records import Proposal
-from difftilt.experiment.plate import HEAD
+from difftilt.lab.folder import Lab
+from difftilt.lab.plate import HEAD
+from difftilt.lab.records import Proposal
 from difftilt.settings import Count
 
 FAILED = {

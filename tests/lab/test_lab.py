@@ -15,10 +15,10 @@ from difftilt.cli.main import main
 from difftilt.data.vocabulary import Vocabulary, all_sequences, spell
 from difftilt.experiment import propose, rounds
 from difftilt.experiment.fit_reward import learner_of
-from difftilt.experiment.lab import Lab
-from difftilt.experiment.lab_report import standings
-from difftilt.experiment.plate import Batch, apart, wells
-from difftilt.experiment.propose import NAMES
+from difftilt.lab.folder import Lab
+from difftilt.lab.plate import Batch, apart, wells
+from difftilt.lab.propose import NAMES
+from difftilt.lab.report import standings
 from difftilt.networks.automaton import forbid
 from difftilt.networks.constraint import constrain, obeys
 from difftilt.networks.sequence import MLP
@@ -197,7 +197,7 @@ def test_killed_while_it_ingests_a_lab_takes_the_file_again(lab: Path, monkeypat
     path = result(
         tmp_path / "r.csv", "id,value", *[f"{row['id']},{k}" for k, row in enumerate(plate(lab, 1))]
     )
-    monkeypatch.setattr("difftilt.experiment.lab._source", _after_source)
+    monkeypatch.setattr("difftilt.lab.folder._source", _after_source)
     with pytest.raises(Killed):
         main(["lab", "ingest", str(lab), str(path)])
     monkeypatch.undo()
