@@ -13,8 +13,8 @@ import torch
 from difftilt.cli.lab import Rule
 from difftilt.cli.main import main
 from difftilt.data.vocabulary import Vocabulary, all_sequences, spell
-from difftilt.experiment import propose, rounds
 from difftilt.experiment.fit_reward import learner_of
+from difftilt.lab import propose, rounds
 from difftilt.lab.folder import Lab
 from difftilt.lab.plate import Batch, apart, wells
 from difftilt.lab.propose import NAMES
