@@ -143,7 +143,8 @@ def test_ratios_start_at_one_and_both_ways_to_train_raise_the_reward(name):
     assert ((seen.reward - seen.reward.mean()) * log_w).mean() > 0  # what earned more has become likelier
     policy, objective, seen = trained(Backprop(minibatches=4))
     seed_round(training.seed, 0)
-    assert objective.sample(policy, cond).reward.mean() > seen.reward.mean()  # from the same noise
+    gain = objective.sample(policy, cond).reward - seen.reward  # from the same noise
+    assert gain.median() > 0
 
 
 @pytest.mark.slow
