@@ -38,7 +38,8 @@ def rewarding(score: Score, spell: Callable[[State], list[str]]) -> Reward:
 def scored(text: str, score: Score) -> float | Failure:
     """The score of a SMILES, or why it has none."""
     try:
-        found = score(molecule(text))
+        with rdkit("rdBase").BlockLogs():
+            found = score(molecule(text))
     except NoMoleculeError as error:
         return Failure(f"got a text that {error}")
     return found if math.isfinite(found) else Failure(f"returned {found}")
