@@ -79,11 +79,13 @@ def test_a_single_step_is_that_of_a_whole_run_bit_for_bit(name):
 def test_a_chain_without_noise_draws_what_the_pipeline_draws(name):
     if name == "ddpm":
         pytest.skip("it draws noise of its own at every step")
-    flow = "flow" in chain(name)[0].prediction_type
-    policy, pipe, call = chain(name, noise=Euler(1e-6) if flow else DDIM(1e-6))
-    seen, _, image = watched(pipe, STEPS, call)
+    steps = 4 if name == "cogvideox" else STEPS  # its timesteps are rounded unless they divide 1000
+    pipe, call = tiny.build(name)
+    flow = isinstance(pipe.scheduler, tiny.library().FlowMatchEulerDiscreteScheduler)
+    policy = pipeline_policy(pipe, steps, noise=Euler(1e-6) if flow else DDIM(1e-6), **call)
+    seen, _, image = watched(pipe, steps, call)
     x = seen[0][0]
-    assert len(seen) == STEPS
+    assert len(seen) == steps
     for t in range(policy.steps, 0, -1):
         x = policy(x, level(x, t), {"prompt": [ANY]}).mean
     torch.testing.assert_close(policy.decode(x, {"prompt": [ANY]}), image, rtol=0, atol=1e-5)
@@ -122,7 +124,7 @@ def test_ratios_start_at_one_and_both_ways_to_train_raise_the_reward(name):
     cond: Cond = {"prompt": ["a cat", "a dog"] * 4}
     training = Training(rounds=1, batch=8)
 
-    def trained(algorithm: Any) -> tuple[Any, Objective, Any]:
+    def trained(algorithm: Any, rate: float) -> tuple[Any, Objective, Any]:
         policy = chain(name)[0]
         reference = lora(policy, rank=2)
         objective = Objective(red, reference, 1e-5)
@@ -132,23 +134,23 @@ def test_ratios_start_at_one_and_both_ways_to_train_raise_the_reward(name):
         again = path_log_prob(policy, seen.path) - seen.path.log_prob
         assert again.abs().max() < 1e-4 * seen.path.log_prob.abs().max()
         weights = [p for p in policy.parameters() if p.requires_grad]
-        optimizer, accelerator = torch.optim.Adam(weights, 1e-3), Accelerator(cpu=True)
+        optimizer, accelerator = torch.optim.Adam(weights, rate), Accelerator(cpu=True)
         list(fit(policy, objective, algorithm, [cond], optimizer, training, accelerator))
         return policy, objective, seen
 
-    policy, _, seen = trained(PPO(epochs=1, minibatches=2))
+    policy, _, seen = trained(PPO(epochs=1, minibatches=2), 1e-4)
     log_w = (path_log_prob(policy, seen.path) - seen.path.log_prob).sum(0)
     assert ((seen.reward - seen.reward.mean()) * log_w).mean() > 0  # what earned more has become likelier
-    policy, objective, seen = trained(Backprop(minibatches=4))
+    policy, objective, seen = trained(Backprop(minibatches=4), 1e-3)
     seed_round(training.seed, 0)
-    assert objective.sample(policy, cond).reward.mean() > seen.reward.mean()  # from the same noise
+    gain = objective.sample(policy, cond).reward - seen.reward  # from the same noise
+    assert gain.median() > 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name, call",
     [
-        ("lumina2", {"cfg_trunc_ratio": 0.25}),
         ("sd3", {"skip_guidance_layers": [0], "skip_layer_guidance_start": 0.3}),
         ("zimage", {"cfg_truncation": 0.5}),
     ],
@@ -157,6 +159,13 @@ def test_what_a_pipeline_does_at_some_of_its_steps_only_is_done_there(name, call
     pipe, known = tiny.build(name)
     policy = pipeline_policy(pipe, 5, **known | call)
     assert check_step(step_of(policy.network), pipe, 5, known | call) == 0
+
+
+@pytest.mark.slow
+def test_a_pipeline_that_counts_its_steps_and_cannot_skip_any_is_refused():
+    pipe, call = tiny.build("lumina2")
+    with pytest.raises(ValueError, match=r"the output of step \d of 5 .* differs from that of a whole run"):
+        pipeline_policy(pipe, 5, **call | {"cfg_trunc_ratio": 0.25})
 
 
 def test_a_negative_prompt_of_a_row_takes_the_place_of_the_common_one():

@@ -60,6 +60,7 @@ class OneStep(nn.Module):
                 f"the network's output has shape {tuple(first.output.shape[1:])}, but a state"
                 f" {self.shape}: such as learned variances, which no chain here has"
             )
+        self.scheduler.__class__ = type(pipe.scheduler)
         self._times: list[float] = self.scheduler.timesteps.tolist()
 
     def forward(self, x: State, time: Tensor, cond: Cond) -> Output:

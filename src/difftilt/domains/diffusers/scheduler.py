@@ -1,6 +1,7 @@
 """The schedulers of diffusers as chains."""
 
 import copy
+import inspect
 from typing import Any
 
 import torch
@@ -59,9 +60,13 @@ def network_settings(scheduler: Any) -> dict[str, Any]:
 
     config = scheduler.config
     _check(type(scheduler).__name__, config)
+    # some have the setting, as CogVideoX's, and never clip
+    clips = config.get("clip_sample", False) and "clip_sample_range" in inspect.getsource(
+        type(scheduler).step
+    )
     return {
         "prediction_type": _prediction(scheduler),
-        "clip_sample": config.get("clip_sample_range", 1.0) if config.get("clip_sample", False) else None,
+        "clip_sample": config.get("clip_sample_range", 1.0) if clips else None,
         "clip_noise": not isinstance(scheduler, DDIMScheduler | DDIMParallelScheduler),
     }
 
