@@ -55,7 +55,8 @@ def timed() -> Callable[..., None]:
     return run
 
 
-@pytest.mark.parametrize("size", [SMALL, pytest.param(WHOLE, marks=pytest.mark.slow)], ids=["small", "whole"])
+@pytest.mark.slow  # docs/lab.md has the same in a few seconds
+@pytest.mark.parametrize("size", [SMALL, WHOLE], ids=["small", "whole"])
 def test_a_newcomers_hour(size, tmp_path: Path, monkeypatch, timed, capsys):
     monkeypatch.chdir(tmp_path)
     draw = random.Random(0)

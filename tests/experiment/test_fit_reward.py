@@ -33,7 +33,7 @@ def sequences(count, seed=0):
 def table(path, x, score, letters=DNA):
     rows = [f"{word},{y:.4f}" for word, y in zip(spell(x, letters), score.tolist(), strict=True)]
     path.write_text("\n".join(["name,fitness", *rows]) + "\n")
-    return {"data": path, "sequence": "name", "score": "fitness", "members": 3, "steps": 200}
+    return {"data": path, "sequence": "name", "score": "fitness", "members": 3, "steps": 100}
 
 
 @pytest.fixture(scope="module")
