@@ -107,6 +107,7 @@ class Transformer(nn.Module):
 
     def __init__(self, categories: int, length: int, width: int, depth: int, heads: int):
         super().__init__()
+        self.sizes = {"width": width, "depth": depth, "heads": heads}
         self.embed = nn.Linear(categories + 1, width)
         self.position = nn.Parameter(0.1 * torch.randn(length, width))
         self.layers = nn.ModuleList(_Layer(width, heads) for _ in range(depth))

@@ -56,7 +56,7 @@ def test_a_model_of_a_file_says_what_it_was_made_of_and_how_good_it_is(model):
         "SMILES: column My Structure", "rows that column SPLIT calls test", "2 of 100 rows cannot be used",
         "1 have a ring that is open, first line 100 (C1CC)", "1 are empty",
         "salts and mixtures of which the largest part is kept: 1", "taken away, of 1 rows",
-        "--merges 12 --steps 300",
+        "--merges 12 --steps 60",
     ):  # fmt: skip
         assert said in card
 
@@ -161,7 +161,7 @@ def test_what_is_measured_of_sets():
 
 
 def test_a_folder_that_is_no_model_is_refused_in_a_sentence(model, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(models, "packaged", lambda: tmp_path)
+    monkeypatch.setattr(models, "user_folder", lambda name: tmp_path)
     with pytest.raises(ValueError, match="holds no model of molecules"):
         molecules()
     (tmp_path / "config.json").write_text(json.dumps({"tokens": {"symbols": ["C"]}, "network": {}}))

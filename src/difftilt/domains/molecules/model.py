@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -13,7 +12,7 @@ from difftilt.data.typed import misfit
 from difftilt.domains.molecules.syntax import smiles_syntax
 from difftilt.domains.molecules.tokens import Pieces
 from difftilt.networks.automaton import Automaton, both
-from difftilt.networks.bundle import Bundle, Numbers, load_bundle
+from difftilt.networks.bundle import Bundle, Numbers, load_bundle, user_folder
 from difftilt.networks.constraint import constrain
 from difftilt.networks.sequence import Transformer
 from difftilt.processes.masked import MaskedPolicy
@@ -67,19 +66,10 @@ def chain_of(
     return constrain(free_chain(network, pieces, start), functools.reduce(both, [syntax, *rules]))
 
 
-def packaged() -> Path:
-    """The folder of the weights that come with the package."""
-    return Path(str(resources.files("difftilt.domains.molecules") / "weights"))
-
-
 def bundle_of(folder: Path | None) -> Bundle:
-    """The network in a folder, or the one that comes with the package."""
-    return load_bundle(
-        folder or packaged(),
-        "model of molecules",
-        "make one with difftilt pretrain molecules --out FOLDER",
-        "--model",
-    )
+    """The network in a folder; this user's last one by default."""
+    how = "make one with difftilt pretrain molecules --out FOLDER"
+    return load_bundle(folder or user_folder("molecules"), "model of molecules", how, "--model")
 
 
 def load_molecules(folder: Path | None = None) -> tuple[Transformer, Pieces, int]:
@@ -101,13 +91,8 @@ def load_molecules(folder: Path | None = None) -> tuple[Transformer, Pieces, int
         raise UnreadableError(f"{bundle.folder} holds no whole model ({error}); make it anew") from None
 
 
-def config_of(pieces: Pieces, deepest: int, sizes: dict[str, int], about: Numbers) -> Numbers:
+def config_of(network: Transformer, pieces: Pieces, deepest: int, about: Numbers) -> Numbers:
     """What `load_molecules` reads, and how the network was made."""
     merges = [list(pair) for pair in pieces.merges]
-    tokens = {
-        "symbols": list(pieces.symbols),
-        "merges": merges,
-        "longest": pieces.longest,
-        "deepest": deepest,
-    }
-    return {"tokens": tokens, "network": sizes, "made": about}
+    tokens = {"symbols": list(pieces.symbols), "merges": merges, "longest": pieces.longest}
+    return {"tokens": tokens | {"deepest": deepest}, "network": network.sizes, "made": about}

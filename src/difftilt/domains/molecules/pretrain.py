@@ -19,6 +19,8 @@ from difftilt.domains.molecules.model import NETWORK, build, config_of, free_cha
 from difftilt.domains.molecules.tokens import Pieces, learn_pieces
 from difftilt.domains.sequences.pretrain import FEWEST, TIMES, split_rows, train
 from difftilt.networks.bundle import Numbers, save_bundle, user_folder
+from difftilt.networks.sequence import Transformer
+from difftilt.processes.masked import MaskedPolicy
 from difftilt.settings import Count, Natural, Rate, Threads
 from difftilt.shapes import Sequences
 from difftilt.training.muon import Muon
@@ -62,12 +64,12 @@ def pretrain_molecules(
     largest part is learned. What is no molecule is told, with the first row of each kind of fault.
 
     Args:
-        out: The folder to write; an existing one is replaced once all is done. By default
-            ~/.cache/difftilt/models/molecules.
+        out: The folder to write; an existing one is replaced once all is done. By default the one that the
+            recipe reads, ~/.cache/difftilt/models/molecules.
         data: A table or a list of SMILES, with or without a header, packed or not; rows that a column such as
             SPLIT calls test are held out, or else a tenth of all.
-        start: A model whose tokens and weights to begin with: `package` for the one that comes with difftilt,
-            or the folder of another one. Molecules that its tokens cannot spell are left out.
+        start: The folder of a model whose tokens and weights to begin with, of MOSES for your own molecules,
+            or to train it for longer. Molecules that its tokens cannot spell are left out.
         column: Of the SMILES; found by its name or by what it holds if not given.
         bad_rows: What to do if rows are no molecules: stop and tell of all, or drop them.
         stereo: Keep what your data say of stereochemistry; MOSES says nothing.
@@ -85,30 +87,15 @@ def pretrain_molecules(
     print(*understood, sep="\n")
     busy = time.process_time()
     torch.manual_seed(seed)
-    if start is None:
-        pieces, sizes = learn_pieces(texts, merges), NETWORK
-        network, deepest = build(pieces, sizes), _deepest(texts)
-    else:
-        network, pieces, deepest = load_molecules(None if str(start) == "package" else start)
-        sizes = NETWORK
+    network, pieces, deepest = _begun(texts, merges) if start is None else load_molecules(start)
     rows = _rows(texts, held_out, pieces, deepest, understood)
     print(rows.understood[-1])
-    optimizer = Muon(network, learning_rate, ADAM_RATE)
-    chain = free_chain(network, pieces)
-    train(
-        chain, rows.learned, rows.checked, optimizer, steps, batch=batch, even=True, seed=seed,
-        what="molecules",
-    )  # fmt: skip
+    chain, optimizer = free_chain(network, pieces), Muon(network, learning_rate, ADAM_RATE)
+    _train(chain, rows, optimizer, steps, batch, seed)
     named = {"start": start, "column": column, "bad_rows": data and bad_rows}
     settings = {name: str(value) for name, value in named.items() if value is not None}
-    settings |= {
-        "merges": merges,
-        "steps": steps,
-        "batch": batch,
-        "learning_rate": learning_rate,
-        "seed": seed,
-    }
-    about = made(settings, time.process_time() - busy, threads, torch.__version__)
+    numbers = {"merges": merges, "steps": steps, "batch": batch, "learning_rate": learning_rate, "seed": seed}
+    about = made(settings | numbers, time.process_time() - busy, threads, torch.__version__)
     source = [] if data is None else ["--data", str(data), *(["--stereo"] if stereo else [])]
 
     def judge(folder: Path) -> tuple[Numbers, str]:
@@ -117,9 +104,20 @@ def pretrain_molecules(
 
     kept = {"known": rows.learned[:KEPT], "held_out": rows.held_out}
     tensors = {"measured": {name: x.to(torch.int16) for name, x in kept.items()}}
-    config = config_of(pieces, deepest, sizes, about)
+    config = config_of(network, pieces, deepest, about)
     save_bundle(out or user_folder("molecules"), {"model": network}, config, judge, tensors)
     print(f"model, and its card README.md: {out or user_folder('molecules')}")
+
+
+def _train(chain: MaskedPolicy, rows: Data, optimizer: Muon, steps: int, batch: int, seed: int) -> None:
+    shared = {"batch": batch, "even": True, "seed": seed, "what": "molecules"}
+    train(chain, rows.learned, rows.checked, optimizer, steps, **shared)
+
+
+def _begun(texts: list[str], merges: int) -> tuple[Transformer, Pieces, int]:
+    """An untrained network, the tokens of a set of texts, and how deep branches may be nested."""
+    pieces = learn_pieces(texts, merges)
+    return build(pieces, NETWORK), pieces, _deepest(texts)
 
 
 def _molecules(

@@ -1,4 +1,4 @@
-"""Molecules: tune the shipped model of drug-like ones, or one of your own, towards a reward."""
+"""Molecules: tune a model of drug-like ones, of MOSES or of your own, towards a reward."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -47,13 +47,15 @@ def molecules(
 ) -> Job:
     """Tunes a model of molecules towards a reward.
 
+    The model comes from difftilt pretrain molecules.
+
     Samples that are no molecule have no reward. By default they earn 0 (--on-error penalty --penalty 0),
     which J then contains, and their share is reported; with --on-error drop they are left out.
 
     Args:
         algorithm: How to tune.
-        model: The folder that difftilt pretrain molecules wrote; by default the model that comes with
-            difftilt.
+        model: The folder that difftilt pretrain molecules wrote; ~/.cache/difftilt/models/molecules by
+            default.
         reward: What to maximise. In [0, 1]: `qed`, likeness to drugs; `sa`, how easily it is made;
             `druglike`, their product; `alerts`, 1 without PAINS and BRENK alerts; `wanted`, the share of the
             SMARTS that it holds; `forbidden`, 1 if it holds none; `similarity` to the nearest reference;

@@ -10,6 +10,7 @@ from typing import Annotated
 import annotated_types as at
 import torch
 from rich.progress import track
+from torch.optim import Adam
 
 from difftilt.conditions import unconditional
 from difftilt.data.assay import Assay, BadRows, read_assay
@@ -80,8 +81,7 @@ def pretrain_sequences(
     torch.manual_seed(seed)
     busy = time.process_time()
     chain = chain_of(build(network, vocabulary), vocabulary)
-    optimizer = torch.optim.Adam(chain.parameters(), learning_rate)
-    train(chain, learned, checked, optimizer, steps, batch=batch, seed=seed)
+    train(chain, learned, checked, Adam(chain.parameters(), learning_rate), steps, batch=batch, seed=seed)
     named = {"sequence": sequence, "score": score, "alphabet": alphabet, "bad_rows": bad_rows, "width": width}
     settings = {**named, "steps": steps, "batch": batch, "learning_rate": learning_rate, "seed": seed}
     settings = {name: value for name, value in settings.items() if value is not None}
