@@ -165,7 +165,7 @@ def test_what_a_pipeline_does_at_some_of_its_steps_only_is_done_there(name, call
 def test_a_pipeline_that_counts_its_steps_and_cannot_skip_any_is_refused():
     pipe, call = tiny.build("lumina2")
     with pytest.raises(ValueError, match=r"the output of step \d of 5 .* differs from that of a whole run"):
-        pipeline_policy(pipe, 5, **call | {"cfg_trunc_ratio": 0.25})
+        pipeline_policy(pipe, 5, **{**call, "cfg_trunc_ratio": 0.25})
 
 
 def test_a_negative_prompt_of_a_row_takes_the_place_of_the_common_one():
