@@ -21,7 +21,7 @@ test: $(VENV)/installed-dev
 
 # Without the checks of shapes and types that all other tests make: commands, which are run as users run them, and the
 # long runs that prove algorithms, twice as fast so. tests/training runs every algorithm with the checks.
-UNTYPED := tests/cli tests/domains tests/experiment tests/lab tests/algorithms
+UNTYPED := tests/cli tests/domains tests/experiment tests/lab tests/algorithms tests/test_docs.py
 
 typed: $(VENV)/installed-dev
 	$(VENV)/bin/pytest -n $(WORKERS) $(UNTYPED:%=--ignore=%)

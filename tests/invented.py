@@ -1,6 +1,7 @@
 """Invented data in the shape of real ones that the repository does not hold."""
 
 import gzip
+import itertools
 import random
 from pathlib import Path
 
@@ -9,6 +10,11 @@ import numpy as np
 from difftilt.data.landscape import GB1
 from difftilt.data.libraries import UTR
 from difftilt.data.vocabulary import PROTEIN
+
+HEADS = ("CC", "COC", "NC(=O)C", "FC", "C#CC", "OC(C)C")
+RINGS = ("c1ccccc1", "c1ccncc1", "C1CCNCC1", "c1ccc2[nH]ccc2c1")
+TAILS = ("C(=O)O", "CCl", "C(F)(F)F", "OC")
+MOLECULES = ["".join(parts) for parts in itertools.product(HEADS, RINGS, TAILS)]
 
 
 def utrs(data: Path) -> None:

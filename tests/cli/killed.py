@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -28,6 +29,7 @@ from commands import Command, environment
 from faults import at_operation
 
 from difftilt.cli import main
+from difftilt.domains.molecules import pretrain as molecules
 
 SMALL = ["--batch", "16", "--evaluate", "8", "--rounds", "3"]
 DIGITS = ["finetune", "digits", *SMALL, "--steps", "2"]
@@ -38,6 +40,7 @@ OWN = Path(__file__).with_name("own_reward.py")
 KINDS: dict[str, list[str]] = {
     "digits": [*INK, "--ema-decay", "0.5"],
     "dna": ["finetune", "dna", *SMALL, "--save-every", "2"],
+    "molecules": ["finetune", "molecules", *SMALL],
     "protein": ["finetune", "protein", *SMALL],
     "sequences": ["finetune", "sequences", *SMALL, "--reward", f"{OWN}:lengths"],
     "utr": ["finetune", "utr", *SMALL],
@@ -70,6 +73,10 @@ def make_home(home: Path) -> dict[str, str]:
         main.main(["pretrain", "protein", "--steps", "2", "--batch", "32"])
         assay = str(invented.assay(home / "assay.csv"))
         main.main(["pretrain", "sequences", "--data", assay, "--steps", "20", "--batch", "32"])
+        (home / "own.smi").write_text("\n".join(invented.MOLECULES))
+        own = ["--data", str(home / "own.smi"), "--merges", "12", "--steps", "20", "--batch", "4"]
+        with mock.patch.object(molecules, "NETWORK", {"width": 16, "depth": 1, "heads": 2}):
+            main.main(["pretrain", "molecules", *own, "--drawn", "100"])
         main.main(["pretrain", "utr", "--steps", "2", "--oracle-steps", "2", "--batch", "32"])
     return variables
 

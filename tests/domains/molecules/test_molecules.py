@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from invented import MOLECULES as TEXTS
 
 from difftilt.cli.main import main
 from difftilt.conditions import unconditional
@@ -23,11 +24,6 @@ from difftilt.evaluation.run_folder import read_pictures
 from difftilt.policy import rollout
 from difftilt.settings import UsageError
 from difftilt.training.settings import Training
-
-HEADS = ("CC", "COC", "NC(=O)C", "FC", "C#CC", "OC(C)C")
-RINGS = ("c1ccccc1", "c1ccncc1", "C1CCNCC1", "c1ccc2[nH]ccc2c1")
-TAILS = ("C(=O)O", "CCl", "C(F)(F)F", "OC")
-TEXTS = ["".join(parts) for parts in itertools.product(HEADS, RINGS, TAILS)]
 
 
 @pytest.fixture(scope="module")
