@@ -19,9 +19,11 @@ test: $(VENV)/installed-dev
 	$(MAKE) --jobs 2 lint typed
 	$(MAKE) --jobs 2 untyped signals
 
-# Without the checks of shapes and types that all other tests make: commands, which are run as users run them, and the
-# long runs that prove algorithms, twice as fast so. tests/training runs every algorithm with the checks.
-UNTYPED := tests/cli tests/domains tests/experiment tests/lab tests/algorithms tests/test_docs.py
+# Without the checks of shapes and types, which cost half of the time: commands, which are run as users run them, processes
+# that are killed, and the long runs that prove algorithms. All other tests make them, with a run of every algorithm.
+CHECKED := tests/training/test_every_algorithm.py tests/training/test_fit.py
+UNTYPED := $(filter-out $(CHECKED),$(wildcard tests/training/test_*.py)) tests/test_docs.py tests/test_import.py \
+	$(addprefix tests/,algorithms cli domains exact experiment lab rewards)
 
 typed: $(VENV)/installed-dev
 	$(VENV)/bin/pytest -n $(WORKERS) $(UNTYPED:%=--ignore=%)

@@ -218,6 +218,7 @@ def phase_of(folder: Path) -> str:
     return begun[-1] if begun else "start-up"
 
 
+@pytest.mark.slow
 def test_random_moments_of_a_run(unbroken, tmp_path):
     rng, landed = random.Random(0), Counter[str]()
     for moment in range(MOMENTS):

@@ -26,6 +26,7 @@ RUNS = {
     "utr": ["utr"],
     "utr, its KL constrained": ["utr", "--target-kl", "0.5"],
 }
+QUICK = ("digits", "dna", "sequences", "molecules")  # the others are variants of these
 SHORT = ["--rounds", "3", "--batch", "32", "--evaluate", "32", "--save-every", "1"]
 
 
@@ -42,7 +43,7 @@ def test_every_recipe_of_the_package_is_killed_twice():
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if "," in name else name for name in RUNS]
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name not in QUICK else name for name in RUNS]
 )
 def test_a_killed_run_goes_on_and_is_sampled(name, home, tmp_path):
     folder = tmp_path / "run"
