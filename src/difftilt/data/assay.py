@@ -66,6 +66,16 @@ class Faults:
         shown = f" ({cell[:40]})" if cell else ""
         self.found.setdefault(kind, []).append(f"line {line}{shown}")
 
+    def left_out(self, rows: int, bad_rows: BadRows) -> str:
+        """All of them in one sentence, empty if there are none, where they may be left out.
+
+        Raises:
+            ValueError: If they may not.
+        """
+        if self.found and bad_rows == "stop":
+            raise ValueError(f"{self.told(rows)}. Correct them, or leave them out with --bad-rows drop")
+        return self.told(rows) if self.found else ""
+
     def told(self, rows: int) -> str:
         """All of them in one sentence."""
         parts = [f"{len(all_of)} {kind}, first {all_of[0]}" for kind, all_of in self.found.items()]
@@ -104,9 +114,7 @@ def read_assay(
             ("given", letters) if letters else letters_in([cell_of(row, place) for row in body.rows])
         )
         found, faults = _collected(header, body, place, scored, letters)
-        told = faults.told(len(body.rows)) if faults.found else ""
-        if told and bad_rows == "stop":
-            raise ValueError(f"{told}. Correct them, or leave them out with --bad-rows drop")
+        told = faults.left_out(len(body.rows), bad_rows)
         if not found:
             raise ValueError(f"{told}; name other columns or another alphabet")
         said = [f"{path}: {table.kind}, {len(body.rows):,} rows"]

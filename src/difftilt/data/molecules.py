@@ -63,9 +63,7 @@ def read_molecules(
             held_out = any(cell_of(row, split).lower().startswith("test") for split in splits)
             parts[text] = parts.get(text, False) or held_out
             salts, stereos = salts + several, stereos + spatial
-        told = faults.told(len(body.rows)) if faults.found else ""
-        if told and bad_rows == "stop":
-            raise ValueError(f"{told}. Correct them, or leave them out with --bad-rows drop")
+        told = faults.left_out(len(body.rows), bad_rows)
         if not parts:
             raise ValueError(f"{told or 'there are no rows'}; name another column with --column")
         said = [f"{path}: {table.kind}, {len(body.rows):,} rows", f"SMILES: {called(header, place)}"]

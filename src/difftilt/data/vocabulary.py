@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -17,6 +17,14 @@ DNA = "ACGT"
 RNA = "ACGU"
 PROTEIN = "ACDEFGHIKLMNPQRSTVWY"
 END = ""  # what the token after a text's end spells
+
+
+class Letters(TypedDict):
+    """A `Vocabulary` as JSON holds it."""
+
+    letters: list[str]
+    shortest: int
+    longest: int
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,11 @@ class Vocabulary:
     @cached_property
     def _token(self) -> dict[str, int]:
         return {letter: token for token, letter in enumerate(self.letters)}
+
+    @classmethod
+    def of(cls, written: "Letters") -> "Vocabulary":
+        """What a file says of one."""
+        return cls(tuple(written["letters"]), written["shortest"], written["longest"])
 
     def encode(self, lines: Iterable[Any], first: int = 1) -> Tokens:
         """One row of tokens per text.

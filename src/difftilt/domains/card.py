@@ -4,10 +4,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from difftilt.evaluation.estimate import Estimate
 from difftilt.networks.bundle import Numbers
-from difftilt.objective import standard_error
-from difftilt.shapes import PerSample
 
 
 def made(settings: Mapping[str, Any], seconds: float, threads: int, version: str) -> Numbers:
@@ -44,8 +41,3 @@ def shown(found: Any) -> Any:
     if isinstance(found, tuple | list) and len(found) == 2:
         return "{:.3f} ± {:.3f}".format(*found)
     return found
-
-
-def mean(values: PerSample) -> Estimate:
-    """The mean of a sample, with its standard error."""
-    return Estimate(values.mean().item(), standard_error(values).item())

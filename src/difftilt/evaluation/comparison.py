@@ -8,16 +8,14 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import torch
 from markupsafe import Markup
 
-from difftilt.evaluation.estimate import Estimate
+from difftilt.evaluation.estimate import Estimate, mean
 from difftilt.evaluation.groups import Group, Problem, common, group, labels, problem_label
 from difftilt.evaluation.optimum import optimum
 from difftilt.evaluation.plots import LINES, Line, comparison
 from difftilt.evaluation.run_folder import Run, as_float, estimate, read_run
 from difftilt.evaluation.words import count, duration, page, save_page
-from difftilt.objective import standard_error
 
 NAME = "comparison.html"
 DIFFERENT = 4.0  # standard errors between two J's of one pretrained model that chance does not explain
@@ -156,9 +154,6 @@ def _entry(g: Group, label: str, exact: bool) -> Entry:
     several = len(summaries) > 1
     samples = summaries[0].get("samples")
 
-    def mean(numbers: Sequence[Estimate]) -> Estimate:
-        return _over_seeds([number.value for number in numbers]) if several else numbers[0]
-
     objectives = (
         [Estimate(as_float(row["exact"]["J"]), 0.0) for row in summaries]
         if exact
@@ -168,22 +163,22 @@ def _entry(g: Group, label: str, exact: bool) -> Entry:
         label,
         g,
         f"{len(summaries)} seeds" if several else f"{samples} samples" if samples else "samples",
-        mean([_known(row, "reward") for row in summaries]),
-        mean([_known(row, "kl_nats") for row in summaries]),
-        mean(objectives),
+        _over_seeds([_known(row, "reward") for row in summaries]),
+        _over_seeds([_known(row, "kl_nats") for row in summaries]),
+        _over_seeds(objectives),
         None,
         statistics.fmean(as_float(row.get("reward_calls")) for row in summaries),
         statistics.fmean(as_float(row.get("seconds")) for row in summaries),
     )
 
 
+def _over_seeds(numbers: Sequence[Estimate]) -> Estimate:
+    """The mean of several runs; a single one keeps its own error."""
+    return mean([number.value for number in numbers]) if len(numbers) > 1 else numbers[0]
+
+
 def _known(row: Mapping[str, Any], name: str) -> Estimate:
     return estimate(row, name) or Estimate(float("nan"))
-
-
-def _over_seeds(values: Sequence[float]) -> Estimate:
-    x = torch.tensor(values, dtype=torch.float64)
-    return Estimate(x.mean().item(), standard_error(x).item())
 
 
 def _all_exact(runs: Sequence[Run]) -> bool:
@@ -215,7 +210,7 @@ def _line(runs: Sequence[Run], at: At) -> Line:
     for r in rounds:
         x.append(statistics.fmean(at(run, course[r][0]) for run, course in zip(runs, courses, strict=True)))
         numbers = [course[r][1] for course in courses]
-        means.append(_over_seeds([n.value for n in numbers]) if len(runs) > 1 else numbers[0])
+        means.append(_over_seeds(numbers))
     return Line(x, [number.value for number in means], [number.se for number in means])
 
 

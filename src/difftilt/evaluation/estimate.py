@@ -5,6 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
+
+from difftilt.objective import standard_error
 from difftilt.shapes import PerSample, Scalar
 
 CLEAR = 2.0  # standard errors beyond which a change counts as one
@@ -45,6 +48,12 @@ class Estimate(NamedTuple):
     def direction(self) -> int:
         """1 or -1 if the number is above or below zero by two standard errors, else 0."""
         return int(math.copysign(1, self.value)) if abs(self.value) > CLEAR * self.se else 0
+
+
+def mean(values: PerSample | Sequence[float]) -> Estimate:
+    """The mean of independent numbers, with its standard error."""
+    x = torch.as_tensor(values, dtype=torch.float64)
+    return Estimate(x.mean().item(), standard_error(x).item())
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,7 @@ from difftilt.training.seeds import EVALUATION, seed_round
 
 ROWS = 16  # samples that are drawn
 SAME, SHUFFLED = 1e-3, 0.05  # nats, of log-ratios that should be 0: of the same batch, and of another one
-ROUNDING = (
-    0.01  # of the largest difference of two passes, as a share: less is rounding, more is another network
-)
+ROUNDING = 0.01  # share of the largest number, by which rounding may change a pass: more is another network
 WIDE, NARROW = 1e3, 1e-3  # spread of a reward over alpha
 
 

@@ -20,8 +20,9 @@ from difftilt.data.database import Database
 from difftilt.data.lock import LOCK, locked
 from difftilt.data.read import UnreadableError, parse_json
 from difftilt.data.typed import misfit
-from difftilt.data.vocabulary import Vocabulary
-from difftilt.lab.records import COLUMNS, Letters, Measured, Plan, Proposal, Record, Round
+from difftilt.data.vocabulary import Letters, Vocabulary
+from difftilt.lab.records import COLUMNS, Measured, Plan, Proposal, Record, Round
+from difftilt.objective import standard_error
 
 FILE = "lab.db"
 _TABLES = """
@@ -127,7 +128,7 @@ class Lab:
         """What sequences are written in."""
         found = self._setting("vocabulary", Letters)
         try:
-            return Vocabulary(**found | {"letters": tuple(found["letters"])})
+            return Vocabulary.of(found)
         except ValueError as error:
             raise self._damaged(str(error)) from None
 
@@ -204,10 +205,7 @@ class Lab:
         known = {text: [x for x in found if x is not None] for text, found in self.results().items()}
         known = {text: torch.tensor(found, dtype=torch.float64) for text, found in known.items() if found}
         mean = [found.mean().item() for found in known.values()]
-        error = [
-            (found.std() / len(found) ** 0.5).item() if len(found) > 1 else torch.nan
-            for found in known.values()
-        ]
+        error = [standard_error(found).item() for found in known.values()]
         mean, error = (torch.tensor(each, dtype=torch.float64) for each in (mean, error))
         return Measured(list(known), mean, error, [len(found) for found in known.values()])
 

@@ -20,18 +20,7 @@ from difftilt.lab.records import Proposal
 from difftilt.settings import Count
 
 FAILED = {
-    "fail",
-    "failed",
-    "failure",
-    "error",
-    "x",
-    "nd",
-    "n.d.",
-    "n.d",
-    "no data",
-    "inf",
-    "-inf",
-    "overflow",
+    *("fail", "failed", "failure", "error", "x", "nd", "n.d.", "n.d", "no data", "inf", "-inf", "overflow"),
 }
 OURS = {*HEAD[:-1], "id"}  # columns of a plate's table that hold no results
 Unknown = Literal["stop", "accept", "drop"]
@@ -189,19 +178,12 @@ def _wrong(text: str, word: str, has_id: bool, vocabulary: Vocabulary) -> str:
 
 def _told(faults: Faults, strange: Faults, rows: int, reading: Reading) -> list[str]:
     """What was left out; raises if that is not to be."""
-    said = []
-    for found, how, advice in (
-        (faults, reading.bad_rows, "Correct them, or leave them out with --bad-rows drop"),
-        (
-            strange,
-            reading.unknown,
-            "Take them as further labels with --unknown accept, or use --unknown drop",
-        ),
-    ):
-        if found.found and how == "stop":
-            raise ValueError(f"{found.told(rows)}. {advice}")
-        said += [f"left out: {found.told(rows)}"] if found.found else []
-    return said
+    said = [faults.left_out(rows, reading.bad_rows), strange.told(rows) if strange.found else ""]
+    if said[1] and reading.unknown == "stop":
+        raise ValueError(
+            f"{said[1]}. Take them as further labels with --unknown accept, or use --unknown drop"
+        )
+    return [f"left out: {told}" for told in said if told]
 
 
 def _most(columns: Sequence[Sequence[str]], fits: Callable[[str], bool]) -> int | None:

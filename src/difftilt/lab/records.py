@@ -65,14 +65,6 @@ class Proposal:
     well: str
 
 
-class Letters(TypedDict):
-    """A `Vocabulary`."""
-
-    letters: list[str]
-    shortest: int
-    longest: int
-
-
 COLUMNS = tuple(Proposal.__annotations__)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from markupsafe import Markup
 
-from difftilt.evaluation.estimate import Estimate
+from difftilt.evaluation.estimate import Estimate, mean
 from difftilt.evaluation.words import figures, flat, page, save_page
 from difftilt.lab.folder import Lab
 from difftilt.lab.plate import Batch
@@ -48,9 +48,7 @@ class Standing:
 
     @property
     def mean(self) -> Estimate | None:
-        n = len(self.measured)
-        se = self.measured.std().item() / n**0.5 if n > 1 else math.nan
-        return Estimate(self.measured.mean().item(), se) if n else None
+        return mean(self.measured) if len(self.measured) else None
 
     @property
     def correlation(self) -> Estimate | None:

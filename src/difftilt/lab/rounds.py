@@ -81,7 +81,7 @@ def next_round(lab: Lab, job: Job, rule: str, batch: int | None) -> tuple[Round,
         plan.both_strands, plan.seed,
     )  # fmt: skip
     filled = fill(job, labels, taken, asked)
-    old = taken[[i for i, text in enumerate(vocabulary.spell(taken)) if text in {p.text for p in proposals}]]
+    old = vocabulary.encode([each.text for each in proposals])
     plate = max((each.plate for each in proposals), default=0) + 1
     lab.propose(rule, filled.notes, _wells(filled, job, done + 1, plate, filled.batch.nearest(old)))
     made = lab.rounds()[-1]

@@ -6,7 +6,7 @@ import torch
 
 from difftilt.conditions import unconditional
 from difftilt.data.vocabulary import END, all_sequences
-from difftilt.evaluation.estimate import Estimate
+from difftilt.evaluation.estimate import Estimate, mean
 from difftilt.experiment.job import Job
 from difftilt.lab.propose import LISTED, Asked, checked, fill
 from difftilt.networks.constraint import obeys
@@ -77,10 +77,5 @@ def over_seeds(courses: list[Course]) -> dict[str, Estimate | None]:
     found: dict[str, Estimate | None] = {}
     for name in ("best", "top", "batch", "regret"):
         values = [getattr(each, name) for each in courses]
-        if None in values:
-            found[name] = None
-            continue
-        x = torch.tensor(values, dtype=torch.float64)
-        se = x.std().item() / len(x) ** 0.5 if len(x) > 1 else float("nan")
-        found[name] = Estimate(x.mean().item(), se)
+        found[name] = None if None in values else mean(values)
     return found

@@ -45,10 +45,20 @@ def scored(text: str, score: Score) -> float | Failure:
     return found if math.isfinite(found) else Failure(f"returned {found}")
 
 
-@functools.lru_cache(REMEMBERED)
 def molecule(text: str) -> Any:
-    """The molecule of a SMILES, which must not be changed; read once."""
-    return parse(text)
+    """The molecule of a SMILES, which must not be changed; read once, also where it is none."""
+    found = _read(text)
+    if isinstance(found, NoMoleculeError):
+        raise NoMoleculeError(str(found))
+    return found
+
+
+@functools.lru_cache(REMEMBERED)
+def _read(text: str) -> Any:
+    try:
+        return parse(text)
+    except NoMoleculeError as error:
+        return error
 
 
 def qed(found: Any) -> float:

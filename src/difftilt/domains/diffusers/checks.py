@@ -18,11 +18,8 @@ from difftilt.policy import level
 from difftilt.processes.gaussian import GaussianPolicy
 from difftilt.processes.noise import DDIM, Euler
 
-DETERMINISTIC = (
-    "DDIMScheduler",
-    "EulerDiscreteScheduler",
-    "FlowMatchEulerDiscreteScheduler",
-)  # of first order
+# of first order
+DETERMINISTIC = ("DDIMScheduler", "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler")
 FAR = 0.02  # of the largest number, by which images may differ
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from rich.progress import track
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from difftilt.domains.card import command, made, mean, shown
+from difftilt.domains.card import command, made, shown
 from difftilt.domains.digits.model import (
     CLASSES,
     NULL,
@@ -24,6 +24,7 @@ from difftilt.domains.digits.model import (
     state_of,
     training_schedule,
 )
+from difftilt.evaluation.estimate import mean
 from difftilt.evaluation.metrics import diversity, frechet, two_sample
 from difftilt.networks.bundle import Numbers, save_bundle
 from difftilt.policy import rollout

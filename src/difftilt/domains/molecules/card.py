@@ -8,7 +8,7 @@ import torch
 
 from difftilt.conditions import unconditional
 from difftilt.data.chemistry import canonical
-from difftilt.domains.card import command, mean, shown
+from difftilt.domains.card import command, shown
 from difftilt.domains.molecules.model import chain_of, free_chain, load_molecules
 from difftilt.domains.molecules.view import (
     PROPERTIES,
@@ -18,6 +18,7 @@ from difftilt.domains.molecules.view import (
     wasserstein,
 )
 from difftilt.domains.sequences.pretrain import bound, independent
+from difftilt.evaluation.estimate import mean
 from difftilt.networks.bundle import Numbers
 from difftilt.policy import rollout
 from difftilt.rewards.molecule import molecule, scaffold

@@ -110,8 +110,10 @@ def pretrain_molecules(
 
 
 def _train(chain: MaskedPolicy, rows: Data, optimizer: Muon, steps: int, batch: int, seed: int) -> None:
-    shared = {"batch": batch, "even": True, "seed": seed, "what": "molecules"}
-    train(chain, rows.learned, rows.checked, optimizer, steps, **shared)
+    train(
+        chain, rows.learned, rows.checked, optimizer, steps, batch=batch, even=True, seed=seed,
+        what="molecules",
+    )  # fmt: skip
 
 
 def _begun(texts: list[str], merges: int) -> tuple[Transformer, Pieces, int]:

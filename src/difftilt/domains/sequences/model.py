@@ -10,7 +10,7 @@ import torch.nn as nn
 
 from difftilt.data.read import UnreadableError
 from difftilt.data.typed import misfit
-from difftilt.data.vocabulary import Vocabulary
+from difftilt.data.vocabulary import Letters, Vocabulary
 from difftilt.networks.automaton import Automaton, both, ended
 from difftilt.networks.bundle import Bundle, load_bundle, user_folder
 from difftilt.networks.constraint import Constrained, constrain
@@ -29,14 +29,6 @@ class Network(TypedDict):
 
     kind: Literal["MLP", "Convolutional"]
     sizes: dict[str, int]
-
-
-class Letters(TypedDict):
-    """A `Vocabulary`."""
-
-    letters: list[str]
-    shortest: int
-    longest: int
 
 
 class Config(TypedDict):
@@ -121,7 +113,7 @@ def load_sequences(folder: Path | None = None) -> tuple[nn.Module, Vocabulary]:
     if wrong := misfit(known, Config):
         raise UnreadableError(f"{bundle.folder / 'config.json'}: {wrong}; make the model anew")
     try:
-        vocabulary = Vocabulary(**known["vocabulary"] | {"letters": tuple(known["vocabulary"]["letters"])})
+        vocabulary = Vocabulary.of(known["vocabulary"])
         return bundle.load("model", build(known["network"], vocabulary)), vocabulary
     except (ValueError, TypeError, RuntimeError) as error:
         raise UnreadableError(f"{bundle.folder} holds no whole model ({error}); make it anew") from None

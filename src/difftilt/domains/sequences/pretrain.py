@@ -15,9 +15,10 @@ from torch.optim import Adam
 from difftilt.conditions import unconditional
 from difftilt.data.assay import Assay, BadRows, read_assay
 from difftilt.data.vocabulary import Vocabulary, listed
-from difftilt.domains.card import command, made, mean, shown
+from difftilt.domains.card import command, made, shown
 from difftilt.domains.sequences.model import bare, build, chain_of, load_sequences, network_for
 from difftilt.domains.sequences.view import diversity, kmer_correlation, shares, word_length
+from difftilt.evaluation.estimate import mean
 from difftilt.networks.bundle import Numbers, save_bundle, user_folder
 from difftilt.policy import rollout
 from difftilt.processes.likelihood import elbo

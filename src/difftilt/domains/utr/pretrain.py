@@ -8,7 +8,7 @@ import torch.nn as nn
 from rich.progress import track
 
 from difftilt.conditions import unconditional
-from difftilt.domains.card import command, made, mean, shown
+from difftilt.domains.card import command, made, shown
 from difftilt.domains.sequences.view import diversity, entropy, kmer_correlation
 from difftilt.domains.split import Split
 from difftilt.domains.utr.model import (
@@ -23,7 +23,7 @@ from difftilt.domains.utr.model import (
     load_split,
     utr_policy,
 )
-from difftilt.evaluation.estimate import Estimate
+from difftilt.evaluation.estimate import Estimate, mean
 from difftilt.networks.bundle import Numbers, save_bundle, user_folder
 from difftilt.policy import rollout
 from difftilt.processes.likelihood import elbo
