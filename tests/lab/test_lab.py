@@ -10,19 +10,19 @@ from typing import get_args
 import pytest
 import torch
 
-from difftilt.cli.lab import Rule
 from difftilt.cli.main import main
 from difftilt.data.vocabulary import Vocabulary, all_sequences, spell
 from difftilt.experiment.fit_reward import learner_of
 from difftilt.lab import propose, rounds
 from difftilt.lab.folder import Lab
 from difftilt.lab.plate import Batch, apart, wells
-from difftilt.lab.propose import NAMES
+from difftilt.lab.propose import RIVALS, RuleName
 from difftilt.lab.report import standings
 from difftilt.networks.automaton import forbid
 from difftilt.networks.constraint import constrain, obeys
 from difftilt.networks.sequence import MLP
 from difftilt.processes.masked import MaskedPolicy
+from difftilt.rewards.queries import RULES
 
 START = "construct;Activity\n" + "\n".join(f"{w.lower()};{w.count('A')},5" for w in ("ACGTACGT", "AACCGGTT"))
 
@@ -295,6 +295,6 @@ def test_a_learned_round_and_the_page(tmp_path: Path, capsys):
 
 def test_a_simulated_lab_tells_regret(capsys):
     words = ["simulate", "dna", "--rule", "greedy", "random", "--budget", 16, "--batch", 8, "--start", 24]
-    assert get_args(Rule) == NAMES
+    assert get_args(RuleName) == (*RULES, *RIVALS)
     told = said(capsys, *words)
     assert "regret" in told and "greedy, seed 0: best 0." in told

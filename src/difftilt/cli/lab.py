@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import tyro
 from rich.console import Console
@@ -22,16 +22,13 @@ from difftilt.experiment.job import Job
 from difftilt.experiment.record import describe_settings, trust
 from difftilt.lab.folder import Lab
 from difftilt.lab.ingest import Reading, digest_of, ingest
-from difftilt.lab.propose import Asked, checked
+from difftilt.lab.propose import Asked, RuleName, checked
 from difftilt.lab.records import Plan
 from difftilt.lab.report import SHORT, cells, spent, standings, write_lab_report
 from difftilt.lab.rounds import UNMEASURED, next_round, writable
 from difftilt.lab.simulate import over_seeds, simulate
 from difftilt.settings import Count, Natural, NonNegative, Positive
 
-Rule = Literal[
-    "ladder", "thompson", "ucb", "greedy", "penalised", "random", "genetic", "adalead", "library-ucb"
-]
 Place = tyro.conf.Positional[Path]
 ELSEWHERE = (*METHOD, "reward", "alpha")  # settings of a recipe that are a lab's own
 
@@ -139,7 +136,7 @@ def _propose(words: list[str]) -> None:
 
 def propose_options(
     lab: Place,
-    rule: Rule = "ladder",
+    rule: RuleName = "ladder",
     batch: Count | None = None,
     budget: Count | None = None,
     recipe: str | None = None,
@@ -211,7 +208,7 @@ class SimulateOptions:
         distance: As for lab init, like the next two.
     """
 
-    rule: tuple[Rule, ...] = ("ladder",)
+    rule: tuple[RuleName, ...] = ("ladder",)
     seeds: Count = 1
     budget: Count = 576
     batch: Count = 96

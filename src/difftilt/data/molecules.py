@@ -86,10 +86,8 @@ def _clean(cell: str, stereo: bool) -> tuple[str, bool, bool]:
 
 
 def _kind(error: NoMoleculeError) -> str:
-    """The fault without what differs from one molecule to the next, as said of several."""
-    text = str(error).partition(" (")[0]
-    first, _, rest = text.partition(" ")
-    return " ".join([{"is": "are", "has": "have", "holds": "hold"}[first], rest])
+    """The fault without what differs from one molecule to the next."""
+    return f"whose SMILES {str(error).partition(' (')[0]}"
 
 
 def _column(table: Table, asked: str | None) -> tuple[list[str], Table, int]:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import torch
 
@@ -32,7 +33,9 @@ from difftilt.training.seeds import seed_round
 from difftilt.values.tweedie import PosteriorMean
 
 RIVALS = ("genetic", "adalead", "library-ucb")
-NAMES = (*RULES, *RIVALS)
+RuleName = Literal[
+    "ladder", "thompson", "ucb", "greedy", "penalised", "random", "genetic", "adalead", "library-ucb"
+]  # of `RULES` and `RIVALS`
 LISTED = 2**18  # sequences, of which all can be asked about
 SPREAD = 4  # the scores' standard deviation over alpha, if that is not given
 POPULATIONS, PARTICLES = 8, 128  # that a part is drawn from at a time
@@ -45,7 +48,7 @@ class Asked:
     """What a batch shall be.
 
     Args:
-        rule: One of `NAMES`.
+        rule: One of `RULES` or `RIVALS`.
         count: Sequences.
         round: How many batches there were.
         rounds: How many there will be in all.
@@ -55,7 +58,7 @@ class Asked:
         seed: With the round, of all that is drawn.
     """
 
-    rule: str
+    rule: RuleName
     count: int
     round: int
     rounds: int

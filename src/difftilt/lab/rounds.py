@@ -11,7 +11,7 @@ from difftilt.data.vocabulary import Vocabulary, split
 from difftilt.experiment.job import Job
 from difftilt.lab.folder import Lab
 from difftilt.lab.plate import wells, write_round
-from difftilt.lab.propose import Asked, Filled, fill
+from difftilt.lab.propose import Asked, Filled, RuleName, fill
 from difftilt.lab.records import Proposal, Round
 from difftilt.rewards.learned import Labels
 from difftilt.shapes import Cond, PerSample, Sample
@@ -48,7 +48,9 @@ def writable(assay: Assay, vocabulary: Vocabulary, bad_rows: BadRows) -> Assay:
     return replace(assay, sequences=kept, **numbers)
 
 
-def next_round(lab: Lab, job: Job, rule: str, batch: int | None) -> tuple[Round, list[Path], Filled | None]:
+def next_round(
+    lab: Lab, job: Job, rule: RuleName, batch: int | None
+) -> tuple[Round, list[Path], Filled | None]:
     """Proposes a round, or finishes the files of one that was proposed and not written.
 
     A round depends on what was measured and proposed, on the seed and on its number: who is killed before it

@@ -8,18 +8,20 @@ README.md            the model card
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import torch.nn as nn
 from safetensors.torch import save_file
 from torch import Tensor
 
 from difftilt.data.atomic import atomic_folder
-from difftilt.data.read import read_json, read_tensors
+from difftilt.data.read import UnreadableError, read_json, read_tensors
 from difftilt.data.store import cache
+from difftilt.data.typed import misfit
 
 HOME = "DIFFTILT_HOME"  # the variable that names another folder than ~/.cache/difftilt
 Network = TypeVar("Network", bound=nn.Module)
@@ -36,6 +38,25 @@ class Bundle:
 
     folder: Path
     config: Numbers
+
+    def known(self, hint: type) -> Any:
+        """What the config says of the entries that a TypedDict names.
+
+        Raises:
+            UnreadableError: If they are others than it allows.
+        """
+        found = {name: self.config.get(name) for name in get_type_hints(hint)}
+        if wrong := misfit(found, hint):
+            raise UnreadableError(f"{self.folder / 'config.json'}: {wrong}; make the model anew")
+        return found
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """What goes wrong while networks are built and filled is told as a folder without a whole model."""
+        try:
+            yield
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise UnreadableError(f"{self.folder} holds no whole model ({error}); make it anew") from None
 
     def load(self, name: str, network: Network) -> Network:
         """Puts the weights of that name into a network of their shapes."""

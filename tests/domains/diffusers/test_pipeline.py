@@ -70,7 +70,7 @@ def drawn(pipe: Any, call: dict[str, Any]) -> Tensor:
 @families("qwen", "wan22")
 def test_a_single_step_is_that_of_a_whole_run_bit_for_bit(name):
     policy, pipe, call = chain(name)
-    assert check_step(step_of(policy.network), pipe, STEPS, call) == 0
+    assert check_step(step_of(policy.network), pipe, watched(pipe, STEPS, call)) == 0
     assert "encode_prompt" not in vars(pipe) or name in ("qwen", "zimage", "flux2")  # which are tiny's own
     assert type(pipe).__module__.startswith("diffusers")
 
@@ -158,7 +158,7 @@ def test_ratios_start_at_one_and_both_ways_to_train_raise_the_reward(name):
 def test_what_a_pipeline_does_at_some_of_its_steps_only_is_done_there(name, call):
     pipe, known = tiny.build(name)
     policy = pipeline_policy(pipe, 5, **known | call)
-    assert check_step(step_of(policy.network), pipe, 5, known | call) == 0
+    assert check_step(step_of(policy.network), pipe, watched(pipe, 5, known | call)) == 0
 
 
 @pytest.mark.slow

@@ -50,7 +50,7 @@ def test_a_model_of_a_file_says_what_it_was_made_of_and_how_good_it_is(model):
     card = " ".join((model / "README.md").read_text().split())
     for said in (
         "SMILES: column My Structure", "rows that column SPLIT calls test", "2 of 100 rows cannot be used",
-        "1 have a ring that is open, first line 100 (C1CC)", "1 are empty",
+        "1 whose SMILES has a ring that is open, first line 100 (C1CC)", "1 whose SMILES is empty",
         "salts and mixtures of which the largest part is kept: 1", "taken away, of 1 rows",
         "--merges 12 --steps 60",
     ):  # fmt: skip

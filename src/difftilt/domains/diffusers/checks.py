@@ -12,7 +12,7 @@ from difftilt.data.read import read_tensors
 from difftilt.domains.diffusers.lora import coverage, save_lora
 from difftilt.domains.diffusers.one_step import ANY, PROMPT
 from difftilt.domains.diffusers.pipeline import step_of
-from difftilt.domains.diffusers.self_check import apart, check_step, watched
+from difftilt.domains.diffusers.self_check import Run, apart, check_step, watched
 from difftilt.experiment.job import Finding
 from difftilt.policy import level
 from difftilt.processes.gaussian import GaussianPolicy
@@ -25,13 +25,13 @@ FAR = 0.02  # of the largest number, by which images may differ
 
 def pipeline_checks(policy: GaussianPolicy, pipe: Any, steps: int, call: dict[str, Any]) -> Iterator[Finding]:
     """The comparison with whole runs, the last step, and the adapters."""
-    step = step_of(policy.network)
+    step, run = step_of(policy.network), watched(pipe, steps, call)
     try:
-        found = check_step(step, pipe, steps, call)
+        found = check_step(step, pipe, run)
         yield Finding(f"Single steps are those of a whole run, up to {found:.1g} of the largest number.")
     except ValueError as error:
         yield Finding(f"{error}.".capitalize(), wrong=True)
-    yield deployed(policy, pipe, steps, call)
+    yield deployed(policy, type(pipe.scheduler).__name__, run)
     sigma = policy.sigma[0].item()
     yield Finding(f"The last step, which no adapter tunes, is taken from a noise of {sigma:.2g}.")
     for line in coverage(policy).splitlines():
@@ -40,15 +40,20 @@ def pipeline_checks(policy: GaussianPolicy, pipe: Any, steps: int, call: dict[st
 
 
 @torch.no_grad()
-def deployed(policy: GaussianPolicy, pipe: Any, steps: int, call: dict[str, Any]) -> Finding:
-    """How far the chain without its noise ends from where the pipeline's own sampler does."""
+def deployed(policy: GaussianPolicy, kind: str, run: Run) -> Finding:
+    """How far the chain without its noise ends from where the pipeline's own sampler does.
+
+    Args:
+        kind: The class of its scheduler.
+        run: A whole run of the pipeline.
+    """
     quiet = copy.copy(policy)
     quiet.noise = Euler(1e-6) if policy.prediction_type == "flow_prediction" else DDIM(1e-6)
-    seen, _, image = watched(pipe, steps, call)
+    seen, _, image = run
     x, cond = seen[0][0].to(policy.sigma.dtype), {PROMPT: [ANY]}
     for t in range(policy.steps, 0, -1):
         x = quiet(x, level(x, t), cond).mean
-    gap, kind = apart(policy.decode(x, cond), image), type(pipe.scheduler).__name__
+    gap = apart(policy.decode(x, cond), image)
     text = f"Without its noise the chain ends {gap:.1g} of the largest number from the image of pipe(...)"
     if kind not in DETERMINISTIC:
         return Finding(f"{text}, whose {kind} takes other steps.")

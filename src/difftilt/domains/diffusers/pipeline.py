@@ -17,7 +17,7 @@ import torch.nn as nn
 from difftilt.conditions import take
 from difftilt.domains.diffusers.one_step import PROMPT, OneStep, Unconditional, denoisers_of
 from difftilt.domains.diffusers.scheduler import asked_schedule, chain_noise, network_settings
-from difftilt.domains.diffusers.self_check import check_step
+from difftilt.domains.diffusers.self_check import check_step, watched
 from difftilt.networks.adapters import AdaptersOff, adapters_off
 from difftilt.networks.micro_batch import MicroBatch, in_parts
 from difftilt.policy import Decode
@@ -79,7 +79,7 @@ def pipeline_policy(
         else _parted(lambda x, cond: _images(network, x), micro_batch),
         **settings,
     )
-    check_step(step, pipe, steps, call)
+    check_step(step, pipe, watched(pipe, steps, call))
     return policy.to(pipe.device)
 
 

@@ -23,11 +23,15 @@ ROUNDING = 1000  # times the precision of a number, by which outputs may differ;
 COARSEST = 0.05
 
 Seen = list[tuple[State, Any, Tensor]]
+Run = tuple[Seen, State, Sample]  # see `watched`
 
 
 @torch.no_grad()
-def check_step(step: OneStep | Unconditional, pipe: Any, steps: int, call: dict[str, Any]) -> float:
+def check_step(step: OneStep | Unconditional, pipe: Any, run: Run) -> float:
     """Makes sure that single steps do what they do within a whole run of the pipeline.
+
+    Args:
+        run: As `watched`.
 
     Returns:
         The largest difference, as a share of the largest number.
@@ -36,7 +40,7 @@ def check_step(step: OneStep | Unconditional, pipe: Any, steps: int, call: dict[
         ValueError: If outputs or images differ by more than rounding.
     """
     cond = {PROMPT: [ANY]}
-    seen, x_0, image = watched(pipe, steps, call)
+    seen, x_0, image = run
     worst = 0.0
     for number, (x, time, want) in enumerate(seen, 1):
         found = apart(step(x, torch.as_tensor(time, device=x.device).reshape(1), cond), want)
@@ -47,7 +51,8 @@ def check_step(step: OneStep | Unconditional, pipe: Any, steps: int, call: dict[
     return max(worst, found)
 
 
-def watched(pipe: Any, steps: int, call: dict[str, Any]) -> tuple[Seen, State, Sample]:
+@torch.no_grad()
+def watched(pipe: Any, steps: int, call: dict[str, Any]) -> Run:
     """A whole run: what the network saw, when, and answered at each step; its last latents; and its image."""
     seen: Seen = []
     given: list[State] = []  # to the network, in the scale that the scheduler brings it to

@@ -3,12 +3,10 @@
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import torch.nn as nn
 
-from difftilt.data.read import UnreadableError
-from difftilt.data.typed import misfit
 from difftilt.domains.molecules.syntax import smiles_syntax
 from difftilt.domains.molecules.tokens import Pieces
 from difftilt.networks.automaton import Automaton, both
@@ -79,16 +77,12 @@ def load_molecules(folder: Path | None = None) -> tuple[Transformer, Pieces, int
         ValueError: If the folder holds none that can be used.
     """
     bundle = bundle_of(folder)
-    known: Any = {name: bundle.config.get(name) for name in ("tokens", "network")}
-    if wrong := misfit(known, Config):
-        raise UnreadableError(f"{bundle.folder / 'config.json'}: {wrong}; make the model anew")
-    written = known["tokens"]
-    try:
+    known: Config = bundle.known(Config)
+    with bundle.whole():
+        written = known["tokens"]
         merges = tuple((first, second) for first, second in written["merges"])
         pieces = Pieces(tuple(written["symbols"]), merges, written["longest"])
         return bundle.load("model", build(pieces, known["network"])), pieces, written["deepest"]
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise UnreadableError(f"{bundle.folder} holds no whole model ({error}); make it anew") from None
 
 
 def config_of(network: Transformer, pieces: Pieces, deepest: int, about: Numbers) -> Numbers:

@@ -4,12 +4,10 @@ import copy
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Literal, TypedDict
 
 import torch.nn as nn
 
-from difftilt.data.read import UnreadableError
-from difftilt.data.typed import misfit
 from difftilt.data.vocabulary import Letters, Vocabulary
 from difftilt.networks.automaton import Automaton, both, ended
 from difftilt.networks.bundle import Bundle, load_bundle, user_folder
@@ -109,11 +107,7 @@ def load_sequences(folder: Path | None = None) -> tuple[nn.Module, Vocabulary]:
         ValueError: If the folder holds none that can be used.
     """
     bundle = bundle_of(folder)
-    known: Any = {name: bundle.config.get(name) for name in ("vocabulary", "network")}
-    if wrong := misfit(known, Config):
-        raise UnreadableError(f"{bundle.folder / 'config.json'}: {wrong}; make the model anew")
-    try:
+    known: Config = bundle.known(Config)
+    with bundle.whole():
         vocabulary = Vocabulary.of(known["vocabulary"])
         return bundle.load("model", build(known["network"], vocabulary)), vocabulary
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise UnreadableError(f"{bundle.folder} holds no whole model ({error}); make it anew") from None
