@@ -16,7 +16,6 @@ from torch import Tensor
 
 from difftilt import processes
 from difftilt.conditions import batch_size, context, repeat, take, unconditional
-from difftilt.guidance.cached import Cached
 from difftilt.guidance.corrected import Corrected
 from difftilt.guidance.flip_guided import FlipGuided
 from difftilt.guidance.start import TunedStart
@@ -126,10 +125,6 @@ def corrected() -> Corrected:
     return Corrected(policy, policy, "gibbs", 1, 0.1)
 
 
-def once() -> Cached:
-    return Cached(gaussian())
-
-
 CASES: list[Callable[[], Policy]] = [
     gaussian,
     Tokens,
@@ -143,7 +138,6 @@ CASES: list[Callable[[], Policy]] = [
     guided,
     flip_guided,
     corrected,
-    once,
 ]
 
 

@@ -6,7 +6,6 @@ with v = r(E[x_0 | x_t]) it is DPS.
 
 from dataclasses import dataclass
 
-from difftilt.guidance.cached import Cached
 from difftilt.guidance.value_guided import At, ValueGuided
 from difftilt.objective import Objective, Value
 from difftilt.policy import Policy
@@ -36,8 +35,5 @@ class ValueGuidance(Sampler):
         return ValueGuided(policy, objective, value, at=self.at, max_norm=self.max_norm, start=self.start)
 
     def _draw(self, steering: Steering, cond: Cond) -> Steered:
-        objective, reference = steering.objective, Cached(steering.objective.reference)
-        policy = reference if steering.policy is objective.reference else steering.policy
-        guided = self.guide(policy, objective, steering.value)
-        held = Objective(objective.reward, reference, objective.alpha)
-        return from_experience(held.sample(guided, cond), steering.history)
+        guided = self.guide(steering.policy, steering.objective, steering.value)
+        return from_experience(steering.objective.sample(guided, cond), steering.history)

@@ -4,8 +4,8 @@ import torch
 from torch import nn
 
 from difftilt.conditions import unconditional
-from difftilt.guidance.cached import Cached
 from difftilt.networks.network_calls import NetworkCalls
+from difftilt.networks.recalled import REMEMBERED, Recalled
 from difftilt.objective import Objective
 from difftilt.processes.gaussian import GaussianPolicy
 from difftilt.processes.noise import FixedLarge
@@ -14,8 +14,10 @@ from difftilt.samplers.value_guidance import ValueGuidance
 
 
 class Net(nn.Module):
+    scale = 0.5
+
     def forward(self, x, time, cond):
-        return 0.5 * x.tanh()
+        return self.scale * x.tanh() + 0.01 * time[:, None] + cond.get("label", torch.zeros(len(x)))[:, None]
 
 
 def chain(network) -> GaussianPolicy:
@@ -27,17 +29,18 @@ def value(x, t, cond):
     return x.sum(1)
 
 
-def test_another_state_or_level_is_answered_anew():
-    policy, cond = chain(Net()), unconditional(4)
-    once, x, t = Cached(policy), torch.randn(4, 2), torch.full((4,), 2)
-    assert once(x, t, cond) is once(x, t, cond)
-    assert torch.equal(once(x + 1, t, cond).mean, policy(x + 1, t, cond).mean)
-    assert torch.equal(once(x, t - 1, cond).mean, policy(x, t - 1, cond).mean)
-    assert not torch.equal(once(x, t, cond).mean, once(x, t - 1, cond).mean)
-    assert once(x, t, cond) is not once(x, t, unconditional(4))
+def test_another_question_is_answered_anew():
+    network, cond = Net(), {"label": torch.arange(4)}
+    once, x, t = Recalled(network), torch.randn(4, 2), torch.full((4,), 2.0)
     with torch.no_grad():
+        assert once(x, t, cond) is once(x.clone(), t.clone(), {"label": torch.arange(4)})
+        for asked in ((x + 1, t, cond), (x, t - 1, cond), (x, t, {"label": torch.zeros(4)})):
+            assert torch.equal(once(*asked), network(*asked))
+            assert not torch.equal(once(*asked), once(x, t, cond))
         unaware = once(x, t, cond)
-    assert once(x, t, cond) is not unaware
+    assert once(x, t, cond) is not unaware  # it may have to pass a gradient
+    assert once(x, t, cond) is not once(x, t, cond)
+    assert once.scale == 0.5  # all else is the network's own
 
 
 def test_a_guided_step_passes_the_denoiser_once_unless_another_chain_is_guided():
@@ -57,10 +60,18 @@ def test_a_guided_step_passes_the_denoiser_once_unless_another_chain_is_guided()
 
 def test_the_counter_sees_every_pass():
     """So that the numbers above are not what memory hides from it."""
-    policy, counter = chain(Net()), NetworkCalls()
-    once, x, t, cond = Cached(policy), torch.randn(4, 2), torch.full((4,), 2), unconditional(4)
-    with counter.watching([policy.network]):
+    network, counter = Net(), NetworkCalls()
+    once, x, t, cond = Recalled(network), torch.randn(4, 2), torch.full((4,), 2.0), {"label": torch.zeros(4)}
+    with counter.watching([network]), torch.no_grad():
         for _ in range(3):
             once(x, t, cond)
-        once(x.clone(), t, cond)
+        once(x.clone() + 1, t, cond)
     assert counter.forward == 8
+
+
+def test_only_so_many_answers_are_held():
+    once, counter = Recalled(network := Net()), NetworkCalls()
+    with counter.watching([network]), torch.no_grad():
+        for number in [*range(REMEMBERED + 1), 0]:  # the first is forgotten by then
+            once(torch.full((1, 2), float(number)), torch.zeros(1), {})
+    assert counter.forward == REMEMBERED + 2
