@@ -1,8 +1,10 @@
 # `make demo`, `make demo-dna` and `make test` set up everything they need on a fresh machine; a second call starts at once.
 PYTHON ?= python3
 VENV := .venv
-# compiling all packages would take longer than all else; what is imported is compiled then, and kept
+# compiling all packages would take longer than all else; what commands import is compiled, for where Python is told to
+# keep no byte code each start would compile it again
 PIP := PIP_CONSTRAINT=constraints.txt $(VENV)/bin/pip install --quiet --disable-pip-version-check --no-compile
+COMPILE := $(VENV)/bin/python -c 'import difftilt.evaluation.report, difftilt.experiment.finetune, difftilt.experiment.sample'
 export PYTHONDONTWRITEBYTECODE :=
 WORKERS ?= 2
 
@@ -45,6 +47,7 @@ $(VENV)/bin/python:
 
 $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) --editable '.[logos,tensorboard]'
+	$(COMPILE)
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
