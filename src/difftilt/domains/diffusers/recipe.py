@@ -96,8 +96,10 @@ def pipeline(
             single prompt, all do both.
         reward: What to maximise: `jpeg` or `png`, minus the kilobytes of the image; `symmetry`, minus the
             mean squared difference from the mirror image; `ocr`, how much of the text in column `text`, or in
-            double quotes in the prompt, can be read, 0 to 1; or FILE.py:NAME of images (batch, 3, height,
-            width) or videos (batch, frames, 3, height, width) in [0, 1], or command:COMMAND.
+            double quotes in the prompt, can be read, 0 to 1; clip:FOLDER_OR_ID, agreement with the prompt by
+            a CLIP model such as yuvalkirstain/PickScore_v1; or FILE.py:NAME of images (batch, 3, height,
+            width) or videos (batch, frames, 3, height, width) in [0, 1], http://HOST/PATH, or
+            command:COMMAND.
         alpha: Weight of the KL to the pretrained model, above 0, in units of the reward per nat.
         target_kl: KL to the pretrained model that tuning shall end with, above 0, in nats; alpha is then only
             where the search for the right one starts.
