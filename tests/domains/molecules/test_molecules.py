@@ -167,7 +167,7 @@ def test_a_folder_that_is_no_model_is_refused_in_a_sentence(tmp_path):
     with pytest.raises(ValueError, match="holds no model of molecules"):
         molecules(model=tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"tokens": {"symbols": ["C"]}, "network": {}}))
-    with pytest.raises(ValueError, match="make the model anew"):
+    with pytest.raises(ValueError, match="none of a model of molecules"):
         molecules(model=tmp_path)
 
 
