@@ -114,7 +114,7 @@ def _course(axes: Axes, over: str, limit: float | None) -> None:
         axes.axhline(limit, color=COLOURS["limit"], linewidth=1.6, linestyle=":")
     axes.set_xlabel(over)
     if over == "round":
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
     else:
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.10g}"))
