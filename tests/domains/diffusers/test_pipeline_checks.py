@@ -70,5 +70,11 @@ def test_a_sound_pipeline_gives_no_alarm(name):
     found = list(examine(job(name)))
     assert [finding.text for finding in found if finding.wrong] == []
     told = "\n".join(finding.text for finding in found)
-    for what in ("those of a whole run, up to 0 of", "LoRA of rank 2 on", "all that is tuned", "spreads by"):
+    for what in (
+        "those of a whole run, up to 0 of",
+        "LoRA of rank 2 on",
+        "all that is tuned",
+        "spreads by",
+        "80.",
+    ):
         assert what in told
