@@ -67,12 +67,14 @@ def evaluate(
 ) -> ScoredSamples:
     """Samples one chain per condition. Two policies evaluated with one seed start from the same noise.
 
+    A diversity filter neither sees the samples nor takes of their rewards.
+
     Args:
         gold: Rewards that training never sees, by name.
         chunk: Chains sampled at a time.
     """
     seed_round(seed, EVALUATION)
-    cond = on_device_of(policy, cond)
+    objective, cond = objective.unfiltered, on_device_of(policy, cond)
     rows = torch.arange(batch_size(cond)).split(chunk)
     seen: list[Experience] = []
     parts: dict[str, list[PerSample]] = {}

@@ -11,12 +11,13 @@ import torch
 from matplotlib.figure import Figure
 
 from difftilt.data.atomic import atomic_file
-from difftilt.data.chemistry import NoMoleculeError, canonical, rdkit
+from difftilt.data.chemistry import canonical, rdkit
 from difftilt.domains.molecules.tokens import Pieces
 from difftilt.evaluation.estimate import jackknife
 from difftilt.evaluation.evaluate import ScoredSamples
 from difftilt.experiment.job import View
 from difftilt.rewards import molecule as scores
+from difftilt.rewards.molecule import read_or_none
 from difftilt.shapes import Cond, PerSample, Sequences, Some, State
 from difftilt.transition import tokens
 
@@ -32,7 +33,6 @@ COMPARED = 400  # molecules, between which distances are measured
 PARTS = 10  # of a set, that the jackknife leaves out in turn
 DRAWN, COLUMNS = 12, 4  # structures of a picture
 WIDTH, HEIGHT = 220, 180  # of one of them, in pixels
-APART = 0.6  # Tanimoto distance of two molecules that are no more of one cluster
 NOTE = (
     "Wasserstein distances are between a property of the molecules among the samples and of molecules that"
     " nothing was learned from; 0 for equal distributions. Shares are of all samples, unique ones and"
@@ -57,6 +57,7 @@ class Molecules:
         """For a job."""
         return View(
             spell=self.spell,
+            alike=scores.molecules_alike(self.spell),
             draw=self.draw,
             diversity=lambda sample: internal_diversity(self.read(sample)),
             distances=self.distances,
@@ -156,21 +157,13 @@ class Molecules:
             figure.savefig(file, format="png", dpi=110)
 
 
-def read_or_none(text: str) -> Any:
-    """The molecule of a SMILES, None if it is none."""
-    try:
-        return scores.molecule(text)
-    except NoMoleculeError:
-        return None
-
-
 def clusters(scored: Sequence[tuple[float, Any]], most: int) -> list[tuple[float, Any]]:
-    """Molecules with their rewards, best first, of which each is `APART` from all better ones shown."""
+    """Molecules with their rewards, best first, of which each is apart from all better ones shown."""
     best, prints = [], []
     for reward, one in sorted(scored, key=lambda pair: -pair[0]):
         own = scores.fingerprint(one)
         if len(best) < most and all(
-            s <= 1 - APART for s in rdkit("DataStructs").BulkTanimotoSimilarity(own, prints)
+            s <= 1 - scores.APART for s in rdkit("DataStructs").BulkTanimotoSimilarity(own, prints)
         ):
             best.append((reward, one))
             prints.append(own)
