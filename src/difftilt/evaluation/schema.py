@@ -54,6 +54,9 @@ class Numbers(TypedDict, total=False):
     exact_note: Text
     distances: dict[str, tuple[Number, Number]] | None
     distances_note: Text
+    family: Text
+    family_share: Number
+    family_share_se: Number
     proxy_for: list[str] | None
     warnings: list[str] | None
     samples: int | None

@@ -49,6 +49,8 @@ class View:
         diversity: A number that falls when samples become alike.
         distances: Two-sample distances of interest, by name, each with its standard error.
         distances_note: What they mean, in a sentence or two.
+        family: What the largest family of samples is, in words, its share, and that share's standard error;
+            None where there is none.
         exact: Numbers of a policy that need no samples, by name; the one called `J` is its objective.
         optimum: The same numbers of the best possible distribution.
         exact_note: What they mean.
@@ -61,6 +63,7 @@ class View:
     diversity: Callable[[State], float] | None = None
     distances: Callable[[State], Mapping[str, tuple[float, float]]] | None = None
     distances_note: str = ""
+    family: Callable[[State], tuple[str, float, float] | None] | None = None
     exact: Callable[[Policy], Mapping[str, float]] | None = None
     optimum: Callable[[], Mapping[str, float]] | None = None
     exact_note: str = ""

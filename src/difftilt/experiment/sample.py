@@ -15,7 +15,7 @@ from rich.text import Text
 
 from difftilt.data.owned import adding
 from difftilt.evaluation.evaluate import ScoredSamples, evaluate, write_table
-from difftilt.experiment.job import Job
+from difftilt.experiment.job import Job, View
 from difftilt.guard import Guard
 from difftilt.objective import Value, standard_error
 from difftilt.policy import Policy
@@ -94,6 +94,8 @@ def judge(job: Job, folder: Path, name: str) -> tuple[ScoredSamples, dict[str, A
         row["diversity"] = view.diversity(seen.sample)
     if view.distances is not None:
         row |= {"distances": dict(view.distances(seen.sample)), "distances_note": view.distances_note}
+    if view.family is not None and (found := view.family(seen.sample)):
+        row |= dict(zip(("family", "family_share", "family_share_se"), found, strict=True))
     if view.exact is not None:
         row |= {"exact": dict(view.exact(job.policy)), "exact_note": view.exact_note}
     if view.optimum is not None:
@@ -114,7 +116,16 @@ def keep(job: Job, seen: ScoredSamples, place: Path) -> None:
         if job.view.draw is not None:
             job.view.draw(seen, new / place.name)
         spelt = job.view.spell(seen.sample) if job.view.spell is not None else None
-        write_table(new / f"{place.name}.csv", seen, spelt)
+        write_table(new / f"{place.name}.csv", seen, spelt, _clusters(job.view, seen))
+
+
+def _clusters(view: View, seen: ScoredSamples) -> list[str | None] | None:
+    """Which cluster each sample is of, where the domain has such: named after its best, from the best on."""
+    if "similar" not in view.alike:
+        return None
+    order = seen.reward.argsort(descending=True, stable=True)
+    names = view.alike["similar"](seen.sample[order.to(seen.sample.device)], [])
+    return [names[place] for place in order.argsort().tolist()]
 
 
 class _Calls(ProgressColumn):

@@ -124,6 +124,16 @@ def rings(found: Any) -> float:
     return found.GetRingInfo().NumRings()
 
 
+def aromatic_rings(found: Any) -> float:
+    """The number of aromatic rings."""
+    return rdkit("Chem.rdMolDescriptors").CalcNumAromaticRings(found)
+
+
+def odd_rings(found: Any) -> float:
+    """The number of rings of neither 5 nor 6 atoms."""
+    return sum(len(ring) not in (5, 6) for ring in found.GetRingInfo().AtomRings())
+
+
 def atoms(found: Any) -> float:
     """The number of atoms that are no hydrogen."""
     return found.GetNumHeavyAtoms()
