@@ -119,6 +119,7 @@ def render(run: Run) -> str:
         note=run.summary.get("distances_note"),
         policies=policies,
         exact=exact,
+        kl_note=(run.before | run.summary).get("kl_note"),
         exact_note=(run.before | run.summary).get("exact_note"),
         settings=dict(flat(run.settings)),
         machine=dict(_machine(run.info)),

@@ -40,6 +40,7 @@ class Numbers(TypedDict, total=False):
     reward_se: Number
     kl_nats: Number
     kl_nats_se: Number
+    kl_note: Text
     objective: Number
     objective_se: Number
     diversity: Number

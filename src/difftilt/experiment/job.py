@@ -51,6 +51,7 @@ class View:
         distances_note: What they mean, in a sentence or two.
         family: What the largest family of samples is, in words, its share, and that share's standard error;
             None where there is none.
+        kl_note: What the KL is besides, in a sentence or two.
         exact: Numbers of a policy that need no samples, by name; the one called `J` is its objective.
         optimum: The same numbers of the best possible distribution.
         exact_note: What they mean.
@@ -64,6 +65,7 @@ class View:
     distances: Callable[[State], Mapping[str, tuple[float, float]]] | None = None
     distances_note: str = ""
     family: Callable[[State], tuple[str, float, float] | None] | None = None
+    kl_note: str = ""
     exact: Callable[[Policy], Mapping[str, float]] | None = None
     optimum: Callable[[], Mapping[str, float]] | None = None
     exact_note: str = ""

@@ -120,6 +120,7 @@ def test_a_run_says_what_invalid_samples_earn_and_shows_structures(model, tmp_pa
     assert len(smiles) == len(blocks) - 1 == round(60 * summary["gold"]["valid"])
     report = (out / "report.html").read_text()
     assert report.count("data:image/svg+xml;base64,") >= 6  # samples, best ones, the largest family
+    assert "nats, at most" in report and "between the distributions of molecules the KL is at most" in report
     assert "Largest family" in report and "The best sample of each cluster" in report
     assert summary["family"].startswith("molecules ") and 0 < summary["before"]["family_share"] <= 1
     table = [line.split(",") for line in (out / "samples" / "after.csv").read_text().splitlines()]

@@ -39,10 +39,14 @@ PARTS = 10  # of a set, that the jackknife leaves out in turn
 DRAWN, COLUMNS = 12, 4  # structures of a picture
 WIDTH, HEIGHT = 220, 180  # of one of them, in pixels
 NOTE = (
-    "Wasserstein distances are between a property of the molecules among the samples and of molecules that"
-    " nothing was learned from, the data; 0 for equal distributions. Shares are of all samples; those of unique"
-    " ones and scaffolds, of the molecules among them. Samples that are no molecule count as such, and nowhere"
-    " else."
+    "Wasserstein distances are between a property of the molecules among the samples and of the data,"
+    " molecules that nothing was learned from; 0 for equal distributions. Shares are of all samples; those of"
+    " unique ones and scaffolds, of the molecules among them. Samples that are no molecule count as such, and"
+    " nowhere else."
+)
+KL_NOTE = (
+    "It is that of the chains. Several texts are one molecule, and each can be drawn in many orders, so"
+    " between the distributions of molecules the KL is at most this, and J with it at least the one shown."
 )
 
 
@@ -69,6 +73,7 @@ class Molecules:
             distances=self.distances,
             distances_note=NOTE,
             family=self.family,
+            kl_note=KL_NOTE,
         )
 
     def spell(self, sample: State) -> list[str]:
