@@ -1,4 +1,4 @@
-# `make demo`, `make demo-dna` and `make test` set up everything they need on a fresh machine; a second call starts at once.
+# `make demo`, `make demo-dna`, `make demo-molecules` and `make test` set up everything they need on a fresh machine; a second call starts at once.
 PYTHON ?= python3
 VENV := .venv
 # compiling all packages would take longer than all else; what commands import is compiled, for where Python is told to
@@ -8,13 +8,16 @@ COMPILE := $(VENV)/bin/python -c 'import difftilt.evaluation.report, difftilt.ex
 export PYTHONDONTWRITEBYTECODE :=
 WORKERS ?= 2
 
-.PHONY: demo demo-dna test lint typed untyped signals clean
+.PHONY: demo demo-dna demo-molecules test lint typed untyped signals clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/difftilt finetune digits --out runs/demo --overwrite
 
 demo-dna: $(VENV)/installed
 	$(VENV)/bin/difftilt finetune dna --out runs/demo-dna --overwrite
+
+demo-molecules: $(VENV)/installed-molecules
+	$(VENV)/bin/difftilt finetune molecules --out runs/demo-molecules --overwrite
 
 # two things at a time, as what has one process leaves a core idle
 test: $(VENV)/installed-dev
@@ -48,6 +51,10 @@ $(VENV)/bin/python:
 $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) --editable '.[logos,tensorboard]'
 	$(COMPILE)
+	touch $@
+
+$(VENV)/installed-molecules: $(VENV)/installed
+	$(PIP) --editable '.[logos,molecules,tensorboard]'
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed

@@ -41,7 +41,7 @@ OWN = Path(__file__).with_name("own_reward.py")
 KINDS: dict[str, list[str]] = {
     "digits": [*INK, "--ema-decay", "0.5"],
     "dna": ["finetune", "dna", *SMALL, "--save-every", "2"],
-    "molecules": ["finetune", "molecules", *SMALL, *FILTERED],
+    "molecules": ["finetune", "molecules", *SMALL, *FILTERED, "--model", "{home}/models/molecules"],
     "protein": ["finetune", "protein", *SMALL],
     "sequences": ["finetune", "sequences", *SMALL, "--reward", f"{OWN}:lengths"],
     "utr": ["finetune", "utr", *SMALL],
@@ -77,7 +77,8 @@ def make_home(home: Path) -> dict[str, str]:
         (home / "own.smi").write_text("\n".join(invented.MOLECULES))
         own = ["--data", str(home / "own.smi"), "--merges", "12", "--steps", "20", "--batch", "4"]
         with mock.patch.object(molecules, "NETWORK", {"width": 16, "depth": 1, "heads": 2}):
-            main.main(["pretrain", "molecules", *own, "--drawn", "100"])
+            out = str(home / "models" / "molecules")
+            main.main(["pretrain", "molecules", *own, "--drawn", "100", "--out", out])
         main.main(["pretrain", "utr", "--steps", "2", "--oracle-steps", "2", "--batch", "32"])
     return variables
 

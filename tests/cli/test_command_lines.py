@@ -1,35 +1,47 @@
 """Command lines of all kinds, made at random: none ends in a traceback, and every refusal is one sentence."""
 
+import importlib
 import os
 import random
 from collections import Counter
 from pathlib import Path
 
+import invented
 from commands import Command, Ended, environment
+from killed import make_home
 
 import difftilt
+from difftilt.cli.main import COMMANDS
+from difftilt.cli.runs import RECIPES
 
 LINES = int(os.environ.get("DIFFTILT_LINES", "24"))
-COMMANDS = (
-    "finetune",
-    "sample",
-    "value",
-    "pretrain",
-    "data",
-    "report",
-    "compare",
-    "resume",
-    "advise",
-    "recipes",
-)
-RECIPES = ("digits", "dna", "protein", "utr")
 # what makes a command that is accepted end soon; a later one of the same name counts
 SOON = {
     "finetune": ["--rounds", "1", "--batch", "8", "--evaluate", "3"],
     "sample": ["--count", "4"],
     "value": ["--rounds", "1", "--batch", "8", "--evaluate", "3"],
-    "pretrain": ["--steps", "1", "--batch", "8"],
+    "pretrain": ["--steps", "20", "--batch", "8"],
+    "doctor": ["--batch", "8"],
 }
+# of a recipe, words without which it cannot begin; they are mostly there
+NEEDS = {
+    "molecules": ["--data", "../home/own.smi", "--merges", "4"],
+    "sequences": ["--data", "../home/assay.csv", "--bad-rows", "drop"],
+    "pipeline": ["--pipe", "sub dir", "--prompts", "file"],
+}
+# what a command that has commands of its own is asked for
+ASKED = {
+    "value": [["fit"]],
+    "reward": [["fit", "--data", "../home/assay.csv"], ["fit", "--data", "file"], ["fit"]],
+    "lab": [
+        ["init", "sequences", "--data", "../home/assay.csv", "--budget", "8", "--out", "lab"],
+        ["init", "dna", "--data", "file", "--budget", "-1"],
+        ["propose", "lab"], ["ingest", "lab", "../home/assay.csv"], ["ingest", "lab", "file"],
+        ["status", "lab"], ["report", "lab"], ["propose", "run"], ["simulate", "dna"],
+    ],
+    "ledger": [["stats", "file"], ["export", "none.db"], ["import", "file"]],
+    "data": [["list"], ["import", "gb1", "file"], ["import", "dna", "file"], ["fetch", "none"]],
+}  # fmt: skip
 WORDS = """
 - -- --- --= = -h --help --version --out --out= --overwrite --no-overwrite --dry-run --alpha --alpha=
 --alpha=nan --alpha=inf --alpha=-1 --alpha=0 1e999 1e-999 --rounds --rounds=0 --rounds=1e3 --rounds=-1
@@ -68,21 +80,21 @@ def line(rng: random.Random) -> list[str]:
     kind = rng.random()
     if kind < 0.05:
         return [rng.choice(JUNK)] if kind < 0.04 else []
-    command = rng.choice(COMMANDS)
+    command = rng.choice([*COMMANDS])
     words = [command if rng.random() > 0.03 else command[:-1]]
-    if command == "value" and rng.random() < 0.95:
-        words.append("fit")
-    if command in SOON and rng.random() < 0.9:
-        words.append(rng.choice(RECIPES[:2] if rng.random() < 0.8 else RECIPES))
+    if command in ASKED and rng.random() < 0.95:
+        words += rng.choice(ASKED[command])
+    if (command in SOON and rng.random() < 0.9) or command == "value":
+        recipe = rng.choice(["digits", "dna"] if rng.random() < 0.6 else [*RECIPES])
+        words.append(recipe)
+        words += NEEDS.get(recipe, []) if command == "pretrain" and rng.random() < 0.8 else []
     if command in ("report", "resume", "compare", "sample") and rng.random() < 0.3:
         words[1:] = [rng.choice(["run", "file", "sub dir", "", "/", "-"])]
-    if command == "data":
-        words += rng.choice([["list"], ["import", rng.choice(["gb1", "dna"]), "file"], ["fetch", "none"], []])
     if len(words) > 1 and words[-1] != "run":
         words += SOON.get(command, [])
     if command == "pretrain" and words[1:2] == ["digits"]:
         words += ["--classifier-steps", "1"]
-    return words + [rng.choice(JUNK) for _ in range(rng.choice([0, 0, 1, 1, 2, 2, 3, 4, 6]))]
+    return words + [rng.choice(JUNK) for _ in range(rng.choice([0, 0, 0, 1, 1, 1, 2, 2, 4, 6]))]
 
 
 def check(ended: Ended) -> str:
@@ -102,6 +114,18 @@ def shipped() -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in root.rglob("*.*") if path.suffix != ".pyc"}
 
 
+def at_home(home: Path) -> dict[str, str]:
+    """A user's folders and tables; where many lines are tried, models too, so that more of them succeed."""
+    home.mkdir()
+    if LINES > 100:
+        for module, *_ in COMMANDS.values():
+            importlib.import_module(f"difftilt.cli.{module}")
+        return make_home(home)
+    invented.assay(home / "assay.csv")
+    (home / "own.smi").write_text("\n".join(invented.MOLECULES))
+    return {"DIFFTILT_DATA": str(home / "data"), "DIFFTILT_HOME": str(home)}
+
+
 def test_no_command_line_ends_in_a_traceback(tmp_path, monkeypatch):
     work, before = tmp_path / "work", shipped()
     (work / "sub dir").mkdir(parents=True)
@@ -110,7 +134,7 @@ def test_no_command_line_ends_in_a_traceback(tmp_path, monkeypatch):
     quick = ["--reward", "ink", "--steps", "1", "--rounds", "1", "--batch", "8", "--evaluate", "3"]
     assert Command(["finetune", "digits", *quick, "--out", "run"], tmp_path).wait().code == 0
     rng, codes, wrong = random.Random(int(os.environ.get("DIFFTILT_SEED", "0"))), Counter[int](), []
-    with environment(DIFFTILT_DATA=str(work / "data store"), DIFFTILT_HOME=str(work / "home")):
+    with environment(**at_home(tmp_path / "home")):
         for number in range(LINES):
             words, around = line(rng), rng.choice(SURROUNDINGS)
             with environment(**around):

@@ -14,8 +14,14 @@ RUNS = {
     "digits, first noise tuned": ["digits", "--tune-start", "--eta", "0.5"],
     "dna": ["dna"],
     "dna, constrained": ["dna", "--gc", "0.25", "0.75", "--forbidden", "GATC", "--template", "NNGANNNN"],
-    "molecules": ["molecules", *FILTERED],
-    "molecules, its KL constrained": ["molecules", "--target-kl", "0.5"],
+    "molecules": ["molecules", *FILTERED, "--model", "{home}/models/molecules"],
+    "molecules, its KL constrained": [
+        "molecules",
+        "--model",
+        "{home}/models/molecules",
+        "--target-kl",
+        "0.5",
+    ],
     "protein": ["protein"],
     "protein, constrained": ["protein", "--charged", "0.25", "0.5", "--template", "XDXX"],
     "sequences": ["sequences", "--reward", f"{OWN}:lengths"],
@@ -47,7 +53,7 @@ def test_every_recipe_of_the_package_is_killed_twice():
 )
 def test_a_killed_run_goes_on_and_is_sampled(name, home, tmp_path):
     folder = tmp_path / "run"
-    words = ["finetune", *RUNS[name], *SHORT, "--out"]
+    words = ["finetune", *(word.replace("{home}", str(home)) for word in RUNS[name]), *SHORT, "--out"]
     whole, operations = unbroken([*words, str(tmp_path / "whole")], tmp_path / "whole")
     seen = broken([*words, str(folder)], folder, operations // 2, alone)
     assert seen["killed"] and seen["resumed"] and not differences(folder, whole), seen

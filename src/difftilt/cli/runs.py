@@ -50,7 +50,8 @@ class CodeOptions:
 
     Args:
         recipe: In the place of the run's recipe: FILE.py:NAME.
-        reward: In the place of its reward: FILE.py:NAME, command:COMMAND or learned:DIR.
+        reward: In the place of its reward: FILE.py:NAME, command:COMMAND, http://HOST/PATH,
+            learned:DIR or clip:FOLDER_OR_ID.
         algorithm: In the place of its algorithm: FILE.py:NAME.
     """
 

@@ -5,6 +5,8 @@
     package.module:score   the same in an installed package
     command:./dock.sh      for rewards: a command that reads samples as lines and writes numbers
     learned:runs/reward    for rewards: what difftilt reward fit learned from measurements
+    http://host:80/score   for rewards: a server that reads samples and writes numbers as JSON
+    clip:FOLDER_OR_ID      for rewards of images: a CLIP model
 
 A run folder never decides which code is executed. What a run was made of is written into its run.json with
 its hash, and signed with a key that only this user's account holds. Code that was changed, or that a run from
@@ -31,6 +33,9 @@ from difftilt.settings import UsageError, choose, kebab
 GROUPS = {"recipe": "difftilt.recipes", "reward": "difftilt.rewards", "algorithm": "difftilt.algorithms"}
 COMMAND = "command:"  # begins a reward that is asked through a shell command
 LEARNED = "learned:"  # begins a reward that was learned, in a folder
+CLIP = "clip:"  # begins a reward that is a CLIP model, in a folder or on the Hugging Face hub
+SERVER = ("http://", "https://")  # begin a reward that a server computes
+ELSEWHERE = (COMMAND, LEARNED, CLIP, *SERVER)
 _found: dict[str, Any] = {}  # what was found outside of the package, by the text that named it
 
 
@@ -67,12 +72,12 @@ def registered(kind: str) -> dict[str, Any]:
 def outside(text: str) -> bool:
     """Whether a text names something in a file or module, and not one of a list."""
     place, _, name = text.rpartition(":")
-    return bool(place) and name.isidentifier() and not text.startswith((COMMAND, LEARNED))
+    return bool(place) and name.isidentifier() and not text.startswith(ELSEWHERE)
 
 
 def executes(text: str) -> bool:
-    """Whether something outside of difftilt decides what this text does: code, or a learned reward."""
-    return outside(text) or text.startswith((COMMAND, LEARNED))
+    """Whether something outside of difftilt decides what this text does: code, a model or a server."""
+    return outside(text) or text.startswith(ELSEWHERE)
 
 
 def name_of(thing: Any) -> str:
@@ -172,6 +177,11 @@ def _fingerprint(text: str) -> dict[str, str]:
 
         path = (Path(text.removeprefix(LEARNED)) / f"{WEIGHTS}.safetensors").resolve()
         return {"file": str(path), "sha256": _digest(path)}
+    if text.startswith(SERVER):
+        return {}
+    if text.startswith(CLIP):
+        path = (Path(text.removeprefix(CLIP)) / "model.safetensors").resolve()
+        return {"file": str(path), "sha256": _digest(path)} if path.is_file() else {}
     place, _, _ = text.rpartition(":")
     if place.endswith(".py"):
         path = Path(place).resolve()

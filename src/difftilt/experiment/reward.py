@@ -5,12 +5,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from difftilt.experiment.code import COMMAND, LEARNED, find
+from difftilt.experiment.code import CLIP, COMMAND, LEARNED, SERVER, find
 from difftilt.guard import Reward
+from difftilt.rewards.clip import PromptAgreement
 from difftilt.rewards.combined import Part, is_combined, parse_terms
 from difftilt.rewards.command import CommandReward
 from difftilt.rewards.saved import load_reward
 from difftilt.rewards.scoring import Spell
+from difftilt.rewards.server import ServerReward
 from difftilt.settings import UsageError
 from difftilt.shapes import Cond, Sample
 
@@ -24,11 +26,12 @@ def find_reward(text: str, known: Mapping[str, Reward], spell: Spell, timeout: f
 
     Args:
         text: A name in `known`, one that a package registers, `FILE.py:NAME`, `PACKAGE.MODULE:NAME`, or
-            `command:COMMAND`, see `CommandReward`; or `learned:DIR`, see `LearnedReward`. Several, with
-            weights and shapes, as in `qed:0.3 + dock.py:score:0.7@sigmoid(-6,-9)`; see `parse_terms`.
+            `command:COMMAND`, see `CommandReward`; `http://HOST/PATH`, see `ServerReward`; `learned:DIR`, see
+            `LearnedReward`; or `clip:MODEL`, see `PromptAgreement`. Several, with weights and shapes, as in
+            `qed:0.3 + dock.py:score:0.7@sigmoid(-6,-9)`; see `parse_terms`.
         known: The recipe's own rewards.
         spell: Writes samples as text, if they are text.
-        timeout: Seconds that a command may take for a batch, above 0.
+        timeout: Seconds that a command or a server may take for a batch, above 0.
     """
     if is_combined(text):
         return parse_terms(text, lambda name: _one(name, known, spell, timeout))
@@ -40,6 +43,12 @@ def _one(text: str, known: Mapping[str, Reward], spell: Spell, timeout: float) -
         return known[text]
     if text.startswith(COMMAND):
         return CommandReward(text.removeprefix(COMMAND), lambda sample: lines_of(sample, spell), timeout)
+    if text.startswith(SERVER):
+        return ServerReward(text, spell, timeout)
+    if text.startswith(CLIP):
+        if spell is not None:
+            raise UsageError(f"{text} looks at images, but the samples of this recipe are text")
+        return PromptAgreement(text.removeprefix(CLIP))
     if text.startswith(LEARNED):
         if spell is None:
             raise UsageError(f"{text} reads sequences, but the samples of this recipe are no text")

@@ -34,10 +34,12 @@ class Bundle:
 
     Args:
         config: What `save_bundle` was given.
+        what: Such as `model of 5' UTRs`; for messages.
     """
 
     folder: Path
     config: Numbers
+    what: str
 
     def known(self, hint: type) -> Any:
         """What the config says of the entries that a TypedDict names.
@@ -47,7 +49,8 @@ class Bundle:
         """
         found = {name: self.config.get(name) for name in get_type_hints(hint)}
         if wrong := misfit(found, hint):
-            raise UnreadableError(f"{self.folder / 'config.json'}: {wrong}; make the model anew")
+            file = self.folder / "config.json"
+            raise UnreadableError(f"{file} is none of a {self.what} ({wrong}); name another folder")
         return found
 
     @contextmanager
@@ -89,7 +92,7 @@ def load_bundle(folder: Path, what: str, how: str, option: str = "--weights") ->
         raise ValueError(
             f"{folder} holds no {what} (config.json is missing): {how}, or name its folder with {option}"
         )
-    return Bundle(folder, read_json(path))
+    return Bundle(folder, read_json(path), what)
 
 
 def save_bundle(

@@ -151,8 +151,9 @@ SHAPES: Mapping[str, Callable[[float, float], Shape]] = {
     "linear": linear,
 }
 _FLOAT = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?"
+_URL = r"https?://[^/\s:]+(?::\d+)?(?:/\S*?)?"  # whose port is no weight
 _TERM = re.compile(
-    rf"^(?P<name>.+?)(?::(?P<weight>{_FLOAT}))?"
+    rf"^(?P<name>{_URL}|.+?)(?::(?P<weight>{_FLOAT}))?"
     rf"(?:@(?P<shape>[a-z-]+)\((?P<low>{_FLOAT}), ?(?P<high>{_FLOAT})\))?(?:>=(?P<gate>{_FLOAT}))?$"
 )
 

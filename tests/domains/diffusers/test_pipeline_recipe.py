@@ -16,7 +16,7 @@ from difftilt.cli.main import main
 from difftilt.cli.options import parse
 from difftilt.data.prompts import read_prompts
 from difftilt.data.read import UnreadableError
-from difftilt.domains.diffusers.recipe import asked, call_settings, pipeline, prompts_of
+from difftilt.domains.diffusers.recipe import asked, call_settings, divided, pipeline
 from difftilt.settings import UsageError
 
 REWARD = """
@@ -159,15 +159,15 @@ def test_prompts_that_judge_are_never_trained_on(tmp_path):
     (tmp_path / "p.txt").write_text("\n".join(f"prompt {i}" for i in range(10)))
     pipe, call = tiny.build("sd1")
     policy = pipeline_policy(pipe, 2, **call)
-    learned, judged = prompts_of(policy, tmp_path / "p.txt", 0.3)
+    learned, judged = divided(policy, read_prompts(tmp_path / "p.txt"), 0.3)
     assert len(learned) == 7 and len(judged) == 3
     assert not {row["prompt"] for row in learned} & {row["prompt"] for row in judged}
     (tmp_path / "one.txt").write_text("a cat\n")
-    learned, judged = prompts_of(policy, tmp_path / "one.txt", 0.3)
+    learned, judged = divided(policy, read_prompts(tmp_path / "one.txt"), 0.3)
     assert learned == judged == [{"prompt": "a cat"}]
     with pytest.raises(UsageError, match="prompts are needed: --prompts FILE"):
-        prompts_of(policy, None, 0.3)
+        divided(policy, (), 0.3)
     unprompted = pipeline_policy(tiny.build("ddpm")[0], 2)
     with pytest.raises(UsageError, match="takes no prompts"):
-        prompts_of(unprompted, tmp_path / "p.txt", 0.3)
-    assert prompts_of(unprompted, None, 0.3) == ((), ())
+        divided(unprompted, read_prompts(tmp_path / "p.txt"), 0.3)
+    assert divided(unprompted, (), 0.3) == ((), ())

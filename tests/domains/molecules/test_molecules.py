@@ -23,6 +23,7 @@ from difftilt.domains.molecules.view import (
     clusters,
     internal_diversity,
     largest_family,
+    read_or_none,
     structures,
     wasserstein,
 )
@@ -176,13 +177,25 @@ def test_what_is_measured_of_sets():
     assert structures([one, None], ["1", "none"]).startswith("<?xml")
 
 
-def test_a_folder_that_is_no_model_is_refused_in_a_sentence(model, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(models, "user_folder", lambda name: tmp_path)
+def test_a_folder_that_is_no_model_is_refused_in_a_sentence(tmp_path):
     with pytest.raises(ValueError, match="holds no model of molecules"):
-        molecules()
+        molecules(model=tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"tokens": {"symbols": ["C"]}, "network": {}}))
-    with pytest.raises(ValueError, match="make the model anew"):
-        molecules()
+    with pytest.raises(ValueError, match="none of a model of molecules"):
+        molecules(model=tmp_path)
+
+
+def test_the_shipped_model_is_as_good_as_its_card_says():
+    network, pieces, deepest = load_molecules()
+    folder = models.bundle_of(None).folder
+    said = json.loads((folder / "quality.json").read_text())
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 3e6
+    torch.manual_seed(1)
+    sample = rollout(chain_of(network, pieces, deepest), unconditional(100)).sample
+    valid = torch.tensor([read_or_none(text) is not None for text in pieces.spell(sample)]).double()
+    assert valid.mean() == pytest.approx(
+        said["valid"][0], abs=4 * said["valid"][1] * len(valid) ** -0.5 * said["drawn"] ** 0.5
+    )
 
 
 def test_too_few_molecules_are_refused_in_a_sentence(tmp_path, capsys):

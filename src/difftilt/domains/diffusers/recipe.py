@@ -96,8 +96,10 @@ def pipeline(
             single prompt, all do both.
         reward: What to maximise: `jpeg` or `png`, minus the kilobytes of the image; `symmetry`, minus the
             mean squared difference from the mirror image; `ocr`, how much of the text in column `text`, or in
-            double quotes in the prompt, can be read, 0 to 1; or FILE.py:NAME of images (batch, 3, height,
-            width) or videos (batch, frames, 3, height, width) in [0, 1], or command:COMMAND.
+            double quotes in the prompt, can be read, 0 to 1; clip:FOLDER_OR_ID, agreement with the prompt by
+            a CLIP model such as yuvalkirstain/PickScore_v1; or FILE.py:NAME of images (batch, 3, height,
+            width) or videos (batch, frames, 3, height, width) in [0, 1], http://HOST/PATH, or
+            command:COMMAND.
         alpha: Weight of the KL to the pretrained model, above 0, in units of the reward per nat.
         target_kl: KL to the pretrained model that tuning shall end with, above 0, in nats; alpha is then only
             where the search for the right one starts.
@@ -112,12 +114,12 @@ def pipeline(
         dtype: Precision of the weights; by default bfloat16 on a GPU, and float32 elsewhere.
         training: How long and how fast to train.
     """
+    rows, settings = [] if prompts is None else read_prompts(prompts), call_settings(call)
     loaded = load_pipeline(pipe, dtype)
-    settings = call_settings(call)
     policy = pipeline_policy(loaded, steps, noise_level=noise_level, micro_batch=micro_batch, **settings)
     reference = adapted(policy, adapters, training.seed)
     view, each = image_view(), algorithm.group_size if isinstance(algorithm, GRPO) else samples_per_prompt
-    learned, judged = prompts_of(policy, prompts, held_out)
+    learned, judged = divided(policy, rows, held_out)
     return tune(
         policy,
         find_reward(reward, REWARDS, view.spell, training.reward_timeout),
@@ -158,6 +160,8 @@ def load_pipeline(name: str, dtype: str | None) -> Any:
     """
     if not name:
         raise UsageError("a pipeline is needed: --pipe FOLDER, or a name on the Hugging Face hub")
+    if Path(name).is_file():
+        raise UsageError(f"{name} is a file, but a pipeline is a folder, or a name on the Hugging Face hub")
     try:
         import diffusers
     except ImportError as error:
@@ -197,15 +201,14 @@ def checkpointed(denoiser: Any) -> None:
             part.p = 0.0
 
 
-def prompts_of(policy: Policy, path: Path | None, held_out: float) -> tuple[Rows, Rows]:
+def divided(policy: Policy, rows: Rows, held_out: float) -> tuple[Rows, Rows]:
     """The prompts to learn from, and those that judge; none of a pipeline that takes none."""
     if isinstance(step_of(policy.network), Unconditional):
-        if path is not None:
+        if rows:
             raise UsageError("this pipeline takes no prompts; leave --prompts out")
         return (), ()
-    if path is None:
+    if not rows:
         raise UsageError("prompts are needed: --prompts FILE, with a prompt a line, or CSV or JSON lines")
-    rows = read_prompts(path)
     count = min(max(round(held_out * len(rows)), held_out > 0), len(rows) - 1)
     if not count:
         return rows, rows

@@ -42,7 +42,7 @@ def digits(
         reward: What to maximise: `class`, log p(target | image) of the proxy classifier in nats; `ink`, mean
             darkness in [0, 1]; `symmetry`, minus the mean squared difference from the mirror image, -4 to 0;
             `png` or `jpeg`, minus the kilobytes of the image at eight times its size; or one of your own,
-            FILE.py:NAME or command:COMMAND, of images (batch, 1, 8, 8) in [0, 1].
+            FILE.py:NAME, command:COMMAND or http://HOST/PATH, of images (batch, 1, 8, 8) in [0, 1].
         target: The digit that reward `class` asks for, 0 to 9.
         alpha: Weight of the KL to the pretrained model, above 0, in units of the reward per nat.
         target_kl: KL to the pretrained model that tuning shall end with, above 0, in nats; alpha is then only

@@ -54,9 +54,9 @@ def dna(
     Args:
         algorithm: How to tune.
         landscape: Which protein binds; all but six6 need difftilt data fetch tfbind8.
-        reward: What to maximise: `score`, as above; or one of your own, FILE.py:NAME, command:COMMAND
-            or learned:DIR. A function of one argument gets the sequences as text, and exact numbers are left
-            out.
+        reward: What to maximise: `score`, as above; or one of your own, FILE.py:NAME, command:COMMAND,
+            http://HOST/PATH or learned:DIR. A function of one argument gets the sequences as text, and exact
+            numbers are left out.
         alpha: Weight of the KL to the pretrained model, above 0, in units of the reward per nat.
         target_kl: KL to the pretrained model that tuning shall end with, above 0, in nats; alpha is then only
             where the search for the right one starts.
@@ -93,9 +93,9 @@ def protein(
 
     Args:
         algorithm: How to tune.
-        reward: What to maximise: `score`, as above; or one of your own, FILE.py:NAME, command:COMMAND
-            or learned:DIR. A function of one argument gets the sequences as text, and exact numbers are left
-            out.
+        reward: What to maximise: `score`, as above; or one of your own, FILE.py:NAME, command:COMMAND,
+            http://HOST/PATH or learned:DIR. A function of one argument gets the sequences as text, and exact
+            numbers are left out.
         alpha: Weight of the KL to the pretrained model, above 0, in units of the reward per nat.
         target_kl: KL to the pretrained model that tuning shall end with, above 0, in nats; alpha is then only
             where the search for the right one starts.

@@ -1,4 +1,4 @@
-"""Makes what the recipe `molecules` starts from: a model of drug-like molecules, or of your own."""
+"""Makes the model that the recipe `molecules` starts from: of drug-like molecules, or of your own."""
 
 import random
 import time
@@ -18,7 +18,7 @@ from difftilt.domains.molecules.card import card, quality
 from difftilt.domains.molecules.model import NETWORK, build, config_of, free_chain, load_molecules
 from difftilt.domains.molecules.tokens import Pieces, learn_pieces
 from difftilt.domains.sequences.pretrain import FEWEST, TIMES, split_rows, train
-from difftilt.networks.bundle import Numbers, save_bundle, user_folder
+from difftilt.networks.bundle import Numbers, save_bundle
 from difftilt.networks.sequence import Transformer
 from difftilt.processes.masked import MaskedPolicy
 from difftilt.settings import Count, Natural, Rate, Threads
@@ -44,7 +44,7 @@ class Data:
 
 
 def pretrain_molecules(
-    out: Path | None = None,
+    out: Path = Path("models/molecules"),
     data: Path | None = None,
     start: Path | None = None,
     column: str | None = None,
@@ -64,8 +64,7 @@ def pretrain_molecules(
     largest part is learned. What is no molecule is told, with the first row of each kind of fault.
 
     Args:
-        out: The folder to write; an existing one is replaced once all is done. By default the one that the
-            recipe reads, ~/.cache/difftilt/models/molecules.
+        out: The folder to write; an existing one is replaced once all is done.
         data: A table or a list of SMILES, with or without a header, packed or not; rows that a column such as
             SPLIT calls test are held out, or else a tenth of all.
         start: The folder of a model whose tokens and weights to begin with, of MOSES for your own molecules,
@@ -105,8 +104,8 @@ def pretrain_molecules(
     kept = {"known": rows.learned[:KEPT], "held_out": rows.held_out}
     tensors = {"measured": {name: x.to(torch.int16) for name, x in kept.items()}}
     config = config_of(network, pieces, deepest, about)
-    save_bundle(out or user_folder("molecules"), {"model": network}, config, judge, tensors)
-    print(f"model, and its card README.md: {out or user_folder('molecules')}")
+    save_bundle(out, {"model": network}, config, judge, tensors)
+    print(f"model, and its card README.md: {out}; tune it with difftilt finetune molecules --model {out}")
 
 
 def _train(chain: MaskedPolicy, rows: Data, optimizer: Muon, steps: int, batch: int, seed: int) -> None:

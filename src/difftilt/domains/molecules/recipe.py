@@ -1,4 +1,4 @@
-"""Molecules: tune a model of drug-like ones, of MOSES or of your own, towards a reward."""
+"""Molecules: tune the shipped model of drug-like ones, or one of your own, towards a reward."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -45,23 +45,21 @@ def molecules(
     target_kl: Positive | None = None,
     training: Training = TRAINING,
 ) -> Job:
-    """Tunes a model of molecules towards a reward.
-
-    The model comes from difftilt pretrain molecules.
+    """Tunes the shipped model of drug-like molecules, or your own, towards a reward.
 
     Samples that are no molecule have no reward. By default they earn 0 (--on-error penalty --penalty 0),
     which J then contains, and their share is reported; with --on-error drop they are left out.
 
     Args:
         algorithm: How to tune.
-        model: The folder that difftilt pretrain molecules wrote; ~/.cache/difftilt/models/molecules by
-            default.
+        model: A folder that difftilt pretrain molecules wrote; by default the model that ships with the
+            package.
         reward: What to maximise. In [0, 1]: `qed`, likeness to drugs; `sa`, how easily it is made;
             `druglike`, their product; `alerts`, 1 without PAINS and BRENK alerts; `wanted`, the share of the
             SMARTS that it holds; `forbidden`, 1 if it holds none; `similarity` to the nearest reference;
             `scaffold`, 1 if it holds a reference's. As they are: `logp`, `mw`, `tpsa`, `rotatable`; give
             these a shape, such as mw@double-sigmoid(250,350). Or one of your own: FILE.py:NAME,
-            command:COMMAND or learned:DIR. A function of one argument gets SMILES.
+            command:COMMAND, http://HOST/PATH or learned:DIR. A function of one argument gets SMILES.
         wanted: SMARTS for the reward of that name.
         forbidden: SMARTS for the reward of that name.
         references: SMILES for the rewards `similarity` and `scaffold`.

@@ -50,8 +50,8 @@ def sequences(
         algorithm: How to tune.
         model: The folder that difftilt pretrain sequences wrote; ~/.cache/difftilt/models/sequences by
             default.
-        reward: What to maximise: FILE.py:NAME, command:COMMAND or learned:DIR. A function of one argument
-            gets the sequences as text.
+        reward: What to maximise: FILE.py:NAME, command:COMMAND, http://HOST/PATH or learned:DIR. A function
+            of one argument gets the sequences as text.
         alpha: Weight of the KL to the pretrained model, above 0, in units of the reward per nat.
         target_kl: KL to the pretrained model that tuning shall end with, above 0, in nats; alpha is then only
             where the search for the right one starts.
@@ -65,7 +65,7 @@ def sequences(
         training: How long and how fast to train.
     """
     if not reward:
-        raise UsageError("a reward is needed: --reward FILE.py:NAME, command:COMMAND or learned:DIR")
+        raise UsageError("a reward is needed: --reward FILE.py:NAME, command:COMMAND, learned:DIR, ...")
     network, vocabulary = load_sequences(model)
     start = None if template is None else frozen(template, vocabulary)
     rules = _rules(vocabulary, forbidden, both_strands, share)

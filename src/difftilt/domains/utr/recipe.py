@@ -36,8 +36,8 @@ def utr(
 
     Args:
         algorithm: How to tune.
-        reward: What to maximise: `load`, as above; or one of your own, FILE.py:NAME, command:COMMAND
-            or learned:DIR. A function of one argument gets the sequences as text.
+        reward: What to maximise: `load`, as above; or one of your own, FILE.py:NAME, command:COMMAND,
+            http://HOST/PATH or learned:DIR. A function of one argument gets the sequences as text.
         alpha: Weight of the KL to the pretrained model, above 0, in ribosomes per nat.
         target_kl: KL to the pretrained model that tuning shall end with, above 0, in nats; alpha is then only
             where the search for the right one starts.
