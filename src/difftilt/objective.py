@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Any, cast
+from typing import Any, ClassVar, Protocol, cast
 
 import torch
 import torch.nn as nn
@@ -13,11 +13,19 @@ from difftilt.conditions import take
 from difftilt.guard import Guard, Reward, RewardError
 from difftilt.policy import Policy, Trajectory, chain, law
 from difftilt.settings import check_settings
-from difftilt.shapes import Cond, Index, PerSample, PerStep, Sample, Scalar, Some, State, Step
+from difftilt.shapes import Cond, Index, PerSample, PerStep, Sample, Scalar, Some, State, Stateful, Step
 from difftilt.transition import Joined, Transition, rows_of
 
 # v(x_t, t, c), an estimate of alpha log E[exp(r / alpha) | x_t, c]
 Value = Callable[[State, Step, Cond], PerSample]
+
+
+class Filter(Stateful, Protocol):
+    """What prices samples by those before them, and remembers them."""
+
+    def __call__(self, sample: Sample) -> PerSample:
+        """The price of each sample in nats, by what was seen before this batch."""
+        ...
 
 
 class Objective:
@@ -27,13 +35,19 @@ class Objective:
         reward: Any function of (samples, conditions); it is put behind a `Guard` unless it is one.
         reference: The pretrained chain. Its weights must stay as they are.
         alpha: Weight of the KL, above 0, in units of the reward per nat.
+        diversity: If given, what is learned from is the reward less alpha times its price of a sample.
     """
 
-    def __init__(self, reward: Reward, reference: Policy, alpha: float):
+    def __init__(self, reward: Reward, reference: Policy, alpha: float, diversity: Filter | None = None):
         if not alpha > 0:
             raise ValueError(f"alpha must be above 0, but got {alpha}; a small alpha means a weak KL")
         self.reward = reward if isinstance(reward, Guard) else Guard(reward)
-        self.reference, self.alpha = reference, alpha
+        self.reference, self.alpha, self.diversity = reference, alpha, diversity
+
+    @property
+    def unfiltered(self) -> "Objective":
+        """The same problem by the reward alone, to judge by."""
+        return Objective(self.reward, self.reference, self.alpha)
 
     def score(self, sample: Sample, cond: Cond) -> tuple[Some, Index]:
         """The reward of the samples that have a valid one, and which they are.
@@ -95,7 +109,11 @@ class Objective:
             kept = [step.rows(valid) for step in kept]
         log_ratios, kls = torch.stack(log_ratio)[:, valid], torch.stack(kl)[:, valid]
         base = _concat(kept, len(valid), valid.device) if keep else None
-        return Experience(path, reward.detach(), log_ratios, kls, self.alpha, slope, base)
+        seen = Experience(path, reward.detach(), log_ratios, kls, self.alpha, slope, base)
+        if self.diversity is None:
+            return seen
+        price = self.alpha * self.diversity(path.sample)
+        return replace(seen, reward=seen.reward - price, earned=seen.reward)
 
 
 def _concat(steps: Sequence[Transition], batch: int, device: torch.device) -> Transition:
@@ -131,13 +149,14 @@ class Experience:
     """Sampled chains, what they earned and what they cost.
 
     Args:
-        reward: r(x_0).
+        reward: r(x_0), less what a diversity filter takes.
         log_ratio: log p - log reference of every decision; its expectation is `kl`.
         kl: KL(p || reference) in nats of every decision, in closed form.
         alpha: The objective's weight of the KL.
         slope: d r / d x_0, if it was asked for.
         reference: The reference's distributions of all decisions, in the order of `log_ratio.flatten()`, if
             they were kept.
+        earned: r(x_0) itself, if a filter may have taken of it.
     """
 
     path: Trajectory
@@ -147,6 +166,7 @@ class Experience:
     alpha: float
     slope: State | None = None
     reference: Transition | None = None
+    earned: PerSample | None = None
 
     def base(self, index: Index) -> Transition:
         """The reference's distributions in some rows of the (decision, chain) table.
@@ -164,8 +184,15 @@ class Experience:
         return self.path.log_prob - self.log_ratio
 
     def stats(self) -> dict[str, Scalar]:
-        """Reward, KL in nats and J of the policy that drew the chains, each with its standard error."""
-        return outcome(self.reward, self.kl.sum(0), self.alpha)
+        """Reward, KL in nats and J of the policy that drew the chains, each with its standard error.
+
+        They are those of the reward itself; `filtered_reward` is what is left of it, where a filter took any.
+        """
+        if self.earned is None:
+            return outcome(self.reward, self.kl.sum(0), self.alpha)
+        found = outcome(self.earned, self.kl.sum(0), self.alpha)
+        filtered = {"filtered_reward": self.reward.mean(), "filtered_reward_se": standard_error(self.reward)}
+        return found | filtered
 
 
 def outcome(reward: PerSample, kl: PerSample, alpha: float) -> dict[str, Scalar]:
@@ -234,7 +261,13 @@ def follow(average: nn.Module, module: nn.Module, decay: float) -> None:
 
 @dataclass(eq=False)
 class Algorithm(nn.Module, ABC):
-    """Settings, and a generator of losses. Parameters and buffers of its own are saved with the run."""
+    """Settings, and a generator of losses. Parameters and buffers of its own are saved with the run.
+
+    Attributes:
+        filtered: Whether it learns from the numbers of `Objective.sample`, of which a diversity filter takes.
+    """
+
+    filtered: ClassVar[bool] = True
 
     def __post_init__(self):
         super().__init__()
