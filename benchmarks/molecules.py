@@ -3,7 +3,8 @@
 Tuning has ROUNDS rounds of BATCH samples at the settings of the recipe, whichever the algorithm. A sampler
 may ask the reward as often, and delivers DELIVERED samples. All is measured on samples that were not learned
 from: reward, KL and J as everywhere, the shares of molecules (valid), of different ones among these (unique)
-and of different scaffolds, and their mean Tanimoto distance. `pretrained` is where all begin.
+and of different scaffolds, and their mean Tanimoto distance. `pretrained` is where all begin; `ppo-filtered`
+makes scaffolds that were drawn often earn less while it trains.
 
     python benchmarks/molecules.py [--methods NAME ...] [--seeds N] [--reward NAME] [--alpha A]
                                    [--out FILE.json]
@@ -26,12 +27,12 @@ from difftilt.algorithms.trajectory_balance import TrajectoryBalance
 from difftilt.data.chemistry import canonical
 from difftilt.domains.molecules.model import load_molecules
 from difftilt.domains.molecules.recipe import ALGORITHM, TRAINING, molecules
-from difftilt.domains.molecules.view import internal_diversity, read_or_none
+from difftilt.domains.molecules.view import internal_diversity
 from difftilt.evaluation.evaluate import evaluate
 from difftilt.experiment.finetune import make_optimizer
 from difftilt.experiment.job import Job
 from difftilt.experiment.record import write_json
-from difftilt.rewards.molecule import scaffold
+from difftilt.rewards.molecule import read_or_none, scaffold
 from difftilt.samplers.base import Sampler
 from difftilt.samplers.best_of_n import BestOfN
 from difftilt.samplers.smc import SMC
@@ -41,9 +42,12 @@ from difftilt.training.seeds import seed_round
 from difftilt.values.tweedie import PosteriorMean
 
 ROUNDS, BATCH, DELIVERED, EVALUATED = 30, 64, 64, 512
+FILTER: dict[str, Any] = {"diversity_filter": "scaffold", "diversity_bucket": 5}
+STRENGTH = 0.05  # of the filter, in units of the reward
 Row = dict[str, Any]
 TUNED: dict[str, AnyAlgorithm] = {
     "ppo": ALGORITHM,
+    "ppo-filtered": ALGORITHM,
     "ppo-epochs": PPO(),
     "grpo": GRPO(group_size=16),
     "reward-weighted": RewardWeighted(),
@@ -54,6 +58,8 @@ STEERED = ("best-of-n", "smc", "svdd")
 
 def job_of(method: str, reward: str, alpha: float, seed: int) -> Job:
     training = dataclasses.replace(TRAINING, rounds=ROUNDS, batch=BATCH, seed=seed)
+    if method == "ppo-filtered":
+        training = dataclasses.replace(training, **FILTER, diversity_strength=STRENGTH / alpha)
     return molecules(TUNED.get(method, ALGORITHM), reward=reward, alpha=alpha, training=training)
 
 

@@ -23,13 +23,13 @@ from difftilt.domains.molecules.view import (
     clusters,
     internal_diversity,
     largest_family,
-    read_or_none,
     structures,
     wasserstein,
 )
 from difftilt.evaluation.evaluate import ScoredSamples
 from difftilt.evaluation.run_folder import read_pictures
 from difftilt.policy import rollout
+from difftilt.rewards.molecule import read_or_none
 from difftilt.settings import UsageError
 from difftilt.training.settings import Training
 
