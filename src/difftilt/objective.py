@@ -3,11 +3,13 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import groupby
 from typing import Any, cast
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 
 from difftilt.conditions import take
 from difftilt.guard import Guard, Reward, RewardError
@@ -18,6 +20,7 @@ from difftilt.transition import Joined, Transition, rows_of
 
 # v(x_t, t, c), an estimate of alpha log E[exp(r / alpha) | x_t, c]
 Value = Callable[[State, Step, Cond], PerSample]
+MOST_TOKENS = 1024  # beyond which integers are numbers
 
 
 class Objective:
@@ -164,8 +167,21 @@ class Experience:
         return self.path.log_prob - self.log_ratio
 
     def stats(self) -> dict[str, Scalar]:
-        """Reward, KL in nats and J of the policy that drew the chains, each with its standard error."""
-        return outcome(self.reward, self.kl.sum(0), self.alpha)
+        """Reward, KL in nats and J of the policy that drew the chains, and what tells whether all is well."""
+        return outcome(self.reward, self.kl.sum(0), self.alpha) | self._signs
+
+    @cached_property
+    def _signs(self) -> dict[str, Scalar]:
+        """What monitors go by: how different the samples are, and the error of the KL.
+
+        `kl_error` is the mean of the sampled log-ratios less the KL in closed form: 0, but for its error.
+        """
+        error, sample = (self.log_ratio - self.kl).sum(0), self.path.sample
+        signs = {"kl_error": error.mean(), "kl_error_se": standard_error(error), "variance": variance(sample)}
+        if not sample.is_floating_point():
+            distinct = len(sample.flatten(1).unique(dim=0)) / len(sample)
+            signs["distinct"] = torch.tensor(distinct, device=sample.device)
+        return signs
 
 
 def outcome(reward: PerSample, kl: PerSample, alpha: float) -> dict[str, Scalar]:
@@ -173,6 +189,18 @@ def outcome(reward: PerSample, kl: PerSample, alpha: float) -> dict[str, Scalar]
     numbers = {"reward": reward, "kl_nats": kl, "objective": reward - alpha * kl}
     means = {name: x.mean() for name, x in numbers.items()}
     return means | {f"{name}_se": standard_error(x) for name, x in numbers.items()}
+
+
+def variance(sample: Sample, weight: PerSample | None = None) -> Scalar:
+    """The total variance of samples, unbiased; of tokens, of their indicators. Collapse drives it to 0.
+
+    Args:
+        weight: Of each sample, of sum 1; all alike by default.
+    """
+    tokens = not sample.is_floating_point() and int(sample.min()) >= 0 and int(sample.max()) < MOST_TOKENS
+    x = (F.one_hot(sample.long()) if tokens else sample).flatten(1).double()
+    weight = x.new_full((len(x),), 1 / len(x)) if weight is None else weight.to(x)
+    return weight @ (x - weight @ x).square().sum(1) / (1 - weight.square().sum())
 
 
 def part_means(reward: Guard) -> dict[str, float]:
