@@ -97,14 +97,15 @@ def test_what_alpha_asked_for_counts_no_more_once_it_is_another():
 
 @pytest.mark.parametrize("odd", [None, float("nan"), 0, -1.0, float("inf"), 10**400])
 def test_odd_numbers_are_no_errors(odd: Any):
+    rows = [healthy(k) for k in range(4)]
     for name in healthy(0).keys() - {"round"}:
-        Monitors(BEFORE, ROUNDS, 1.0).see_all([healthy(k) | {name: odd} for k in range(4)])
+        Monitors(BEFORE, ROUNDS, 1.0).see_all([row | {name: odd} for row in rows])
     for name in EXPECTED:
         Monitors(BEFORE | {"expected": EXPECTED | {name: odd}}, ROUNDS, 1.0).see_all(
             [healthy(k) for k in range(4)]
         )
     strange = BEFORE | {"objective": odd, "parts": {SPREAD: odd}}
-    Monitors(strange, as_float(odd), as_float(odd)).see_all([healthy(k) for k in range(4)])
+    Monitors(strange, as_float(odd), as_float(odd)).see_all(rows)
 
 
 def test_a_run_without_these_numbers_is_not_judged():
