@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from test_report import outside
 
+from difftilt.cli.report import expanded
 from difftilt.evaluation.comparison import compare
 from difftilt.evaluation.groups import group, labels
 from difftilt.evaluation.run_folder import read_run
@@ -146,8 +147,8 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path):
     one = write_run(tmp_path / "one")
     with pytest.raises(ValueError, match=r"with the same settings and the same seed, 0"):
         compare([one, write_run(tmp_path / "copy")], tmp_path)
-    with pytest.raises(ValueError, match="which holds a soft value and no tuned model"):
-        compare([one, write_run(tmp_path / "value", task="value")], tmp_path)
+    with pytest.raises(ValueError, match="got 1 run folders, none of them of a finished run"):
+        compare([write_run(tmp_path / "value", task="value")], tmp_path)
     with pytest.raises(ValueError, match="got 1 run folders, none of them of a finished run"):
         compare([write_run(tmp_path / "torn", finished=False)], tmp_path)
     with pytest.raises(ValueError, match="is not a run folder"):
@@ -193,6 +194,21 @@ def test_the_page_is_self_contained_and_escapes_what_runs_say(tmp_path: Path):
     algorithms = [{"name": evil, "clip": i} for i in range(8)]
     folders = [write_run(tmp_path / str(i), algorithm=algorithms[i], recipe=evil) for i in range(8)]
     page = page_of(compare(folders, tmp_path))
-    assert outside(page) == [] and page.count("<svg") == 2
+    assert outside(page) == [f"{i}/report.html" for i in range(8)] * 2 and page.count("<svg") == 3
     assert "&lt;script&gt;" in page and len(page.encode()) < 300_000
     assert set(re.findall(r"border-top: 3px (\w+)", page)) >= {"solid", "dashed"}
+
+
+def test_a_folder_of_runs_stands_for_them_and_no_name_of_one_leads_elsewhere(tmp_path: Path):
+    for seed, name in enumerate(("javascript:alert(1)", "one", "several/seed-0", "several/seed-1")):
+        write_run(tmp_path / "runs" / name, seed)
+    write_run(tmp_path / "runs/value", task="value")
+    (tmp_path / "runs/file").write_text("x")
+    folders = expanded([tmp_path / "runs"])
+    names = [str(folder.relative_to(tmp_path / "runs")) for folder in folders]
+    assert names == ["javascript:alert(1)", "one", "several/seed-0", "several/seed-1", "value"]
+    found = compare(folders[1:], tmp_path / "runs")
+    assert found["notes"][0] == "value is left out, since it holds a soft value and no tuned model."
+    assert outside(page_of(found)) == [f"{name}/report.html" for name in names[1:-1]]
+    links = outside(page_of(compare(folders[:2], tmp_path / "runs")))
+    assert links == ["javascript%3Aalert%281%29/report.html", "one/report.html"]

@@ -27,7 +27,8 @@ def report_options(run: tyro.conf.Positional[Path]) -> None:
     """Writes a run's report.html anew, from its folder alone.
 
     Args:
-        run: The run folder, for instance runs/demo; a folder of several seeds stands for all of them.
+        run: The run folder, for instance runs/demo; a folder of several runs, or of one over several seeds,
+            stands for all of them.
     """
 
 
@@ -42,20 +43,22 @@ def compare_command(words: list[str]) -> None:
 
 
 def compare_options(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path = Path("runs")) -> None:
-    """Compares runs: reward, KL and J, and J against reward calls and seconds, over seeds.
+    """Compares runs: reward against KL, J against reward calls and seconds, over seeds.
 
     Args:
-        runs: Run folders; a folder of several seeds stands for all of them.
+        runs: Run folders; a folder of several runs, such as runs, or of one over several seeds, stands for
+            all of them.
         out: The folder that the page is written into.
     """
 
 
 def expanded(folders: Sequence[Path]) -> list[Path]:
-    """Folders of single runs: one of several seeds stands for all of them."""
+    """Folders of single runs: one of several seeds, or of several runs, stands for all of them."""
     found: list[Path] = []
     for folder in folders:
-        inside = sorted(path.parent for path in folder.glob("seed-*/run.json"))
-        found += inside if inside and not (folder / "run.json").exists() else [folder]
+        inside = [path for depth in ("*", "*/seed-*") for path in folder.glob(f"{depth}/run.json")]
+        alone = not inside or (folder / "run.json").exists()
+        found += [folder] if alone else sorted(path.parent for path in inside)
     return found
 
 

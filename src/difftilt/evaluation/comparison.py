@@ -1,5 +1,7 @@
 """Several runs side by side: what each setting reached over its seeds, and what it spent."""
 
+import math
+import os
 import shlex
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +15,7 @@ from markupsafe import Markup
 from difftilt.evaluation.estimate import Estimate, mean
 from difftilt.evaluation.groups import Group, Problem, common, group, labels, problem_label
 from difftilt.evaluation.optimum import optimum
-from difftilt.evaluation.plots import LINES, Line, comparison
+from difftilt.evaluation.plots import LINES, Line, Point, comparison, frontier
 from difftilt.evaluation.run_folder import Run, as_float, estimate, read_run
 from difftilt.evaluation.words import count, duration, page, save_page
 
@@ -100,6 +102,7 @@ def compare(folders: Sequence[Path], out: Path) -> dict[str, Any]:
     text = page(
         "comparison.html", tables=tables, notes=notes, shared=common(groups), count=count, duration=duration,
         runs=len(runs), colours=LINES, dashes=("solid", "dashed", "dotted"),
+        link=lambda run: os.path.relpath(run.folder / "report.html", Path(out).resolve()),
     )  # fmt: skip
     path = Path(out) / NAME
     save_page(path, text)
@@ -117,8 +120,8 @@ def _finished(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
     for folder in dict.fromkeys(Path(folder).resolve() for folder in folders):
         run = read_run(folder)
         if run.info.get("task") == "value":
-            raise ValueError(f"got '{folder}', which holds a soft value and no tuned model; leave it out")
-        if "objective" in run.summary:
+            notes.append(f"{folder.name} is left out, since it holds a soft value and no tuned model.")
+        elif "objective" in run.summary:
             runs.append(run)
         else:
             notes.append(
@@ -145,7 +148,8 @@ def _table(problem: str, groups: Sequence[Group]) -> Table:
         entries = [replace(e, behind=gap) for e, gap in zip(entries, [None, *behind[1:]], strict=True)]
     found = optimum(groups[0].runs[0])
     limit = found.objective if found and found.exact and ranked else None
-    return Table(problem, entries, ranked, limit, list(_charts(entries, limit and limit.value)))
+    charts = [_frontier(entries), *_courses(entries, limit and limit.value)]
+    return Table(problem, entries, ranked, limit, charts)
 
 
 def _entry(g: Group, label: str, exact: bool) -> Entry:
@@ -185,7 +189,20 @@ def _all_exact(runs: Sequence[Run]) -> bool:
     return all((run.summary.get("exact") or {}).get("J") is not None for run in runs)
 
 
-def _charts(entries: Sequence[Entry], limit: float | None) -> Iterator[tuple[str, Markup]]:
+def _frontier(entries: Sequence[Entry]) -> tuple[str, Markup]:
+    """Reward against KL, in the order of the table."""
+
+    def point(reward: Estimate, kl: Estimate) -> Point:
+        x, y = ((number.value, number.se if math.isfinite(number.se) else 0.0) for number in (kl, reward))
+        return Point(x, y)
+
+    before = estimate(entries[0].group.runs[0].before, "reward")
+    start = None if before is None else point(before, Estimate(0.0, 0.0))
+    drawing = frontier([point(entry.reward, entry.kl) for entry in entries], start, "KL, nats", "reward")
+    return "Reward against KL", Markup(drawing)
+
+
+def _courses(entries: Sequence[Entry], limit: float | None) -> Iterator[tuple[str, Markup]]:
     """J against reward calls and against seconds, in the order of the table."""
 
     def calls(run: Run, row: Mapping[str, Any]) -> float:

@@ -79,8 +79,9 @@ def common(groups: Sequence[Group]) -> dict[str, str]:
 
 
 def problem_label(problem: Problem, problems: Sequence[Problem]) -> str:
-    """The recipe, its reward and alpha, and what else tells a problem from the others."""
-    own, rows = dict(problem), [dict(other) for other in problems]
+    """The recipe, its reward and alpha, and what else tells a problem from others of the recipe."""
+    own, every = dict(problem), map(dict, problems)
+    rows = [row for row in every if row["recipe"] == own["recipe"]]
     others = [name for name in own if len({row.get(name) for row in rows}) > 1]
     names = dict.fromkeys(name for name in ("reward", *others, "alpha") if name in own and name != "recipe")
     words = [own["recipe"], *(f"{_kebab(name)} {own[name]}" for name in names)]

@@ -162,6 +162,40 @@ def parity(predicted: Sequence[float], measured: Sequence[float], interval: Sequ
         return _svg(figure)
 
 
+@dataclass(frozen=True)
+class Point:
+    """Where a row of a comparison ended; each number with its standard error.
+
+    Args:
+        x: And its standard error.
+        y: And its standard error.
+    """
+
+    x: tuple[float, float]
+    y: tuple[float, float]
+
+
+def frontier(points: Sequence[Point], start: Point | None, x: str, y: str) -> str:
+    """What was reached over what it cost, two standard errors each way, in the colours of --line-0 and on.
+
+    Args:
+        start: Where all began.
+        x: The name of what it cost, and `y` of what was reached.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _drawing()
+        for i, point in enumerate(points):
+            (x_at, x_se), (y_at, y_se), colour = point.x, point.y, LINES[i % len(LINES)]
+            axes.errorbar(x_at, y_at, 2 * y_se, 2 * x_se, fmt="o", color=colour, markersize=6, linewidth=1.4)
+        if start is not None:
+            axes.plot(start.x[0], start.y[0], "o", color=COLOURS["before"], markersize=6)
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.margins(0.08)
+        return _svg(figure)
+
+
 def _drawing() -> tuple[Figure, Axes]:
     """One unit of the drawing is one CSS pixel on a phone."""
     figure = Figure(figsize=(5, 3.1), layout="constrained")

@@ -71,7 +71,7 @@ def drawn(pipe: Any, call: dict[str, Any]) -> Tensor:
 def test_a_single_step_is_that_of_a_whole_run_bit_for_bit(name):
     policy, pipe, call = chain(name)
     assert check_step(step_of(policy.network), pipe, watched(pipe, STEPS, call)) == 0
-    assert "encode_prompt" not in vars(pipe) or name in ("qwen", "zimage", "flux2")  # which are tiny's own
+    assert "encode_prompt" not in vars(pipe) or name in tiny.WITHOUT_ENCODERS  # which are tiny's own
     assert type(pipe).__module__.startswith("diffusers")
 
 

@@ -11,9 +11,10 @@ import torch
 pytest.importorskip("diffusers")
 pytest.importorskip("peft")
 
-from difftilt.domains.diffusers.checks import pipeline_checks
+from difftilt.domains.diffusers.checks import kept_of_a_row, pipeline_checks
 from difftilt.domains.diffusers.lora import lora
 from difftilt.domains.diffusers.pipeline import pipeline_policy
+from difftilt.domains.diffusers.recipe import checkpointed
 from difftilt.experiment.doctor import examine
 from difftilt.experiment.job import Job, tune
 
@@ -70,5 +71,22 @@ def test_a_sound_pipeline_gives_no_alarm(name):
     found = list(examine(job(name)))
     assert [finding.text for finding in found if finding.wrong] == []
     told = "\n".join(finding.text for finding in found)
-    for what in ("those of a whole run, up to 0 of", "LoRA of rank 2 on", "all that is tuned", "spreads by"):
+    for what in (
+        "those of a whole run, up to 0 of",
+        "LoRA of rank 2 on",
+        "all that is tuned",
+        "spreads by",
+        "of 80 GiB.",
+    ):
         assert what in told
+
+
+def test_what_a_row_keeps_is_less_where_activations_are_computed_again():
+    pipe, call = tiny.build("sd1")
+    policy = pipeline_policy(pipe, STEPS, **call)
+    weights = {p.data_ptr() for p in pipe.unet.parameters()}
+    assert kept_of_a_row(policy.requires_grad_(False), weights) == 0
+    lora(policy, rank=2)
+    kept = kept_of_a_row(policy, weights)
+    checkpointed(pipe.unet)
+    assert 0 < kept_of_a_row(policy, weights) < kept / 2

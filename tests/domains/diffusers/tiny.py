@@ -348,6 +348,107 @@ def flux2() -> tuple[Any, dict[str, Any]]:
     return pipe, {"guidance_scale": 4.0, **SQUARE}
 
 
+def klein() -> tuple[Any, dict[str, Any]]:
+    guided, call = flux2()
+    denoiser = library().Flux2Transformer2DModel(**{**guided.transformer.config, "guidance_embeds": False})
+    pipe = library().Flux2KleinPipeline(
+        scheduler=guided.scheduler, vae=guided.vae, text_encoder=None, tokenizer=None, transformer=denoiser
+    )
+
+    def encode_prompt(
+        prompt, device=None, num_images_per_prompt=1, prompt_embeds=None, max_sequence_length=512,
+        text_encoder_out_layers=(9, 18, 27),
+    ):  # fmt: skip
+        embeds = torch.stack([embedding(text, 8, 16) for text in listed(prompt)])
+        return embeds, pipe._prepare_text_ids(embeds)
+
+    pipe.encode_prompt = encode_prompt
+    return pipe, call
+
+
+def chroma() -> tuple[Any, dict[str, Any]]:
+    denoiser = library().ChromaTransformer2DModel(
+        patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16,
+        num_attention_heads=2, joint_attention_dim=32, axes_dims_rope=(4, 4, 8), approximator_hidden_dim=32,
+        approximator_layers=1, approximator_num_channels=16,
+    )  # fmt: skip
+    pipe = library().ChromaPipeline(
+        scheduler=flow(), vae=vae(shift_factor=0.06, scaling_factor=1.5), text_encoder=t5(),
+        tokenizer=tokenizer(16), transformer=denoiser,
+    )  # fmt: skip
+    return pipe, {"guidance_scale": 4.0, **SQUARE, "max_sequence_length": 16, "negative_prompt": "bad"}
+
+
+def auraflow() -> tuple[Any, dict[str, Any]]:
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    denoiser = library().AuraFlowTransformer2DModel(
+        sample_size=8, patch_size=2, in_channels=4, num_mmdit_layers=1, num_single_dit_layers=1,
+        attention_head_dim=8, num_attention_heads=4, caption_projection_dim=32, joint_attention_dim=32,
+        out_channels=4, pos_embed_max_size=256,
+    )  # fmt: skip
+    encoder = UMT5EncoderModel(
+        UMT5Config(vocab_size=WORDS, d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=4)
+    )
+    pipe = library().AuraFlowPipeline(
+        tokenizer=tokenizer(16), text_encoder=encoder, vae=vae(), transformer=denoiser,
+        scheduler=flow(shift=1.73),
+    )  # fmt: skip
+    return pipe, {"guidance_scale": 3.5, "height": 16, "width": 16, "max_sequence_length": 16}
+
+
+def hunyuan() -> tuple[Any, dict[str, Any]]:
+    denoiser = library().HunyuanVideoTransformer3DModel(
+        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=10, num_layers=1,
+        num_single_layers=1, num_refiner_layers=1, patch_size=1, patch_size_t=1, guidance_embeds=True,
+        text_embed_dim=16, pooled_projection_dim=8, rope_axes_dim=(2, 4, 4),
+    )  # fmt: skip
+    decoder = library().AutoencoderKLHunyuanVideo(
+        latent_channels=4, down_block_types=("HunyuanVideoDownBlock3D",) * 4,
+        up_block_types=("HunyuanVideoUpBlock3D",) * 4, block_out_channels=(8,) * 4, layers_per_block=1,
+        norm_num_groups=4, scaling_factor=0.47, spatial_compression_ratio=8, temporal_compression_ratio=4,
+    )  # fmt: skip
+    pipe = library().HunyuanVideoPipeline(
+        text_encoder=None, tokenizer=None, transformer=denoiser, vae=decoder, scheduler=flow(shift=7.0),
+        text_encoder_2=None, tokenizer_2=None,
+    )  # fmt: skip
+
+    def encode_prompt(
+        prompt, prompt_2=None, prompt_template=None, num_videos_per_prompt=1, prompt_embeds=None,
+        pooled_prompt_embeds=None, prompt_attention_mask=None, device=None, dtype=None,
+        max_sequence_length=256,
+    ):  # fmt: skip
+        texts = listed(prompt)
+        rows, means = (torch.stack([embedding(text, *size) for text in texts]) for size in ((8, 16), (1, 8)))
+        return rows, means[:, 0], torch.ones(len(texts), 8)
+
+    pipe.encode_prompt = encode_prompt
+    return pipe, {"guidance_scale": 6.0, "height": 16, "width": 16, "num_frames": 5}
+
+
+def cogview4() -> tuple[Any, dict[str, Any]]:
+    denoiser = library().CogView4Transformer2DModel(
+        patch_size=2, in_channels=4, num_layers=1, attention_head_dim=4, num_attention_heads=4,
+        out_channels=4, text_embed_dim=32, time_embed_dim=8, condition_dim=4,
+    )  # fmt: skip
+    shift = {"base_shift": 0.25, "max_shift": 0.75, "base_image_seq_len": 256, "time_shift_type": "linear"}
+    pipe = library().CogView4Pipeline(
+        tokenizer=None, text_encoder=None, vae=vae(), transformer=denoiser,
+        scheduler=flow(use_dynamic_shifting=True, **shift),
+    )  # fmt: skip
+
+    def encode_prompt(
+        prompt, negative_prompt=None, do_classifier_free_guidance=True, num_images_per_prompt=1,
+        prompt_embeds=None, negative_prompt_embeds=None, device=None, dtype=None, max_sequence_length=1024,
+    ):  # fmt: skip
+        rows = torch.stack([embedding(text, 16, 32) for text in listed(prompt)])
+        away = embedding("", 16, 32).expand_as(rows) if do_classifier_free_guidance else None
+        return rows, away
+
+    pipe.encode_prompt = encode_prompt
+    return pipe, {"guidance_scale": 4.0, "height": 16, "width": 16}
+
+
 def ddpm() -> tuple[Any, dict[str, Any]]:
     denoiser = library().UNet2DModel(
         sample_size=8, block_out_channels=(16, 16), layers_per_block=1, norm_num_groups=8,
@@ -367,9 +468,10 @@ FAMILIES: dict[str, Family] = {
     f.__name__: f
     for f in (
         *(sd1, sdxl, sd3, flux, flux_guided, flux2, qwen, zimage, sana, pixart, lumina2),
-        *(wan, wan22, ltx, cogvideox, ddpm, ddim),
+        *(klein, chroma, auraflow, cogview4, wan, wan22, ltx, cogvideox, hunyuan, ddpm, ddim),
     )
 }
+WITHOUT_ENCODERS = ("qwen", "zimage", "flux2", "klein", "cogview4", "hunyuan")
 
 
 def build(name: str, **settings: Any) -> tuple[Any, dict[str, Any]]:

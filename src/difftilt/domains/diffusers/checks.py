@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn as nn
+from torch import Tensor
 
 from difftilt.data.read import read_tensors
 from difftilt.domains.diffusers.lora import coverage, save_lora
@@ -21,6 +23,9 @@ from difftilt.processes.noise import DDIM, Euler
 # of first order
 DETERMINISTIC = ("DDIMScheduler", "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler")
 FAR = 0.02  # of the largest number, by which images may differ
+CARDS = (16, 24, 48, 80)  # GiB of memory of common GPUs
+SPARE = 0.8  # share of a card that can be planned with
+GIB = 2**30
 
 
 def pipeline_checks(policy: GaussianPolicy, pipe: Any, steps: int, call: dict[str, Any]) -> Iterator[Finding]:
@@ -37,6 +42,7 @@ def pipeline_checks(policy: GaussianPolicy, pipe: Any, steps: int, call: dict[st
     for line in coverage(policy).splitlines():
         yield Finding(f"{line}.", wrong=" on 0 of " in line)
     yield reloaded(policy)
+    yield memory(policy, pipe)
 
 
 @torch.no_grad()
@@ -74,3 +80,45 @@ def reloaded(policy: GaussianPolicy) -> Finding:
     if sizes[0] != sizes[1] or not sizes[0]:
         return Finding(f"{text}, but {sizes[0]:,} are tuned.", wrong=True)
     return Finding(f"{text}, which is all that is tuned.")
+
+
+def memory(policy: GaussianPolicy, pipe: Any) -> Finding:
+    """What weights take, and what a row keeps for its backward pass; how many rows GPUs hold of that."""
+    parts = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
+    weights = {p.data_ptr(): p.nbytes for part in parts for p in part.parameters()}
+    tuned = {p.data_ptr(): p.nbytes for p in policy.parameters() if p.requires_grad}
+    fixed = sum((weights | tuned).values()) + 3 * sum(tuned.values())  # gradients, and Adam's two means
+    row = kept_of_a_row(policy, {*weights, *tuned})
+    text = f"Weights, gradients and Adam's state take {_shown(fixed)}, and a row keeps {_shown(row)} for its"
+    text += " backward pass: "
+    fitting = {card: int((card * GIB * SPARE - fixed) / max(row, 1)) for card in CARDS}
+    if not any(rows > 0 for rows in fitting.values()):
+        return Finding(f"{text}too much for a GPU of {CARDS[-1]} GiB; make images smaller.")
+    told = ", ".join(f"{rows:,} on one of {card} GiB" for card, rows in fitting.items() if rows > 0)
+    return Finding(f"{text}a micro-batch may have about so many rows on a GPU: {told}.")
+
+
+def kept_of_a_row(policy: GaussianPolicy, weights: set[int]) -> int:
+    """Bytes that one step of one chain keeps for its backward pass, weights apart.
+
+    Args:
+        weights: Where these lie.
+    """
+    kept: dict[int, int] = {}
+
+    def keep(x: Tensor) -> Tensor:
+        if x.data_ptr() not in weights:
+            kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    cond = {PROMPT: [ANY]}
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        x = policy.initial(cond).sample()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            step = policy(x, level(x, policy.steps), cond)
+    del step
+    return sum(kept.values())
+
+
+def _shown(size: float) -> str:
+    return f"{size / GIB:.1f} GiB" if size > GIB else f"{size / 2**20:.1f} MiB"
