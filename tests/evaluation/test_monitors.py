@@ -95,7 +95,9 @@ def test_what_alpha_asked_for_counts_no_more_once_it_is_another():
     assert not Monitors(BEFORE, ROUNDS).see_all(rows)
 
 
-@pytest.mark.parametrize("odd", [None, float("nan"), 0, -1.0, float("inf"), 10**400])
+@pytest.mark.parametrize(
+    "odd", [None, float("nan"), 0, -1.0, float("inf"), 10**400], ids=lambda x: f"{x!s:.4}"
+)
 def test_odd_numbers_are_no_errors(odd: Any):
     rows = [healthy(k) for k in range(4)]
     for name in healthy(0).keys() - {"round"}:
