@@ -273,7 +273,7 @@ def _kl(seen: Course) -> Iterator[str]:
             f"the KL is {kl:.3g} nats in closed form, but the sampled log-ratios differ from it by"
             f" {error:.2g} ± {se:.1g}; check the chain's kl against its log_prob"
         )
-    objective, se = seen.pooled("objective")
+    objective, se = seen.usual("objective"), seen.pooled("objective").se
     before, own = seen.start("objective"), seen.start("objective_se")
     if seen.same_problem and before - objective > limits.fallen * math.hypot(se, own):
         yield (
