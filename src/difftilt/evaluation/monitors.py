@@ -29,32 +29,33 @@ class Limits:
     Args:
         window: Rounds, at least 1, in most of which a number must be beyond its limit.
         variance: Share of the variance to expect, below which samples have collapsed.
-        decisive: Samples of the pretrained model that carry the weights exp(r / alpha), below which they do
-            not show where to go.
+        distinct: Share of a batch of sequences that differs, below which they have collapsed.
         way: Share of the KL to expect, below which a run that is half over has not set out.
         spread: Factor by which the members of a learned reward spread more than on the pretrained samples.
         above: What the modelled reward may exceed the best label by, in units of the reward.
-        clipped: Share of ratios outside of the clip range.
+        clipped: Share of ratios outside of the clip range, in any round.
         growth: Factor by which gradients outgrow those of the first rounds.
         failed: Share of the samples that have no valid reward.
         error: Standard errors of the sampled KL's difference from the closed form.
         disagreement: The same difference, as a share of the KL.
         fallen: Standard errors by which J lies below that of the pretrained model.
+        loss: The same difference, in nats.
         overrun: Factor of the target KL.
     """
 
     window: int = 3
     variance: float = 0.25
-    decisive: float = 3.0
+    distinct: float = 0.15
     way: float = 0.1
     spread: float = 1.5
     above: float = 0.0
-    clipped: float = 0.5
+    clipped: float = 0.6
     growth: float = 10.0
     failed: float = 0.2
     error: float = 5.0
     disagreement: float = 0.1
     fallen: float = 4.0
+    loss: float = 0.1
     overrun: float = 2.0
 
 
@@ -114,7 +115,7 @@ class Course:
     @property
     def same_problem(self) -> bool:
         """Whether alpha is what the pretrained model was judged by."""
-        return self.rounds[-1].get("alpha") == self.before.get("alpha")
+        return math.isclose(as_float(self.rounds[-1].get("alpha")), self.start("alpha"))  # a mean over steps
 
     def start(self, name: str) -> float:
         """A number of the pretrained model; NaN if it is not known."""
@@ -177,14 +178,14 @@ def expectations(seen: ScoredSamples) -> dict[str, float]:
     """What samples of the pretrained model tell of the policy that is asked for, the tilt by exp(r / alpha).
 
     Returns:
-        The samples' total variance, and that under the weights; how many samples carry these; the KL.
+        The samples' total variance; that under the weights, and the KL, if enough samples carry these.
     """
     valid = seen.reward.isfinite()
     reward, sample = seen.reward[valid], seen.sample[valid]
     if len(reward) < FEWEST_REWARDS:
         return {}
     tilt, weight = expected_tilt(reward, seen.alpha), (reward / seen.alpha).softmax(0)
-    found = {"variance": variance(sample).item(), "decisive": tilt.effective_sample_size}
+    found = {"variance": variance(sample).item()}
     if tilt.known:
         found |= {"kl_nats": tilt.kl_nats, "kl_nats_se": tilt.kl_nats_se}
         found["tilted_variance"] = variance(sample, weight).item()
@@ -204,8 +205,9 @@ def _means(rows: Sequence[Row]) -> dict[str, float]:
 def _collapse(seen: Course) -> Iterator[str]:
     start, asked = seen.expected("variance"), seen.expected("tilted_variance")
     now, known = seen.usual("variance"), math.isfinite(asked)
-    if now < seen.limits.variance * (min(asked, start) if known else start):
-        distinct = seen.usual("distinct")
+    distinct = seen.usual("distinct")
+    alike = now < seen.limits.variance * (min(asked, start) if known else start)
+    if alike or distinct < seen.limits.distinct:
         wanted = f", where the reward asks for {asked / start:.2g} times" if known else ""
         rest = f", and {distinct:.0%} of them are distinct" if math.isfinite(distinct) else ""
         yield (
@@ -215,12 +217,6 @@ def _collapse(seen: Course) -> Iterator[str]:
 
 
 def _exploration(seen: Course) -> Iterator[str]:
-    if (decisive := seen.expected("decisive")) < seen.limits.decisive:
-        yield (
-            f"only {decisive:.1f} of the pretrained model's samples carry the weights exp(reward / alpha), so"
-            " that they do not show where the reward is; start from a larger alpha, enlarge the batch, or"
-            " reward steps on the way"
-        )
     least = seen.expected("kl_nats") - 2 * seen.expected("kl_nats_se")
     kl, late = seen.usual("kl_nats"), seen.rounds[-1]["round"] + 1 >= seen.planned / 2 > 0
     if late and kl < seen.limits.way * least:
@@ -248,7 +244,7 @@ def _generalisation(seen: Course) -> Iterator[str]:
 
 def _updates(seen: Course) -> Iterator[str]:
     limits, norm = seen.limits, seen.usual("grad_norm")
-    if (clipped := seen.usual("clipped")) > limits.clipped:
+    if (clipped := as_float(seen.rounds[-1].get("clipped"))) > limits.clipped:
         yield (
             f"{clipped:.0%} of the ratios are outside of the clip range, so most of each step is lost or too"
             " large; lower the learning rate, or take fewer epochs"
@@ -268,14 +264,16 @@ def _updates(seen: Course) -> Iterator[str]:
 def _kl(seen: Course) -> Iterator[str]:
     limits, kl = seen.limits, seen.usual("kl_nats")
     error, se = seen.pooled("kl_error")
-    if abs(error) > limits.error * se and abs(error) > limits.disagreement * kl:
+    chosen = seen.failed > limits.failed  # the chains that are left need not be those that were drawn
+    if not chosen and abs(error) > max(limits.error * se, limits.disagreement * kl):
         yield (
             f"the KL is {kl:.3g} nats in closed form, but the sampled log-ratios differ from it by"
             f" {error:.2g} ± {se:.1g}; check the chain's kl against its log_prob"
         )
     objective, se = seen.usual("objective"), seen.pooled("objective").se
     before, own = seen.start("objective"), seen.start("objective_se")
-    if seen.same_problem and before - objective > limits.fallen * math.hypot(se, own):
+    least = max(limits.fallen * math.hypot(se, own), limits.loss * seen.start("alpha"))
+    if seen.same_problem and before - objective > least:
         yield (
             f"J is {objective:.3g} ± {se:.1g}, below the pretrained model's {before:.3g}, as a KL of"
             f" {kl:.3g} nats costs more than the reward gained; lower the learning rate, or alpha if the"
