@@ -5,22 +5,29 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
-from typing import Any, cast
+from typing import Any, ClassVar, Protocol, cast
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 
+from difftilt.answers import repeats, variance
 from difftilt.conditions import take
 from difftilt.guard import Guard, Reward, RewardError
 from difftilt.policy import Policy, Trajectory, chain, law
 from difftilt.settings import check_settings
-from difftilt.shapes import Cond, Index, PerSample, PerStep, Sample, Scalar, Some, State, Step
+from difftilt.shapes import Cond, Index, PerSample, PerStep, Sample, Scalar, Some, State, Stateful, Step
 from difftilt.transition import Joined, Transition, rows_of
 
 # v(x_t, t, c), an estimate of alpha log E[exp(r / alpha) | x_t, c]
 Value = Callable[[State, Step, Cond], PerSample]
-MOST_TOKENS = 1024  # beyond which integers are numbers
+
+
+class Filter(Stateful, Protocol):
+    """What prices samples by those before them, and remembers them."""
+
+    def __call__(self, sample: Sample) -> PerSample:
+        """The price of each sample in nats, by what was seen before this batch."""
+        ...
 
 
 class Objective:
@@ -30,13 +37,19 @@ class Objective:
         reward: Any function of (samples, conditions); it is put behind a `Guard` unless it is one.
         reference: The pretrained chain. Its weights must stay as they are.
         alpha: Weight of the KL, above 0, in units of the reward per nat.
+        diversity: If given, what is learned from is the reward less alpha times its price of a sample.
     """
 
-    def __init__(self, reward: Reward, reference: Policy, alpha: float):
+    def __init__(self, reward: Reward, reference: Policy, alpha: float, diversity: Filter | None = None):
         if not alpha > 0:
             raise ValueError(f"alpha must be above 0, but got {alpha}; a small alpha means a weak KL")
         self.reward = reward if isinstance(reward, Guard) else Guard(reward)
-        self.reference, self.alpha = reference, alpha
+        self.reference, self.alpha, self.diversity = reference, alpha, diversity
+
+    @property
+    def unfiltered(self) -> "Objective":
+        """The same problem by the reward alone, to judge by."""
+        return Objective(self.reward, self.reference, self.alpha)
 
     def score(self, sample: Sample, cond: Cond) -> tuple[Some, Index]:
         """The reward of the samples that have a valid one, and which they are.
@@ -98,7 +111,11 @@ class Objective:
             kept = [step.rows(valid) for step in kept]
         log_ratios, kls = torch.stack(log_ratio)[:, valid], torch.stack(kl)[:, valid]
         base = _concat(kept, len(valid), valid.device) if keep else None
-        return Experience(path, reward.detach(), log_ratios, kls, self.alpha, slope, base)
+        seen = Experience(path, reward.detach(), log_ratios, kls, self.alpha, slope, base)
+        if self.diversity is None:
+            return seen
+        price = self.alpha * self.diversity(path.sample)
+        return replace(seen, reward=seen.reward - price, earned=seen.reward)
 
 
 def _concat(steps: Sequence[Transition], batch: int, device: torch.device) -> Transition:
@@ -134,13 +151,14 @@ class Experience:
     """Sampled chains, what they earned and what they cost.
 
     Args:
-        reward: r(x_0).
+        reward: r(x_0), less what a diversity filter takes.
         log_ratio: log p - log reference of every decision; its expectation is `kl`.
         kl: KL(p || reference) in nats of every decision, in closed form.
         alpha: The objective's weight of the KL.
         slope: d r / d x_0, if it was asked for.
         reference: The reference's distributions of all decisions, in the order of `log_ratio.flatten()`, if
             they were kept.
+        earned: r(x_0) itself, if a filter may have taken of it.
     """
 
     path: Trajectory
@@ -150,6 +168,7 @@ class Experience:
     alpha: float
     slope: State | None = None
     reference: Transition | None = None
+    earned: PerSample | None = None
 
     def base(self, index: Index) -> Transition:
         """The reference's distributions in some rows of the (decision, chain) table.
@@ -167,8 +186,15 @@ class Experience:
         return self.path.log_prob - self.log_ratio
 
     def stats(self) -> dict[str, Scalar]:
-        """Reward, KL in nats and J of the policy that drew the chains, and what tells whether all is well."""
-        return outcome(self.reward, self.kl.sum(0), self.alpha) | self._signs
+        """Reward, KL in nats and J of the policy that drew the chains, and what tells whether all is well.
+
+        They are those of the reward itself; `filtered_reward` is what is left of it, where a filter took any.
+        """
+        if self.earned is None:
+            return outcome(self.reward, self.kl.sum(0), self.alpha) | self._signs
+        found = outcome(self.earned, self.kl.sum(0), self.alpha) | self._signs
+        filtered = {"filtered_reward": self.reward.mean(), "filtered_reward_se": standard_error(self.reward)}
+        return found | filtered
 
     @cached_property
     def _signs(self) -> dict[str, Scalar]:
@@ -176,12 +202,9 @@ class Experience:
 
         `kl_error` is the mean of the sampled log-ratios less the KL in closed form: 0, but for its error.
         """
-        error, sample = (self.log_ratio - self.kl).sum(0), self.path.sample
-        signs = {"kl_error": error.mean(), "kl_error_se": standard_error(error), "variance": variance(sample)}
-        if not sample.is_floating_point():
-            distinct = len(sample.flatten(1).unique(dim=0)) / len(sample)
-            signs["distinct"] = torch.tensor(distinct, device=sample.device)
-        return signs
+        error = (self.log_ratio - self.kl).sum(0)
+        of_kl = {"kl_error": error.mean(), "kl_error_se": standard_error(error)}
+        return of_kl | {"variance": variance(self.path.sample)} | repeats(self.path.sample)
 
 
 def outcome(reward: PerSample, kl: PerSample, alpha: float) -> dict[str, Scalar]:
@@ -189,18 +212,6 @@ def outcome(reward: PerSample, kl: PerSample, alpha: float) -> dict[str, Scalar]
     numbers = {"reward": reward, "kl_nats": kl, "objective": reward - alpha * kl}
     means = {name: x.mean() for name, x in numbers.items()}
     return means | {f"{name}_se": standard_error(x) for name, x in numbers.items()}
-
-
-def variance(sample: Sample, weight: PerSample | None = None) -> Scalar:
-    """The total variance of samples, unbiased; of tokens, of their indicators. Collapse drives it to 0.
-
-    Args:
-        weight: Of each sample, of sum 1; all alike by default.
-    """
-    tokens = not sample.is_floating_point() and int(sample.min()) >= 0 and int(sample.max()) < MOST_TOKENS
-    x = (F.one_hot(sample.long()) if tokens else sample).flatten(1).double()
-    weight = x.new_full((len(x),), 1 / len(x)) if weight is None else weight.to(x)
-    return weight @ (x - weight @ x).square().sum(1) / (1 - weight.square().sum())
 
 
 def part_means(reward: Guard) -> dict[str, float]:
@@ -262,7 +273,13 @@ def follow(average: nn.Module, module: nn.Module, decay: float) -> None:
 
 @dataclass(eq=False)
 class Algorithm(nn.Module, ABC):
-    """Settings, and a generator of losses. Parameters and buffers of its own are saved with the run."""
+    """Settings, and a generator of losses. Parameters and buffers of its own are saved with the run.
+
+    Attributes:
+        filtered: Whether it learns from the numbers of `Objective.sample`, of which a diversity filter takes.
+    """
+
+    filtered: ClassVar[bool] = True
 
     def __post_init__(self):
         super().__init__()

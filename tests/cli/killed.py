@@ -36,11 +36,12 @@ DIGITS = ["finetune", "digits", *SMALL, "--steps", "2"]
 INK = [*DIGITS, "--reward", "ink"]
 PAID = ["--reward", "{home}/paid.py:score", "--reward-version", "1"]
 LEDGER, WORKERS = ["--ledger", "{folder}.db"], ["--reward-workers", "2"]
+FILTERED = ["--diversity-filter", "similar", "--diversity-bucket", "1"]
 OWN = Path(__file__).with_name("own_reward.py")
 KINDS: dict[str, list[str]] = {
     "digits": [*INK, "--ema-decay", "0.5"],
     "dna": ["finetune", "dna", *SMALL, "--save-every", "2"],
-    "molecules": ["finetune", "molecules", *SMALL, "--model", "{home}/models/molecules"],
+    "molecules": ["finetune", "molecules", *SMALL, *FILTERED, "--model", "{home}/models/molecules"],
     "protein": ["finetune", "protein", *SMALL],
     "sequences": ["finetune", "sequences", *SMALL, "--reward", f"{OWN}:lengths"],
     "utr": ["finetune", "utr", *SMALL],

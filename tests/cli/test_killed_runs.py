@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from commands import Command, environment
-from killed import alone, broken, differences, make_home, unbroken
+from killed import FILTERED, alone, broken, differences, make_home, unbroken
 
 from difftilt.cli.runs import RECIPES
 
@@ -14,7 +14,7 @@ RUNS = {
     "digits, first noise tuned": ["digits", "--tune-start", "--eta", "0.5"],
     "dna": ["dna"],
     "dna, constrained": ["dna", "--gc", "0.25", "0.75", "--forbidden", "GATC", "--template", "NNGANNNN"],
-    "molecules": ["molecules", "--model", "{home}/models/molecules"],
+    "molecules": ["molecules", *FILTERED, "--model", "{home}/models/molecules"],
     "molecules, its KL constrained": [
         "molecules",
         "--model",

@@ -7,10 +7,10 @@ from typing import Any, get_args
 import pytest
 import torch
 
+from difftilt.answers import variance
 from difftilt.evaluation.evaluate import ScoredSamples
 from difftilt.evaluation.monitors import Alarm, Monitors, expectations
 from difftilt.evaluation.run_folder import as_float
-from difftilt.objective import variance
 from difftilt.rewards.saved import ABOVE, SPREAD
 from difftilt.training.settings import MonitorName
 

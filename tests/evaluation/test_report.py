@@ -13,10 +13,11 @@ from sklearn.datasets import load_digits
 
 from difftilt.evaluation.estimate import Change, Estimate, log_best_of
 from difftilt.evaluation.optimum import Optimum, ceiling
+from difftilt.evaluation.outcome import Outcome
 from difftilt.evaluation.plots import curve, histogram
 from difftilt.evaluation.report import outcome, write_report
 from difftilt.evaluation.run_folder import read_run
-from difftilt.evaluation.verdict import Outcome, findings, headline
+from difftilt.evaluation.verdict import findings, headline
 from difftilt.evaluation.words import lines
 
 ROUNDS, STEPS, SAMPLES = 60, 8, 512
@@ -329,6 +330,10 @@ RULES = {
     "J, the reward less the price of the KL, shows no clear change": {"objective": rise(-4, -4.01)},
     "which no policy can exceed": {"objective": rise(-4, -0.1)},
     "Diversity fell": {"diversity": rise(3, 1.4)},
+    "The largest family, of kin, is 40% now; that of the pretrained model was 10%": {
+        "family": rise(0.1, 0.4),
+        "family_name": "of kin",
+    },
     "have collapsed": {"diversity": rise(3, 0.2)},
     "still rising at the end": {"rounds": RISING},
     "was falling at the end": {"rounds": RISING[::-1]},
@@ -336,6 +341,11 @@ RULES = {
     "7 samples were dropped": {"dropped": 7},
     "The run is not finished": {"finished": False},
 }
+
+
+@pytest.mark.parametrize("family", [rise(0.1, 0.2), rise(0.4, 0.41), rise(0.6, 0.4)])
+def test_a_family_that_is_small_or_did_not_grow_is_no_word_worth(family: Change):
+    assert "family" not in said(replace(GOOD, family=family))
 
 
 def said(outcome: Outcome) -> str:
@@ -559,6 +569,11 @@ def test_the_best_samples_are_listed_once_with_how_often_they_were_drawn(folder:
     part = page[page.index("The best samples") : page.index("<h2>Training")]
     cells = re.findall(r"<t[dh](?: scope=\"row\")?>(.*?)</t[dh]>", part)
     assert cells == ["GGGG", "3.5", "1", "0", "ACGT", "2", "2", "1", "&lt;b&gt;", "1", "1", "0"]
+    rows = {"sample": texts, "reward": [2.0, 1.0, 2.0, 3.5], "cluster": ["G", "", "G", "G"]}
+    table(folder / "samples" / "after.csv", {name: np.array(column) for name, column in rows.items()})
+    page = page_of(folder)
+    part = page[page.index("The best samples") : page.index("<h2>Training")]
+    assert re.findall(r"<t[dh](?: scope=\"row\")?>(.*?)</t[dh]>", part) == ["GGGG", "3.5", "3", "0"]
 
 
 @pytest.mark.parametrize(

@@ -96,3 +96,14 @@ def test_a_broken_sample_earns_what_was_stated_and_nothing_unawares():
 def test_salts_and_stereochemistry():
     assert canonical(largest(parse("CC(=O)[O-].[Na+]"))) == "CC(=O)[O-]"
     assert canonical(parse("C[C@H](N)C(=O)O"), stereo=False) == "CC(N)C(=O)O"
+
+
+def test_molecules_are_alike_by_spelling_scaffold_or_fingerprint():
+    texts = ["CCc1ccccc1", "c1ccccc1CC", "CCCc1ccccc1", "CCO", "C1CC", "Cc1ccncc1C"]
+    alike = scores.molecules_alike(lambda sample: texts)
+    names = {name: bins(torch.zeros(6, 1), []) for name, bins in alike.items()}
+    ring = "CCc1ccccc1"
+    assert names["same"] == [ring, ring, "CCCc1ccccc1", "CCO", None, "Cc1ccncc1C"]
+    assert names["scaffold"] == ["c1ccccc1"] * 3 + ["", None, "c1ccncc1"]
+    assert names["similar"] == [ring, ring, ring, "CCO", None, "Cc1ccncc1C"]
+    assert alike["similar"](torch.zeros(6, 1), ["OCC", "CCCCc1ccccc1"])[2:4] == ["CCCCc1ccccc1", "OCC"]

@@ -18,7 +18,9 @@ from difftilt import (
     TrajectoryBalance,
 )
 from difftilt.conditions import unconditional
+from difftilt.rewards.diversity import DiversityFilter
 from difftilt.samplers.smc import SMC
+from difftilt.training.manifest import CheckpointError
 
 KINDS = {
     "ppo": lambda: PPO(advantage="critic"),
@@ -51,6 +53,35 @@ def test_a_resumed_run_is_the_unbroken_one(name, tmp_path):
     job(name).train(broken, 2)
     job(name).train(broken, 4)
     assert remains(broken) == remains(whole)
+
+
+def filtered(name):
+    """The job with a filter that has seen many numbers above 0."""
+    made = job(name)
+    filtered = DiversityFilter(lambda x, known: ["+" if n > 0 else "-" for n in x[:, 0].tolist()], 10, 5)
+    filtered.load_state_dict({"bins": ["+"], "counts": [1000]})
+    made.objective.diversity = filtered
+    return made
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_filter_teaches_those_that_learn_from_rewards_of_samples(name, tmp_path):
+    made = filtered(name)
+    for folder, run in (("plain", job(name)), ("filtered", made)):
+        run.train(tmp_path / folder, 1)
+    weights = [remains(tmp_path / folder)["policy.safetensors"] for folder in ("plain", "filtered")]
+    assert (weights[0] != weights[1]) == made.algorithm.filtered
+
+
+def test_what_a_filter_has_seen_is_resumed(tmp_path):
+    whole, broken, plain = (tmp_path / name for name in ("whole", "broken", "plain"))
+    filtered("ppo").train(whole, 2)
+    filtered("ppo").train(broken, 1)
+    filtered("ppo").train(broken, 2)
+    assert remains(broken) == remains(whole)
+    job("ppo").train(plain, 1)
+    with pytest.raises(CheckpointError, match="does not hold the state of this run"):
+        filtered("ppo").train(plain, 2)
 
 
 PASSES = {  # forward and backward per sample and step of five, as docs/algorithms.md says

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 
@@ -34,6 +34,7 @@ class AdjointMatching(Algorithm):
         minibatches: Gradient steps per pass over shuffled (t, sample) rows, at least 1.
     """
 
+    filtered: ClassVar[bool] = False
     share: Share = 1.0
     epochs: Count = 1
     minibatches: Count = 4

@@ -6,7 +6,7 @@ https://arxiv.org/abs/2310.03739).
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import ClassVar, Literal, cast
 
 import torch
 from torch import Tensor
@@ -41,6 +41,7 @@ class Backprop(Algorithm):
             T by the states only. By default where the graphs of all steps would take more than a GiB.
     """
 
+    filtered: ClassVar[bool] = False
     through: Literal["full", "last", "random", "low_variance"] = "full"
     last: Count = 1
     draws: Count = 2

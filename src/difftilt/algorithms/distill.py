@@ -6,7 +6,7 @@ Reward-weighted likelihood (Peters and Schaal, 2007) on the samples of guidance,
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -49,6 +49,7 @@ class Distill(Algorithm):
         value: Soft values v_t(x_t) for the sampler; by default r(E[x_0 | x_t]) of the reference.
     """
 
+    filtered: ClassVar[bool] = False
     sampler: AnySampler = field(default_factory=SMC)
     form: Literal["trajectory", "denoising"] = "trajectory"
     weighted: bool = True

@@ -23,6 +23,7 @@ from difftilt.cli.runs import (
 )
 from difftilt.cli.tables import plain, show_json, show_numbers
 from difftilt.data.owned import adding, check_free
+from difftilt.evaluation.estimate import Estimate
 from difftilt.evaluation.groups import METHOD
 from difftilt.experiment import code
 from difftilt.experiment.fit_value import load_value
@@ -32,7 +33,7 @@ from difftilt.experiment.sample import sample, steer, trained
 from difftilt.objective import Value
 from difftilt.policy import Policy
 from difftilt.samplers.choices import CORRECTING, VALUES, AnySampler
-from difftilt.settings import Natural, UsageError, choose, kebab
+from difftilt.settings import Natural, Positive, UsageError, choose, kebab
 
 Subject = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SUBJECT")]
 
@@ -48,6 +49,9 @@ class SampleOptions:
         value: What steers: `posterior-mean`, the reward of the sample that is expected at each step;
             `second-order`, the same with a correction for its spread, of real numbers; `nested`, 16 chains
             from each state, which is slow; or the folder of a run of difftilt value fit.
+        temperature: Of each step of a chain of tokens, above 0, without a sampler. Below 1 likely tokens
+            become likelier: more samples obey what the model knows, and fewer kinds of them are drawn. The KL
+            and J shown are those of the tempered chain; what it costs, its KL to the untempered one, is told.
         count: How many samples, at least 2; with a sampler, as many as whole populations give, of which
             there are at least 4.
         seed: Random seed, at least 0.
@@ -57,6 +61,7 @@ class SampleOptions:
 
     sampler: AnySampler | None = None
     value: str = "posterior-mean"
+    temperature: Positive = 1.0
     count: Annotated[int, at.Ge(2)] = 64
     seed: Natural = 1
     out: Path | None = None
@@ -122,9 +127,13 @@ def _draw(job: Job, tuned: Policy | None, options: SampleOptions, out: Path, wri
     """
     sampler = options.sampler
     name = f"{'sample' if sampler is None else kebab(type(sampler).__name__)}-seed{options.seed}"
+    if options.temperature != 1:
+        name += f"-temperature{options.temperature:g}".replace(".", "_")  # what follows a dot is an ending
+        if sampler is not None:
+            raise UsageError("a temperature is for plain samples, but got a sampler; leave one of both out")
     check_free(out, name)
     if sampler is None:
-        row = sample(job, out / name, options.count, options.seed)
+        row = sample(job, out / name, options.count, options.seed, options.temperature)
     else:
         policy = tuned if isinstance(sampler, CORRECTING) else None
         value = make_value(options.value, job, written)
@@ -136,6 +145,9 @@ def _draw(job: Job, tuned: Policy | None, options: SampleOptions, out: Path, wri
         show_json(row)
         return
     show_numbers({f"{row['samples']} samples": row})
+    if sampler is None and options.temperature != 1:
+        kl = Estimate(row["tempering_kl_nats"], row["tempering_kl_nats_se"])
+        print(f"the temperature costs {kl} nats, to the chain as it is at 1")
     calls = row.get("network_calls", {}).get("forward")
     spent = "" if calls is None else f", {calls} forward network calls"
     Console().print(f"alpha {row['alpha']:.4g}, {row['reward_calls']} reward calls{spent}", soft_wrap=True)

@@ -12,17 +12,19 @@ SHOWN = 10  # different samples
 
 @dataclass(frozen=True)
 class Best:
-    """The different samples of the highest rewards, best first.
+    """The different samples of the highest rewards, best first; where there are clusters, one of each.
 
     Args:
         names: What the scores are.
-        rows: Of each sample its text, its scores, and how often each model drew it.
+        rows: Of each sample its text, its scores, and how often it was drawn by the pretrained model, and,
+            with all of its cluster, by the tuned one.
         drawn: How many samples each model drew: pretrained, tuned.
     """
 
     names: list[str]
     rows: list[tuple[str, list[str], int, int]]
     drawn: tuple[int, int]
+    clustered: bool
 
 
 def best_samples(run: Run) -> Best | None:
@@ -31,13 +33,16 @@ def best_samples(run: Run) -> Best | None:
     rewards = scores.get("reward", [])
     if not texts or len(texts) != len(rewards):
         return None
-    scored = [i for i, reward in enumerate(rewards) if math.isfinite(reward)]
+    kinds = run.clusters if len(run.clusters) == len(texts) else texts
+    scored = [i for i, reward in enumerate(rewards) if math.isfinite(reward) and kinds[i]]
     first: dict[str, int] = {}
     for i in sorted(scored, key=lambda i: -rewards[i]):
-        first.setdefault(texts[i], i)
-    before, after = Counter(run.texts["before"]), Counter(texts)
+        first.setdefault(kinds[i], i)
+    if not first:
+        return None
+    before, after = Counter(run.texts["before"]), Counter(kinds)
     rows = [
-        (text, [figures(column[i]) for column in scores.values()], before[text], after[text])
-        for text, i in list(first.items())[:SHOWN]
+        (texts[i], [figures(column[i]) for column in scores.values()], before[texts[i]], after[kind])
+        for kind, i in list(first.items())[:SHOWN]
     ]
-    return Best(list(scores), rows, (len(run.texts["before"]), len(texts)))
+    return Best(list(scores), rows, (len(run.texts["before"]), len(texts)), kinds is run.clusters)

@@ -67,12 +67,14 @@ def evaluate(
 ) -> ScoredSamples:
     """Samples one chain per condition. Two policies evaluated with one seed start from the same noise.
 
+    A diversity filter neither sees the samples nor takes of their rewards.
+
     Args:
         gold: Rewards that training never sees, by name.
         chunk: Chains sampled at a time.
     """
     seed_round(seed, EVALUATION)
-    cond = on_device_of(policy, cond)
+    objective, cond = objective.unfiltered, on_device_of(policy, cond)
     rows = torch.arange(batch_size(cond)).split(chunk)
     seen: list[Experience] = []
     parts: dict[str, list[PerSample]] = {}
@@ -96,13 +98,20 @@ def evaluate(
     )
 
 
-def write_table(path: Path, evaluation: ScoredSamples, text: Sequence[str] | None = None) -> None:
-    """Writes one CSV row per sample: its text, if given, its conditions if listed, and its scores."""
+def write_table(
+    path: Path,
+    evaluation: ScoredSamples,
+    text: Sequence[str] | None = None,
+    clusters: Sequence[str | None] | None = None,
+) -> None:
+    """Writes one CSV row per sample: its text, its conditions if listed, its scores, and its cluster."""
     scores = evaluation.scores()
     texts = {name: x for name, x in evaluation.cond.items() if isinstance(x, list)}
     columns = texts | {name: x.tolist() for name, x in scores.items()}
     if text is not None:
         columns = {"sample": list(text), **columns}
+    if clusters is not None:
+        columns["cluster"] = list(clusters)
     with atomic_file(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)

@@ -11,10 +11,10 @@ from itertools import groupby
 from statistics import median
 from typing import Any, get_args
 
+from difftilt.answers import variance
 from difftilt.evaluation.estimate import Estimate, average
 from difftilt.evaluation.evaluate import ScoredSamples
 from difftilt.evaluation.run_folder import as_float
-from difftilt.objective import variance
 from difftilt.rewards.saved import ABOVE, SPREAD
 from difftilt.training.alpha import FEWEST_REWARDS, expected_tilt
 from difftilt.training.settings import MonitorName

@@ -1,7 +1,7 @@
 """The page that shows what a run achieved, made from its folder alone."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,9 @@ from difftilt.evaluation.best import best_samples
 from difftilt.evaluation.estimate import Change, Estimate
 from difftilt.evaluation.monitors import Monitors
 from difftilt.evaluation.optimum import optimum
+from difftilt.evaluation.outcome import Outcome
 from difftilt.evaluation.run_folder import Run, Samples, as_float, estimate, read_pictures, read_run
-from difftilt.evaluation.verdict import Outcome, findings, headline
+from difftilt.evaluation.verdict import findings, headline
 from difftilt.evaluation.words import count, date, duration, figures, flat, lines, page, save_page
 
 # the title of a curve, the number that it shows, and over what
@@ -20,6 +21,7 @@ CURVES = (
     ("Reward", "reward", "round"),
     ("KL to the pretrained model, nats", "kl_nats", "round"),
     ("J = reward less alpha KL", "objective", "round"),
+    ("Reward after the diversity filter", "filtered_reward", "round"),
     ("J against reward calls", "objective", "reward calls"),
     ("alpha, moved to meet the target KL", "alpha", "round"),
 )
@@ -51,6 +53,8 @@ def outcome(run: Run) -> Outcome:
         gold=gold,
         is_proxy=_is_proxy(run),
         diversity=_change(before, after, "diversity"),
+        family=_change(before, after, "family_share"),
+        family_name=after.get("family", ""),
         rounds=[found for row in run.rounds if (found := run.objective(row))],
         optimum=optimum(run),
         target_kl=run.target_kl,
@@ -89,7 +93,7 @@ def render(run: Run) -> str:
     result = outcome(run)
     said = findings(result)
     policies, exact = _exact(run)
-    distances = run.summary.get("distances", {})
+    distances = [row.get("distances") or {} for row in (run.before, run.summary)]
     return page(
         "report.html",
         run=run,
@@ -113,10 +117,11 @@ def render(run: Run) -> str:
         levels=bool(run.before),
         limits=_limits(result),
         histograms=_histograms(run.samples, _is_proxy(run)),
-        distances={name: Estimate(*map(as_float, pair)) for name, pair in distances.items()},
+        distances={name: [_pair(row.get(name)) for row in distances] for name in distances[1]},
         note=run.summary.get("distances_note"),
         policies=policies,
         exact=exact,
+        kl_note=(run.before | run.summary).get("kl_note"),
         exact_note=(run.before | run.summary).get("exact_note"),
         settings=dict(flat(run.settings)),
         machine=dict(_machine(run.info)),
@@ -128,6 +133,11 @@ def _alarms(run: Run) -> list[str]:
     training = run.settings.get("training")
     planned = as_float(training.get("rounds")) if isinstance(training, Mapping) else 0.0
     return [str(alarm) for alarm in Monitors(run.before, planned, run.target_kl).see_all(run.steps)]
+
+
+def _pair(number: Sequence[Any] | None) -> Estimate | None:
+    """A number with its standard error, as JSON holds them."""
+    return None if number is None else Estimate(*map(as_float, number))
 
 
 def _percent(share: Estimate) -> str:

@@ -37,6 +37,7 @@ class Run:
         before: The same numbers of the pretrained model, which are known before the run ends.
         samples: The scores of single samples, by column, before and after.
         texts: The same samples as text, before and after; none if they have no text.
+        clusters: Which cluster each sample after is of; none if there are no clusters.
         missing: What was expected and not found, in words.
     """
 
@@ -48,6 +49,7 @@ class Run:
     before: dict[str, Any]
     samples: dict[str, Samples]
     texts: dict[str, list[str]]
+    clusters: list[str]
     missing: list[str]
 
     @property
@@ -97,16 +99,17 @@ def read_run(folder: Path) -> Run:
         missing.append(f"{torn} unreadable row{'s' * (torn > 1)} of metrics.jsonl")
     if not rounds:
         missing.append("metrics.jsonl (one row per gradient step)")
-    samples, texts = {}, {}
+    samples, texts, clusters = {}, {}, []
     for when in ("before", "after"):
         rows = _table(folder / "samples" / f"{when}.csv")
         samples[when] = _scores(rows, (summary or {}).get("gold") or {})
         texts[when] = [row["sample"] for row in rows if row.get("sample")]
+        clusters = [row["cluster"] for row in rows if "cluster" in row]
         if not samples[when]:
             missing.append(f"samples/{when}.csv (the scores of single samples)")
     summary = {key: value for key, value in (summary or {}).items() if value is not None}
     before = summary.get("before") or _json(folder / "before.json", Numbers) or {}
-    return Run(folder, info, steps, rounds, summary, before, samples, texts, missing)
+    return Run(folder, info, steps, rounds, summary, before, samples, texts, clusters, missing)
 
 
 def _json(path: Path, hint: Any) -> dict[str, Any] | None:

@@ -40,6 +40,7 @@ class Numbers(TypedDict, total=False):
     reward_se: Number
     kl_nats: Number
     kl_nats_se: Number
+    kl_note: Text
     objective: Number
     objective_se: Number
     diversity: Number
@@ -54,6 +55,9 @@ class Numbers(TypedDict, total=False):
     exact_note: Text
     distances: dict[str, tuple[Number, Number]] | None
     distances_note: Text
+    family: Text
+    family_share: Number
+    family_share_se: Number
     proxy_for: list[str] | None
     warnings: list[str] | None
     alarms: list[str] | None

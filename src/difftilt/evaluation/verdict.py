@@ -1,69 +1,23 @@
 """What a run's numbers mean, in plain words, by rules that can say no."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from difftilt.evaluation.estimate import CLEAR, Change, Estimate, average, log_best_of
-from difftilt.evaluation.optimum import Optimum
+from difftilt.evaluation.outcome import Outcome
 
 FEW_SAMPLES = 100
 LARGE_KL = 10.0  # nats; best-of-n reaches it with n = 60,000
 FREE = 0.01  # the KL's price, as a share of the reward gained, below which nothing holds the model back
 LOST_DIVERSITY, COLLAPSED_DIVERSITY = 0.5, 0.1  # what is left, as a share of the pretrained model's
+LARGE_FAMILY = 0.25  # share of one family above which a rise is worth a word
 SMALL_TREND = 0.02  # of what J gained in the whole run
 KEPT_BUDGET = 0.1  # distance from the target KL, as a share of it, that counts as kept
 FEW_EFFECTIVE = 0.05  # share of the samples that carry the weight, below which weighting is a lottery
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What the rules read. None stands for what was not measured.
-
-    Args:
-        reward: The reward that was trained on.
-        kl: KL(p || pretrained) of the tuned chain, in nats.
-        gold: Scores that training never saw, larger meaning better.
-        is_proxy: Whether the reward stands for them, so that they are expected to rise with it.
-        diversity: Any positive measure of how different the samples are.
-        rounds: J of every round, in order.
-        optimum: J*, which no policy exceeds.
-        samples: How many samples of the tuned model were scored.
-        dropped: Samples whose reward failed, and that were left out.
-        penalised: Samples whose reward failed, and that got the stated penalty.
-        ess: Effective share of the samples behind each round's weights, in (0, 1].
-        warnings: What the run itself has to say, in sentences.
-    """
-
-    alpha: float | None = None
-    reward: Change | None = None
-    kl: Estimate | None = None
-    objective: Change | None = None
-    gold: Mapping[str, Change] = field(default_factory=dict)
-    is_proxy: bool = True
-    diversity: Change | None = None
-    rounds: Sequence[Estimate] = ()
-    optimum: Optimum | None = None
-    target_kl: float | None = None
-    samples: int | None = None
-    dropped: int = 0
-    penalised: int = 0
-    ess: Sequence[float] = ()
-    warnings: Sequence[str] = ()
-    finished: bool = True
-
-    @property
-    def way(self) -> Estimate | None:
-        """The share of the way from J before to J*, in (0, 1]; None unless J rose clearly and J* is known."""
-        if not self.finished or self.objective is None or self.optimum is None:
-            return None
-        share = self.optimum.way(self.objective)
-        if share is None or self.objective.direction <= 0 or self.optimum.exceeded_by(self.objective.after):
-            return None
-        return Estimate(min(share.value, 1.0), share.se)
 
 
 @dataclass(frozen=True)
@@ -236,6 +190,15 @@ def _diversity(run: Outcome) -> Iterator[Finding]:
         )
 
 
+def _family(run: Outcome) -> Iterator[Finding]:
+    family = run.family
+    if family and family.after.value > LARGE_FAMILY and family.direction > 0:
+        yield _watch(
+            f"The largest family, {run.family_name}, is {family.after.value:.0%} now; that of the pretrained"
+            f" model was {family.before.value:.0%}. A diversity filter makes large families earn less."
+        )
+
+
 def _trend(run: Outcome) -> Iterator[Finding]:
     """Compares the last quarter of the rounds with the one before."""
     quarter = len(run.rounds) // 4
@@ -295,6 +258,6 @@ def _watch(text: str) -> Finding:
 
 
 RULES = [
-    _unfinished, _reward, _gold, _kl, _budget, _objective, _optimum, _diversity, _trend, _samples, _weights,
-    _own_words,
+    _unfinished, _reward, _gold, _kl, _budget, _objective, _optimum, _diversity, _family, _trend, _samples,
+    _weights, _own_words,
 ]  # fmt: skip

@@ -64,7 +64,7 @@ def _fit(
     accelerator: Accelerator,
     accept_changes: Collection[str],
 ) -> dict[str, Any]:
-    training, objective = job.training, job.objective
+    training, objective = job.training, job.objective.unfiltered
     run = identity(read_run(folder), folder)
     if accelerator.is_main_process:
         check_changes(folder, run, accept_changes, cached=training.cache)

@@ -16,7 +16,9 @@ from difftilt.guard import Guard, Reward
 from difftilt.objective import Algorithm, Objective
 from difftilt.policy import Policy
 from difftilt.rewards.combined import Part
+from difftilt.rewards.diversity import Alike, DiversityFilter, texts_alike
 from difftilt.rewards.scoring import guarded
+from difftilt.settings import UsageError, choose, kebab
 from difftilt.shapes import Cond, State
 from difftilt.training.settings import Training
 
@@ -42,10 +44,14 @@ class View:
     Args:
         spell: Each sample as a line of text, for tables and for rewards that read text.
         vocabulary: What reads such lines as samples, if they are rows of its tokens.
+        alike: What makes samples alike, by name, for a diversity filter; of texts also `same` and `similar`.
         draw: Writes samples to files whose names begin with a path, in the domain's own format.
         diversity: A number that falls when samples become alike.
         distances: Two-sample distances of interest, by name, each with its standard error.
         distances_note: What they mean, in a sentence or two.
+        family: What the largest family of samples is, in words, its share, and that share's standard error;
+            None where there is none.
+        kl_note: What the KL is besides, in a sentence or two.
         exact: Numbers of a policy that need no samples, by name; the one called `J` is its objective.
         optimum: The same numbers of the best possible distribution.
         exact_note: What they mean.
@@ -53,10 +59,13 @@ class View:
 
     spell: Callable[[State], list[str]] | None = None
     vocabulary: Vocabulary | None = None
+    alike: Mapping[str, Alike] = field(default_factory=dict)
     draw: Callable[[ScoredSamples, Path], None] | None = None
     diversity: Callable[[State], float] | None = None
     distances: Callable[[State], Mapping[str, tuple[float, float]]] | None = None
     distances_note: str = ""
+    family: Callable[[State], tuple[str, float, float] | None] | None = None
+    kl_note: str = ""
     exact: Callable[[Policy], Mapping[str, float]] | None = None
     optimum: Callable[[], Mapping[str, float]] | None = None
     exact_note: str = ""
@@ -160,10 +169,11 @@ def tune(
     if not isinstance(reward, Guard):
         reward = guarded(reward, name, training, view.spell, training.seed)
     reference = copy.deepcopy(policy).requires_grad_(False) if reference is None else reference
+    algorithm = copy.deepcopy(algorithm) if algorithm is not None else PPO()
     return Job(
         policy,
-        Objective(reward, reference, alpha),
-        copy.deepcopy(algorithm) if algorithm is not None else PPO(),
+        Objective(reward, reference, alpha, _diversity(training, view, algorithm)),
+        algorithm,
         training,
         target_kl,
         cond,
@@ -175,6 +185,23 @@ def tune(
         export,
         checks,
     )
+
+
+def _diversity(training: Training, view: View, algorithm: Algorithm) -> DiversityFilter | None:
+    """The filter that a training asks for, if it does."""
+    name = training.diversity_filter
+    if name is None:
+        return None
+    if not algorithm.filtered:
+        raise UsageError(
+            f"{kebab(type(algorithm).__name__)} learns from no rewards of single samples, of which a"
+            f" diversity filter could take, but got diversity_filter {name!r}; use one that does, such as ppo"
+        )
+    known = {**({} if view.spell is None else texts_alike(view.spell)), **view.alike}
+    if not known:
+        raise UsageError(f"nothing tells whether samples of this recipe are alike, but got filter {name!r}")
+    alike = choose("diversity filter", name, known)
+    return DiversityFilter(alike, training.diversity_bucket, training.diversity_strength)
 
 
 def _maker(here: FrameType | None) -> Maker | None:

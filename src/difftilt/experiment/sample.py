@@ -14,12 +14,16 @@ from rich.progress import Progress, ProgressColumn, SpinnerColumn, Task, TextCol
 from rich.text import Text
 
 from difftilt.data.owned import adding
+from difftilt.evaluation.estimate import mean
 from difftilt.evaluation.evaluate import ScoredSamples, evaluate, write_table
-from difftilt.experiment.job import Job
+from difftilt.experiment.job import Job, View
 from difftilt.guard import Guard
-from difftilt.objective import Value, standard_error
+from difftilt.guidance.tempered import Tempered
+from difftilt.objective import Objective, Value, standard_error
 from difftilt.policy import Policy
 from difftilt.samplers.base import Sampler
+from difftilt.settings import Positive, check_value
+from difftilt.shapes import Cond, PerSample, Sample
 from difftilt.training.load import load_alpha, load_policy
 from difftilt.training.seeds import EVALUATION, seed_round
 
@@ -33,20 +37,42 @@ def trained(job: Job, folder: Path) -> Job:
     return job
 
 
-def sample(job: Job, place: Path | str, count: int = 64, seed: int = 1) -> dict[str, Any]:
+def sample(
+    job: Job, place: Path | str, count: int = 64, seed: int = 1, temperature: float = 1.0
+) -> dict[str, Any]:
     """Draws samples from the job's policy, judges them, and leaves them beside a path.
 
     Args:
         place: What the names of the files begin with.
         count: How many, at least 2.
         seed: At least 0.
+        temperature: Of each step of a chain of tokens, above 0; below 1 its likely tokens become likelier.
 
     Returns:
-        Reward, KL and J of the samples, as in summary.json.
+        Reward, KL and J of the samples, as in summary.json; and `tempering_kl_nats`, the KL from the tempered
+        chain to the policy's own, unless the temperature is 1.
     """
     torch.set_num_threads(job.training.threads)
+    own, paid = job.policy, {}
+    if temperature != 1:
+        check_value("temperature", temperature, Positive)
+        if not own.symbols:
+            raise ValueError(f"a temperature is for chains of tokens, but got {temperature} for real numbers")
+        job = job.starting_from(Tempered(own, temperature))
+        free = Objective(_nothing, own, job.objective.alpha)
+        spent = mean(evaluate(job.policy, free, job.judging(count), {}, seed=seed).kl)
+        paid = {
+            "temperature": temperature,
+            "tempering_kl_nats": spent.value,
+            "tempering_kl_nats_se": spent.se,
+        }
     drawn = look(job, Path(place), count, seed)
-    return drawn.summary() | {"reward_calls": job.objective.reward.calls}
+    return drawn.summary() | paid | {"reward_calls": job.objective.reward.calls}
+
+
+def _nothing(sample: Sample, cond: Cond) -> PerSample:
+    """A reward that costs nothing."""
+    return torch.zeros(len(sample), device=sample.device)
 
 
 def steer(
@@ -94,6 +120,10 @@ def judge(job: Job, folder: Path, name: str) -> tuple[ScoredSamples, dict[str, A
         row["diversity"] = view.diversity(seen.sample)
     if view.distances is not None:
         row |= {"distances": dict(view.distances(seen.sample)), "distances_note": view.distances_note}
+    if view.family is not None and (found := view.family(seen.sample)):
+        row |= dict(zip(("family", "family_share", "family_share_se"), found, strict=True))
+    if view.kl_note:
+        row["kl_note"] = view.kl_note
     if view.exact is not None:
         row |= {"exact": dict(view.exact(job.policy)), "exact_note": view.exact_note}
     if view.optimum is not None:
@@ -114,7 +144,16 @@ def keep(job: Job, seen: ScoredSamples, place: Path) -> None:
         if job.view.draw is not None:
             job.view.draw(seen, new / place.name)
         spelt = job.view.spell(seen.sample) if job.view.spell is not None else None
-        write_table(new / f"{place.name}.csv", seen, spelt)
+        write_table(new / f"{place.name}.csv", seen, spelt, _clusters(job.view, seen))
+
+
+def _clusters(view: View, seen: ScoredSamples) -> list[str | None] | None:
+    """Which cluster each sample is of, where the domain has such: named after its best, from the best on."""
+    if "similar" not in view.alike:
+        return None
+    order = seen.reward.argsort(descending=True, stable=True)
+    names = view.alike["similar"](seen.sample[order.to(seen.sample.device)], [])
+    return [names[place] for place in order.argsort().tolist()]
 
 
 class _Calls(ProgressColumn):

@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from difftilt.answers import Failure
-from difftilt.data.chemistry import NoMoleculeError, parse, rdkit
+from difftilt.data.chemistry import NoMoleculeError, canonical, parse, rdkit
 from difftilt.guard import Reward
+from difftilt.rewards.diversity import Alike
 from difftilt.shapes import Cond, State
 
 Score = Callable[[Any], float]
 HARD = 6.0  # synthetic accessibility from which on molecules are hard to make, by its authors
 RADIUS, BITS = 2, 2048  # of Morgan fingerprints, as ECFP4
+APART = 0.6  # Tanimoto distance of two molecules that are no more of one cluster
 REMEMBERED = 2**14  # molecules that are not read again
 
 
@@ -51,6 +53,14 @@ def molecule(text: str) -> Any:
     if isinstance(found, NoMoleculeError):
         raise NoMoleculeError(str(found))
     return found
+
+
+def read_or_none(text: str) -> Any:
+    """The molecule of a SMILES, None if it is none."""
+    try:
+        return molecule(text)
+    except NoMoleculeError:
+        return None
 
 
 @functools.lru_cache(REMEMBERED)
@@ -114,6 +124,16 @@ def rings(found: Any) -> float:
     return found.GetRingInfo().NumRings()
 
 
+def aromatic_rings(found: Any) -> float:
+    """The number of aromatic rings."""
+    return rdkit("Chem.rdMolDescriptors").CalcNumAromaticRings(found)
+
+
+def odd_rings(found: Any) -> float:
+    """The number of rings of neither 5 nor 6 atoms."""
+    return sum(len(ring) not in (5, 6) for ring in found.GetRingInfo().AtomRings())
+
+
 def atoms(found: Any) -> float:
     """The number of atoms that are no hydrogen."""
     return found.GetNumHeavyAtoms()
@@ -158,9 +178,45 @@ def fingerprint(found: Any) -> Any:
     return _generator().GetFingerprint(found)
 
 
+def nearest(found: Any, known: Sequence[str]) -> tuple[float, int]:
+    """The greatest Tanimoto similarity to molecules given as SMILES, at least one, and which has it."""
+    alike = rdkit("DataStructs").BulkTanimotoSimilarity(fingerprint(found), [*map(_print, known)])
+    place = max(range(len(known)), key=alike.__getitem__)
+    return alike[place], place
+
+
+@functools.lru_cache(REMEMBERED)
+def _print(text: str) -> Any:
+    return fingerprint(parse(text))
+
+
 def scaffold(found: Any) -> str:
     """The Bemis-Murcko scaffold, rings and what links them, as SMILES; empty of a molecule without rings."""
     return rdkit("Chem.Scaffolds.MurckoScaffold").MurckoScaffoldSmiles(mol=found)
+
+
+def molecules_alike(spell: Callable[[State], list[str]]) -> dict[str, Alike]:
+    """When molecules are alike: `same`, `scaffold`, of which none is one, and `similar`, in one cluster.
+
+    A molecule is of the cluster of the nearest of the first ones, if it is less than `APART` from it. What is
+    no molecule is like nothing.
+    """
+
+    def by(name: Callable[[Any], str]) -> Alike:
+        return lambda sample, known: [one and name(one) for one in map(read_or_none, spell(sample))]
+
+    def similar(sample: State, known: Sequence[str]) -> list[str | None]:
+        leaders, names = list(known), list[str | None]()
+        for text in spell(sample):
+            one = read_or_none(text)
+            alike, place = nearest(one, leaders) if one is not None and leaders else (0.0, 0)
+            if one is not None and alike <= 1 - APART:
+                place = len(leaders)
+                leaders.append(text)
+            names.append(None if one is None else leaders[place])
+        return names
+
+    return {"same": by(canonical), "scaffold": by(scaffold), "similar": similar}
 
 
 SCORES: Mapping[str, Score] = {

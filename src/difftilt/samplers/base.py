@@ -144,7 +144,7 @@ class Sampler(ABC):
         rows = max(1, int(self.memory * MIB / of_a_row(policy, cond)))
         counter, calls = NetworkCalls(), objective.reward.calls
         together = max(1, rows // self.population)
-        steering = Steering(objective, value, policy, rows, history)
+        steering = Steering(objective.unfiltered, value, policy, rows, history)
         watched = counter.watching([policy.network, objective.reference.network])
         with watched, recalling(objective.reference):  # a value and a step ask about the same states
             parts = [self._draw(steering, p) for p in deal(cond, -(-batch_size(cond) // together))]

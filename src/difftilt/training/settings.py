@@ -27,6 +27,11 @@ class Training(Scoring):
         accumulate: Losses per gradient step, at least 1; their mean is descended. A round ends on a step.
         max_norm: Length that the gradient is clipped to, above 0.
         ema_decay: Average the weights over steps with this decay, in [0, 1), for samples; 0 is off.
+        diversity_filter: What makes samples alike, of which many earn less while training: `same`, samples
+            that are equal, `similar` ones, and of molecules `scaffold`; off by default. What is reported is
+            the reward itself.
+        diversity_bucket: Samples that are alike and lose nothing, at least 1, in each process.
+        diversity_strength: After n of them, the next loses alpha times this times log(n / bucket); above 0.
         save_every: Rounds between checkpoints, at least 1; there is always one at the end.
         evaluate: Samples to judge the model by, before and after, at least 2.
         check_start: Starts x_T, at least 3, from which to measure before training what a frozen
@@ -48,6 +53,9 @@ class Training(Scoring):
     accumulate: Count = 1
     max_norm: Positive = 1.0
     ema_decay: Annotated[float, at.Interval(ge=0, lt=1)] = 0.0
+    diversity_filter: str | None = None
+    diversity_bucket: Count = 25
+    diversity_strength: Positive = 1.0
     save_every: Count = 1
     evaluate: Annotated[int, at.Ge(2)] = 512
     check_start: Natural = 0

@@ -4,7 +4,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -48,6 +48,7 @@ class Own(TypedDict):
 
     algorithm: dict[str, Any]
     reward: dict[str, Any]
+    diversity: NotRequired[dict[str, Any]]
     forward: int
     backward: int
     random: dict[str, Any]
@@ -134,6 +135,8 @@ class State:
             "generators": [generator.get_state() for generator in self.generators],
             "body": None if self.body is None else self.body.state_dict(),
         }
+        if self.objective.diversity is not None:
+            own["diversity"] = self.objective.diversity.state_dict()
         return Snapshot(self.rounds, shared, pack(own), self.run)
 
     def restore(self, path: Path) -> None:
@@ -173,6 +176,8 @@ class State:
         self.log_bytes, self.log_sha256 = training["log_bytes"], training["log_sha256"]
         self.algorithm.load_state_dict(own["algorithm"])
         self.objective.reward.load_state_dict(own["reward"])
+        if self.objective.diversity is not None:
+            self.objective.diversity.load_state_dict(own["diversity"])
         self.counter.forward, self.counter.backward = own["forward"], own["backward"]
         _set_random_state(own["random"])
         for generator, state in zip(self.generators, own["generators"], strict=True):

@@ -22,13 +22,14 @@ from difftilt.domains.molecules.view import (
     Molecules,
     clusters,
     internal_diversity,
-    read_or_none,
+    largest_family,
     structures,
     wasserstein,
 )
 from difftilt.evaluation.evaluate import ScoredSamples
 from difftilt.evaluation.run_folder import read_pictures
 from difftilt.policy import rollout
+from difftilt.rewards.molecule import read_or_none
 from difftilt.settings import UsageError
 from difftilt.training.settings import Training
 
@@ -119,7 +120,14 @@ def test_a_run_says_what_invalid_samples_earn_and_shows_structures(model, tmp_pa
     blocks = (out / "samples" / "after.sdf").read_text().split("$$$$\n")
     assert len(smiles) == len(blocks) - 1 == round(60 * summary["gold"]["valid"])
     report = (out / "report.html").read_text()
-    assert report.count("data:image/svg+xml;base64,") >= 2
+    assert report.count("data:image/svg+xml;base64,") >= 6  # samples, best ones, the largest family
+    assert "nats, at most" in report and "between the distributions of molecules the KL is at most" in report
+    assert "Largest family" in report and "The best sample of each cluster" in report
+    assert summary["family"].startswith("molecules ") and 0 < summary["before"]["family_share"] <= 1
+    table = [line.split(",") for line in (out / "samples" / "after.csv").read_text().splitlines()]
+    named = {row[-1] for row in table[1:]}
+    assert table[0][-1] == "cluster" and named <= {"", *(row[0] for row in table[1:])}
+    assert all((row[-1] == "") == (float(row[3]) == 0) for row in table[1:])
 
 
 def test_rewards_that_need_patterns_ask_for_them(model):
@@ -144,6 +152,10 @@ def test_sets_are_compared_and_drawn_with_what_is_held_out(model, tmp_path):
         found["Wasserstein distance of QED"][0]
         > 3 * looks.distances(x[40:])["Wasserstein distance of QED"][0]
     )
+    assert looks.distances(x[40:])["mean aromatic rings (1 in the data)"] == pytest.approx(
+        (1, 0.102), abs=1e-3
+    )
+    assert looks.family(x[:12]) == ("molecules of scaffold c1ccccc1", 1 / 3, pytest.approx(0.136, abs=1e-3))
     reward = torch.linspace(0, 1, 50, dtype=torch.float64)
     looks.draw(ScoredSamples(sample, reward, reward, {}, 0.1), tmp_path / "after")
     (picture, _), *_ = [(b, a) for a, b in read_pictures(tmp_path) if b.name == "after-best.svg"]
@@ -157,6 +169,8 @@ def test_what_is_measured_of_sets():
     one, other = parse("CCc1ccccc1"), parse("CC(=O)O")
     assert internal_diversity([one, one]) == 0 and internal_diversity([one, other]) > 0.8
     assert internal_diversity([]) == 0
+    assert largest_family([one, parse("CCCc1ccccc1"), other]) == ("c1ccccc1", 2, 3)
+    assert largest_family([]) is None
     best = clusters([(0.2, one), (0.9, other), (0.8, parse("CCc1ccccc1"))], 5)
     assert [reward for reward, _ in best] == [0.9, 0.8]
     assert wasserstein(torch.tensor([0.0, 1.0, 2.0]), torch.tensor([3.0, 4.0, 5.0])) == pytest.approx(3)

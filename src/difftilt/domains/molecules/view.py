@@ -1,6 +1,7 @@
 """Molecules as people read them, and what sets of them are judged by."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,12 +12,13 @@ import torch
 from matplotlib.figure import Figure
 
 from difftilt.data.atomic import atomic_file
-from difftilt.data.chemistry import NoMoleculeError, canonical, rdkit
+from difftilt.data.chemistry import canonical, rdkit
 from difftilt.domains.molecules.tokens import Pieces
-from difftilt.evaluation.estimate import jackknife
+from difftilt.evaluation.estimate import jackknife, mean
 from difftilt.evaluation.evaluate import ScoredSamples
 from difftilt.experiment.job import View
 from difftilt.rewards import molecule as scores
+from difftilt.rewards.molecule import read_or_none
 from difftilt.shapes import Cond, PerSample, Sequences, Some, State
 from difftilt.transition import tokens
 
@@ -28,15 +30,23 @@ PROPERTIES: Mapping[str, tuple[str, Callable[[Any], float]]] = {
     "rings": ("rings", scores.rings),
     "atoms": ("heavy atoms", scores.atoms),
 }
+RINGS: Mapping[str, Callable[[Any], float]] = {
+    "aromatic rings": scores.aromatic_rings,
+    "rings of neither 5 nor 6 atoms": scores.odd_rings,
+}
 COMPARED = 400  # molecules, between which distances are measured
 PARTS = 10  # of a set, that the jackknife leaves out in turn
 DRAWN, COLUMNS = 12, 4  # structures of a picture
 WIDTH, HEIGHT = 220, 180  # of one of them, in pixels
-APART = 0.6  # Tanimoto distance of two molecules that are no more of one cluster
 NOTE = (
-    "Wasserstein distances are between a property of the molecules among the samples and of molecules that"
-    " nothing was learned from; 0 for equal distributions. Shares are of all samples, unique ones and"
-    " scaffolds of the molecules among them. Samples that are no molecule count as such, and nowhere else."
+    "Wasserstein distances are between a property of the molecules among the samples and of the data,"
+    " molecules that nothing was learned from; 0 for equal distributions. Shares are of all samples; those of"
+    " unique ones and scaffolds, of the molecules among them. Samples that are no molecule count as such, and"
+    " nowhere else."
+)
+KL_NOTE = (
+    "It is that of the chains. Several texts are one molecule, and each can be drawn in many orders, so"
+    " between the distributions of molecules the KL is at most this, and J with it at least the one shown."
 )
 
 
@@ -57,10 +67,13 @@ class Molecules:
         """For a job."""
         return View(
             spell=self.spell,
+            alike=scores.molecules_alike(self.spell),
             draw=self.draw,
             diversity=lambda sample: internal_diversity(self.read(sample)),
             distances=self.distances,
             distances_note=NOTE,
+            family=self.family,
+            kl_note=KL_NOTE,
         )
 
     def spell(self, sample: State) -> list[str]:
@@ -87,13 +100,26 @@ class Molecules:
         rows = {name: _share(*counts) for name, counts in shares.items()}
         if len(found) < PARTS:
             return rows
-        for name, values in properties(found).items():
-            part = torch.arange(len(values)) % PARTS
-            without = [wasserstein(values[part != one], self.properties[name]) for one in range(PARTS)]
-            value = wasserstein(values, self.properties[name])
-            title = f"Wasserstein distance of {PROPERTIES[name][0]}"
-            rows[title] = (value, jackknife(torch.tensor(without)).sqrt().item())
+        values = statistics(found)
+        for name, expected in self.statistics.items():
+            rows[f"mean {name} ({expected.mean():.3g} in the data)"] = mean(values[name])
+        for name, (title, _) in PROPERTIES.items():
+            own, data = values[title], self.properties[name]
+            part = torch.arange(len(own)) % PARTS
+            without = [wasserstein(own[part != one], data) for one in range(PARTS)]
+            error = jackknife(torch.tensor(without)).sqrt().item()
+            rows[f"Wasserstein distance of {title}"] = (wasserstein(own, data), error)
         return rows
+
+    def family(self, sample: State) -> tuple[str, float, float] | None:
+        """The scaffold that most of the samples' molecules have, their share of them, and its error."""
+        found = largest_family(self.read(sample))
+        return found and (f"molecules {_of(found[0])}", *_share(*found[1:]))
+
+    @cached_property
+    def statistics(self) -> dict[str, Some]:
+        """Of the molecules held out."""
+        return statistics(self.read(self.held_out))
 
     @cached_property
     def properties(self) -> dict[str, Some]:
@@ -119,6 +145,7 @@ class Molecules:
         _write(path.with_suffix(".svg"), structures(found[:DRAWN], legends[:DRAWN]))
         if len(rows) >= 2:
             _write(path.with_name(f"{path.name}-best.svg"), self._best([(reward[i], found[i]) for i in rows]))
+            _write(path.with_name(f"{path.name}-family.svg"), family([(reward[i], found[i]) for i in rows]))
             self._histograms(path.with_name(f"{path.name}-properties.png"), [found[i] for i in rows])
 
     def _best(self, scored: Sequence[tuple[float, Any]]) -> str:
@@ -156,25 +183,34 @@ class Molecules:
             figure.savefig(file, format="png", dpi=110)
 
 
-def read_or_none(text: str) -> Any:
-    """The molecule of a SMILES, None if it is none."""
-    try:
-        return scores.molecule(text)
-    except NoMoleculeError:
-        return None
-
-
 def clusters(scored: Sequence[tuple[float, Any]], most: int) -> list[tuple[float, Any]]:
-    """Molecules with their rewards, best first, of which each is `APART` from all better ones shown."""
+    """Molecules with their rewards, best first, of which each is apart from all better ones shown."""
     best, prints = [], []
     for reward, one in sorted(scored, key=lambda pair: -pair[0]):
         own = scores.fingerprint(one)
         if len(best) < most and all(
-            s <= 1 - APART for s in rdkit("DataStructs").BulkTanimotoSimilarity(own, prints)
+            s <= 1 - scores.APART for s in rdkit("DataStructs").BulkTanimotoSimilarity(own, prints)
         ):
             best.append((reward, one))
             prints.append(own)
     return best
+
+
+def largest_family(molecules: Sequence[Any]) -> tuple[str, int, int] | None:
+    """The scaffold of most molecules, how many have it, and how many molecules there are; None of none."""
+    counts = Counter(map(scores.scaffold, molecules)).most_common(1)
+    return (*counts[0], len(molecules)) if counts else None
+
+
+def family(scored: Sequence[tuple[float, Any]]) -> str:
+    """The scaffold of the largest family, and different molecules of it, best first, as SVG."""
+    found = largest_family([one for _, one in scored])
+    kept, count, total = found or ("", 0, 0)
+    members = {canonical(one): (r, one) for r, one in scored if scores.scaffold(one) == kept}
+    best = sorted(members.values(), key=lambda pair: -pair[0])[: 2 * COLUMNS - 1]
+    head = scores.molecule(kept) if kept else None
+    said = f"largest family, {count / max(total, 1):.0%}"
+    return structures([head, *(one for _, one in best)], [said, *(f"reward {r:.3g}" for r, _ in best)])
 
 
 def structures(molecules: Sequence[Any], legends: Sequence[str]) -> str:
@@ -206,6 +242,15 @@ def properties(molecules: Sequence[Any]) -> dict[str, Some]:
     }
 
 
+def statistics(molecules: Sequence[Any]) -> dict[str, Some]:
+    """The properties of molecules and what their rings are, by title."""
+    rings = {
+        title: torch.tensor([score(one) for one in molecules], dtype=torch.float64)
+        for title, score in RINGS.items()
+    }
+    return {PROPERTIES[name][0]: values for name, values in properties(molecules).items()} | rings
+
+
 def wasserstein(a: Some, b: Some, points: int = 500) -> float:
     """The 1-Wasserstein distance of two samples: the mean distance of their quantiles."""
     at = torch.linspace(0, 1, points, dtype=torch.float64)
@@ -218,6 +263,10 @@ def internal_diversity(molecules: Sequence[Any]) -> float:
     bulk = rdkit("DataStructs").BulkTanimotoSimilarity
     alike = [x for i, one in enumerate(prints) for x in bulk(one, prints[:i])]
     return 1 - sum(alike) / len(alike) if alike else 0.0
+
+
+def _of(scaffold: str) -> str:
+    return f"of scaffold {scaffold}" if scaffold else "without rings"
 
 
 def _share(count: int, total: int) -> tuple[float, float]:
