@@ -8,10 +8,15 @@ import pytest
 import torch
 
 from difftilt.answers import variance
+from difftilt.conditions import unconditional
+from difftilt.data.vocabulary import DNA, spell
 from difftilt.evaluation.evaluate import ScoredSamples
 from difftilt.evaluation.monitors import Alarm, Monitors, expectations
 from difftilt.evaluation.run_folder import as_float
-from difftilt.rewards.saved import ABOVE, SPREAD
+from difftilt.guard import Guard
+from difftilt.rewards.ensemble import Ensemble
+from difftilt.rewards.learned import Labels
+from difftilt.rewards.saved import ABOVE, SPREAD, LearnedReward
 from difftilt.training.settings import MonitorName
 
 ROUNDS = 12
@@ -141,3 +146,14 @@ def test_pretrained_samples_tell_the_variance_of_the_tilt():
     assert found["kl_nats"] == pytest.approx((0.5 - 1 - torch.tensor(0.5).log().item()) / 2, abs=0.02)
     steep = expectations(ScoredSamples(x, (1000 * x[:, 0]).double(), torch.zeros(20_000), {}, 2.0))
     assert steep.keys() == {"variance"}
+
+
+def test_a_learned_reward_tells_what_generalisation_goes_by():
+    x = torch.randint(4, (30, 3), generator=torch.Generator().manual_seed(0))
+    labels, learner = Labels(x, (x == 0).float().mean(1)), Ensemble(4, members=2, steps=2)
+    learned = LearnedReward(learner.taught(labels), learner, DNA, 3, 3, 1.0, 2.0, best_label=0.75)
+    guard = Guard(learned.of(lambda x: spell(x, DNA)))
+    value, found = guard(x, unconditional(30)), learned.belief(x)
+    torch.testing.assert_close(guard.parts[SPREAD], found.std)
+    torch.testing.assert_close(guard.parts[ABOVE], found.mean - 0.75)
+    torch.testing.assert_close(value, found.mean - 2 * found.std)
