@@ -1,4 +1,4 @@
-"""What a reward takes, and what it answers: numbers in any container, or why there is none."""
+"""What a reward takes, how alike these samples are, and what it answers: numbers, or why there is none."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 from torch import Tensor
 
-from difftilt.shapes import Stateful
+from difftilt.shapes import PerSample, Sample, Scalar, Stateful
+
+MOST_TOKENS = 1024  # beyond which integers are numbers
 
 
 class RewardError(ValueError):
@@ -138,3 +141,23 @@ def check_arguments(reward: Callable[..., Any], name: str) -> None:
             f" ({', '.join(needed)}); make it a function of (samples, conditions), and put what else is known"
             " of each sample into the conditions"
         ) from error
+
+
+def variance(sample: Sample, weight: PerSample | None = None) -> Scalar:
+    """The total variance of samples, unbiased; of tokens, of their indicators. Collapse drives it to 0.
+
+    Args:
+        weight: Of each sample, of sum 1; all alike by default.
+    """
+    tokens = not sample.is_floating_point() and int(sample.min()) >= 0 and int(sample.max()) < MOST_TOKENS
+    x = (F.one_hot(sample.long()) if tokens else sample).flatten(1).double()
+    weight = x.new_full((len(x),), 1 / len(x)) if weight is None else weight.to(x)
+    return weight @ (x - weight @ x).square().sum(1) / (1 - weight.square().sum())
+
+
+def repeats(sample: Sample) -> dict[str, Scalar]:
+    """The share of samples that are distinct, if they are no real numbers."""
+    if sample.is_floating_point():
+        return {}
+    count = len(sample.flatten(1).unique(dim=0))
+    return {"distinct": torch.tensor(count / len(sample), device=sample.device)}

@@ -3,12 +3,14 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import groupby
 from typing import Any, ClassVar, Protocol, cast
 
 import torch
 import torch.nn as nn
 
+from difftilt.answers import repeats, variance
 from difftilt.conditions import take
 from difftilt.guard import Guard, Reward, RewardError
 from difftilt.policy import Policy, Trajectory, chain, law
@@ -184,15 +186,25 @@ class Experience:
         return self.path.log_prob - self.log_ratio
 
     def stats(self) -> dict[str, Scalar]:
-        """Reward, KL in nats and J of the policy that drew the chains, each with its standard error.
+        """Reward, KL in nats and J of the policy that drew the chains, and what tells whether all is well.
 
         They are those of the reward itself; `filtered_reward` is what is left of it, where a filter took any.
         """
         if self.earned is None:
-            return outcome(self.reward, self.kl.sum(0), self.alpha)
-        found = outcome(self.earned, self.kl.sum(0), self.alpha)
+            return outcome(self.reward, self.kl.sum(0), self.alpha) | self._signs
+        found = outcome(self.earned, self.kl.sum(0), self.alpha) | self._signs
         filtered = {"filtered_reward": self.reward.mean(), "filtered_reward_se": standard_error(self.reward)}
         return found | filtered
+
+    @cached_property
+    def _signs(self) -> dict[str, Scalar]:
+        """What monitors go by: how different the samples are, and the error of the KL.
+
+        `kl_error` is the mean of the sampled log-ratios less the KL in closed form: 0, but for its error.
+        """
+        error = (self.log_ratio - self.kl).sum(0)
+        of_kl = {"kl_error": error.mean(), "kl_error_se": standard_error(error)}
+        return of_kl | {"variance": variance(self.path.sample)} | repeats(self.path.sample)
 
 
 def outcome(reward: PerSample, kl: PerSample, alpha: float) -> dict[str, Scalar]:

@@ -55,6 +55,21 @@ def refused(words: list[str], capsys) -> str:
     return message
 
 
+def test_a_monitor_ends_a_run_which_goes_on_when_it_is_told_to(place, capsys):
+    own = ["own_recipe.py:walk", "--rounds", "6", "--batch", "32", "--evaluate", "32"]
+    main(["finetune", *own, "--learning-rate", "3", "--stop-on", "kl", "--out", "a"])
+    said = capsys.readouterr()
+    assert said.err.count("monitor: ") >= 1 and "training ended early: the monitor" in said.out
+    assert json.loads(Path("a/summary.json").read_text())["rounds"] < 6
+    forget()
+    main(["resume", "a"])
+    assert "go on with --past-alarms" in capsys.readouterr().out
+    main(["resume", "a", "--past-alarms"])
+    assert json.loads(Path("a/summary.json").read_text())["rounds"] == 6
+    main(["report", "a"])
+    assert "What the monitors said while it ran" in Path("a/report.html").read_text()
+
+
 def test_a_file_of_sixty_lines_goes_through_every_command(place, capsys):
     assert len((place / "own_recipe.py").read_text().splitlines()) <= 60
     own = "own_recipe.py:walk"

@@ -1,9 +1,11 @@
 """From returns to advantages, and from advantages to a loss. Pure functions."""
 
+import math
+
 import torch
 from torch import Tensor
 
-from difftilt.shapes import Index, PerSample, PerStep, Statistic
+from difftilt.shapes import Index, PerSample, PerStep, Scalar, Statistic
 
 EPS = 1e-6
 LEAST = 0.25  # of the usual deviation: no group counts more than four usual ones
@@ -85,6 +87,11 @@ def clipped_surrogate(log_w: PerSample, advantage: PerSample, clip: float, dimen
     """
     low, high = dimensions * torch.log1p(torch.tensor([-clip, clip], dtype=log_w.dtype)).to(log_w.device)
     return torch.minimum(log_w.exp() * advantage, log_w.clamp(low, high).exp() * advantage)
+
+
+def clipped(log_w: PerSample, clip: float, dimensions: int = 1) -> Scalar:
+    """The share of ratios outside of `clipped_surrogate`'s range, whichever way the advantage points."""
+    return (log_w.detach().abs() > dimensions * math.log1p(clip)).double().mean()
 
 
 def _members(ids: Index, like: Tensor) -> Tensor:

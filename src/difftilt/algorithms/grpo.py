@@ -70,7 +70,8 @@ class GRPO(Algorithm):
                 log_w = step.log_prob(rows.x_next) - path.log_prob.flatten()[index]
                 gain = advantages.clipped_surrogate(log_w, advantage[index], self.clip, dimensions)
                 loss = alpha * step.kl(seen.base(index)) / spread.flatten()[index] - gain
-                yield Loss(loss.mean() * len(path.log_prob), seen.stats(), share)
+                clipped = advantages.clipped(log_w, self.clip, dimensions)
+                yield Loss(loss.mean() * len(path.log_prob), seen.stats() | {"clipped": clipped}, share)
 
     def _groups(self, cond: Cond, round: int) -> Cond:
         size, batch = self.group_size, batch_size(cond)

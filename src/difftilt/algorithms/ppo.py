@@ -5,7 +5,6 @@ Schulman et al. (2017), https://arxiv.org/abs/1707.06347, on the decisions of a 
 https://arxiv.org/abs/2305.16381).
 """
 
-import math
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,9 +17,9 @@ from difftilt.algorithms import advantages
 from difftilt.algorithms.minibatches import minibatches
 from difftilt.conditions import context, context_keys
 from difftilt.objective import Algorithm, Experience, Loss, Objective, to_go
-from difftilt.policy import Policy, Trajectory, check_ratio, decide
+from difftilt.policy import Policy, check_ratio, decide
 from difftilt.settings import Count
-from difftilt.shapes import Cond, PerSample, PerStep, Scalar
+from difftilt.shapes import Cond, PerSample, PerStep
 from difftilt.values.network import ValueNetwork
 
 Advantage = Literal["batch", "context", "group", "leave_one_out", "path", "critic"]
@@ -99,8 +98,9 @@ class PPO(Algorithm):
                 if critic is not None:
                     error = critic(rows.x, rows.t, rows.cond) - returns.flatten()[index]
                     loss = loss + self.critic_weight * (error / scale).square()
-                stats = seen.stats() | self._stats(log_w.detach(), path, dimensions)
-                yield Loss(loss.mean() * len(returns), stats, share)
+                moved = {"kl_old": -log_w.detach().mean() * len(path.log_prob)}
+                moved["clipped"] = advantages.clipped(log_w, self.clip, dimensions)
+                yield Loss(loss.mean() * len(returns), seen.stats() | moved, share)
 
     def _returns(self, seen: Experience) -> PerStep:
         """The return of each decision: the reward, less the KL cost that is not in the loss."""
@@ -133,10 +133,6 @@ class PPO(Algorithm):
         for key, reward in zip(keys, seen.reward.tolist(), strict=True):
             self.history[key].append(reward)
         return seen.reward.new_tensor(mean)
-
-    def _stats(self, log_w: PerSample, path: Trajectory, dimensions: int) -> dict[str, Scalar]:
-        clipped = (log_w.abs() > dimensions * math.log1p(self.clip)).double()
-        return {"kl_old": -log_w.mean() * len(path.log_prob), "clipped": clipped.mean()}
 
     def get_extra_state(self) -> dict[str, Any]:
         return {

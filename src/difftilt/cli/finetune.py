@@ -115,8 +115,9 @@ def resume_command(words: list[str]) -> None:
     several = (folder / SEEDS).exists() and not (folder / RUN).exists()
     places = seeds_of(folder) if several else [folder]
     may = accepted(options, everything=settings["accept_changes"])
+    past_alarms: bool = settings["past_alarms"]
     with watch.resumable(folder), going_on(places, first=os.environ.get("RANK", "0") == "0"):
-        _resume(folder, places, options, may, settings["reward_budget"])
+        _resume(folder, places, options, may, settings["reward_budget"], past_alarms)
 
 
 def _resume(
@@ -125,13 +126,14 @@ def _resume(
     options: CodeOptions,
     accept_changes: Collection[str],
     budget: int | None,
+    past_alarms: bool,
 ) -> None:
     if len(places) == 1 and read_run(places[0]).get("task") == VALUE:
         resume_value(places[0], options, accept_changes)
         return
     jobs = {place: _with_budget(load(place, options), budget) for place in places}
     for place in places:
-        if finished := _finished(place, jobs[place], budget):
+        if finished := _finished(place, jobs[place], goes_on=budget is not None or past_alarms):
             jobs.pop(place)
             print(f"{place} is finished: {finished}; its report is {place / 'report.html'}")
     if not jobs:
@@ -155,15 +157,20 @@ def _with_budget(job: Job, budget: int | None) -> Job:
     return build(job.maker.recipe, {**job.maker.settings, "training": training})
 
 
-def _finished(folder: Path, job: Job, budget: int | None) -> str:
-    """Why a run is finished; empty if it is not."""
+def _finished(folder: Path, job: Job, goes_on: bool) -> str:
+    """Why a run is finished; empty if it is not.
+
+    Args:
+        goes_on: Whether one that ended early is to go on.
+    """
     if not all((folder / name).exists() for name in ("summary.json", "report.html")):
         return ""
     summary = read_json(folder / "summary.json", Summary)
     if (summary.get("rounds") or 0) >= job.training.rounds:
         return f"all {job.training.rounds} rounds are done"
     ended = summary.get("ended")
-    return f"{ended}; go on with --reward-budget and a larger number" if ended and budget is None else ""
+    how = "--past-alarms" if "the monitor" in (ended or "") else "--reward-budget and a larger number"
+    return f"{ended}; go on with {how}" if ended and not goes_on else ""
 
 
 def seeds_of(folder: Path) -> list[Path]:
@@ -178,7 +185,10 @@ def seeds_of(folder: Path) -> list[Path]:
 
 
 def resume_options(
-    run: tyro.conf.Positional[Path], accept_changes: bool = False, reward_budget: Count | None = None
+    run: tyro.conf.Positional[Path],
+    accept_changes: bool = False,
+    reward_budget: Count | None = None,
+    past_alarms: bool = False,
 ) -> None:
     """Goes on with a run from its newest good checkpoint.
 
@@ -188,6 +198,7 @@ def resume_options(
             write into run.json what has.
         reward_budget: Most samples that the run may ask about from now on in all, in the place of what it was
             started with, at least 1.
+        past_alarms: Go on although a monitor (--stop-on) has ended the run.
     """
 
 

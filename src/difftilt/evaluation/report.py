@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from difftilt.evaluation.best import best_samples
 from difftilt.evaluation.estimate import Change, Estimate
+from difftilt.evaluation.monitors import Monitors
 from difftilt.evaluation.optimum import optimum
 from difftilt.evaluation.outcome import Outcome
 from difftilt.evaluation.run_folder import Run, Samples, as_float, estimate, read_pictures, read_run
@@ -108,6 +109,7 @@ def render(run: Run) -> str:
         headline=headline(result),
         achieved=[finding.text for finding in said if finding.kind == "achieved"],
         watch=[finding.text for finding in said if finding.kind == "watch"],
+        alarms=_alarms(run),
         costs=dict(_costs(run)),
         pictures=read_pictures(run.folder / "samples"),
         best=best_samples(run),
@@ -124,6 +126,13 @@ def render(run: Run) -> str:
         settings=dict(flat(run.settings)),
         machine=dict(_machine(run.info)),
     )
+
+
+def _alarms(run: Run) -> list[str]:
+    """What the monitors said, or would have said of a run from before there were any."""
+    training = run.settings.get("training")
+    planned = as_float(training.get("rounds")) if isinstance(training, Mapping) else 0.0
+    return [str(alarm) for alarm in Monitors(run.before, planned, run.target_kl).see_all(run.steps)]
 
 
 def _pair(number: Sequence[Any] | None) -> Estimate | None:

@@ -31,7 +31,8 @@ class Run:
 
     Args:
         info: `run.json`.
-        rounds: The first row of `metrics.jsonl` of each round.
+        steps: The rows of `metrics.jsonl`.
+        rounds: The first of them of each round.
         summary: `summary.json`, without what was null.
         before: The same numbers of the pretrained model, which are known before the run ends.
         samples: The scores of single samples, by column, before and after.
@@ -42,6 +43,7 @@ class Run:
 
     folder: Path
     info: dict[str, Any]
+    steps: list[dict[str, Any]]
     rounds: list[dict[str, Any]]
     summary: dict[str, Any]
     before: dict[str, Any]
@@ -90,7 +92,9 @@ def read_run(folder: Path) -> Run:
     summary = _json(folder / "summary.json", Summary)
     if summary is None:
         missing.append("summary.json (it is written when the run ends)")
-    rounds, torn = _rounds(folder / "metrics.jsonl")
+    path = folder / "metrics.jsonl"
+    steps, torn = read_rows(path, Row) if path.exists() else ([], 0)  # a run may be writing one
+    rounds = _firsts(steps)
     if torn:
         missing.append(f"{torn} unreadable row{'s' * (torn > 1)} of metrics.jsonl")
     if not rounds:
@@ -105,20 +109,19 @@ def read_run(folder: Path) -> Run:
             missing.append(f"samples/{when}.csv (the scores of single samples)")
     summary = {key: value for key, value in (summary or {}).items() if value is not None}
     before = summary.get("before") or _json(folder / "before.json", Numbers) or {}
-    return Run(folder, info, rounds, summary, before, samples, texts, clusters, missing)
+    return Run(folder, info, steps, rounds, summary, before, samples, texts, clusters, missing)
 
 
 def _json(path: Path, hint: Any) -> dict[str, Any] | None:
     return read_json(path, hint, 64 * MIB) if path.exists() else None
 
 
-def _rounds(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The first row of each round, and how many rows could not be read (a run may be writing one)."""
-    rows, torn = read_rows(path, Row) if path.exists() else ([], 0)
+def _firsts(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The first row of each round."""
     rounds: dict[int, dict[str, Any]] = {}
     for row in rows:
         rounds.setdefault(row["round"], row)
-    return list(rounds.values()), torn
+    return list(rounds.values())
 
 
 def _table(path: Path) -> list[dict[str, str]]:

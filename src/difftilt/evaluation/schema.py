@@ -60,6 +60,8 @@ class Numbers(TypedDict, total=False):
     family_share_se: Number
     proxy_for: list[str] | None
     warnings: list[str] | None
+    alarms: list[str] | None
+    expected: ByName
     samples: int | None
     dropped: int | None
     penalised: int | None
@@ -100,3 +102,11 @@ class Row(TypedDict):
     objective_se: NotRequired[Number]
     ess: NotRequired[Number]
     reward_calls: NotRequired[Number]
+    kl_error: NotRequired[Number]
+    kl_error_se: NotRequired[Number]
+    variance: NotRequired[Number]
+    distinct: NotRequired[Number]
+    clipped: NotRequired[Number]
+    grad_norm: NotRequired[Number]
+    dropped: NotRequired[Number]
+    penalised: NotRequired[Number]

@@ -17,6 +17,7 @@ from difftilt.data.lock import LOCK, locked
 from difftilt.data.owned import ADAPTER, RUN, adding, check_inside
 from difftilt.data.read import UnreadableError, read_json, read_tensors
 from difftilt.evaluation.diagnostics import frozen_start_warning
+from difftilt.evaluation.monitors import expectations
 from difftilt.evaluation.report import write_report
 from difftilt.evaluation.schema import Info, Numbers, Start
 from difftilt.experiment import code
@@ -25,6 +26,7 @@ from difftilt.experiment.job import Job, Maker
 from difftilt.experiment.plan import per_process, plan
 from difftilt.experiment.record import describe, describe_settings, to_json, write_json
 from difftilt.experiment.sample import judge
+from difftilt.experiment.watching import Watching
 from difftilt.guard import BudgetSpent
 from difftilt.rewards.scoring import begin
 from difftilt.shapes import PerSample
@@ -64,14 +66,17 @@ def finetune(
         _begin(job, folder, accelerator, accept_changes)
         before = _before(job, folder, accelerator)
         optimizer, scheduler = make_optimizer(job)
+        watching = Watching(job, folder, before, accelerator.is_main_process)
         with within_budget(job, accelerator) as ended:
             for _ in train(
                 folder, job.policy, job.objective, job.algorithm, lambda _: job.cond(share), optimizer,
                 training, accelerator, scheduler=scheduler, target_kl=job.target_kl,
-                run=identity(made_of(job), folder),
+                run=identity(made_of(job), folder), until=watching,
             ):  # fmt: skip
                 pass
-        return _ended(job, folder, before, ended) if accelerator.is_main_process else {}
+        ended += watching.ended
+        said = [str(alarm) for alarm in watching.monitors.alarms]
+        return _ended(job, folder, before, ended, said) if accelerator.is_main_process else {}
 
 
 def _begin(job: Job, folder: Path, accelerator: Accelerator, accept_changes: Collection[str]) -> None:
@@ -83,16 +88,19 @@ def _begin(job: Job, folder: Path, accelerator: Accelerator, accept_changes: Col
     set_up(job, folder, accelerator)
 
 
-def _ended(job: Job, folder: Path, before: Mapping[str, Any], ended: list[str]) -> dict[str, Any]:
+def _ended(
+    job: Job, folder: Path, before: Mapping[str, Any], ended: list[str], alarms: list[str]
+) -> dict[str, Any]:
     """Judges what was trained, and writes the summary and the report.
 
     Args:
         before: The pretrained model's numbers.
         ended: Why training ended early, if it did.
+        alarms: What the monitors said.
     """
     load_policy(folder, job.policy)
     summary = judge(job, folder, "after")[1] | costs(job, load_totals(folder)) | {"before": before}
-    summary |= {"warnings": [*before["warnings"], *ended], "ended": " ".join(ended)}
+    summary |= {"warnings": [*before["warnings"], *ended], "ended": " ".join(ended), "alarms": alarms}
     if job.target_kl is not None:
         summary["target_kl"] = job.target_kl
         write_json(folder / RUN, read_json(folder / RUN) | {"final_alpha": summary["alpha"]})
@@ -191,7 +199,11 @@ def _before(job: Job, folder: Path, accelerator: Accelerator) -> dict[str, Any]:
     path = folder / "before.json"
     if accelerator.is_main_process and not path.exists():
         seen, row = judge(job, folder, "before")
-        row |= {"warnings": _warnings(job), "start_alpha": _start_alpha(job, seen.reward)}
+        row |= {
+            "expected": expectations(seen),
+            "warnings": _warnings(job),
+            "start_alpha": _start_alpha(job, seen.reward),
+        }
         kept = pack(job.objective.reward.state_dict())
         if kept.tensors:
             with atomic_file(folder / ASKED) as file:

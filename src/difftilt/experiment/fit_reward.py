@@ -73,7 +73,8 @@ def fit_reward(
     _refuse_noise(at_random, anyway)
     found = {"at random": at_random, **_elsewhere(learner, labels, scale)}
     spelled = "".join(vocabulary.letters), vocabulary.shortest, vocabulary.longest
-    reward = LearnedReward(learner.taught(labels), learner, *spelled, scale, beta)
+    best = labels.score.max().item()
+    reward = LearnedReward(learner.taught(labels), learner, *spelled, scale, beta, best)
     about = {
         "labels": len(labels),
         "data": data.name,

@@ -21,7 +21,7 @@ EVERYTHING = ""  # as a name of what may change
 FREE = tuple(
     f"training.{name}"
     for name in (
-        *("rounds", "save_every", "log_to", "max_failures", "ledger", "reward_budget"),
+        *("rounds", "save_every", "stop_on", "log_to", "max_failures", "ledger", "reward_budget"),
         *("reward_workers", "reward_timeout", "reward_retries", "reward_memory"),
     )
 )

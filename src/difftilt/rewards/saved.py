@@ -4,19 +4,21 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import torch
 
 from difftilt.data.read import UnreadableError
 from difftilt.data.typed import misfit
 from difftilt.data.vocabulary import END, Vocabulary, listed
+from difftilt.guard import Guard
 from difftilt.networks.bundle import load_bundle, save_bundle
 from difftilt.rewards.ensemble import Ensemble, EnsembleNetwork
 from difftilt.rewards.learned import Belief
 from difftilt.shapes import Cond, PerSample, Sample
 
 WEIGHTS = "reward"
+SPREAD, ABOVE = "spread of members", "modelled - best label"  # answers beside the reward
 
 
 class _Config(TypedDict):
@@ -24,6 +26,7 @@ class _Config(TypedDict):
     alphabet: str
     shortest: int
     length: int
+    best_label: NotRequired[float]
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class LearnedReward:
         length: Letters of the longest; see `Vocabulary` for what follows the others.
         scale: Of the standard deviations; see `Belief`.
         beta: At least 0.
+        best_label: The highest score that it was taught, where that is known.
     """
 
     network: EnsembleNetwork
@@ -45,6 +49,7 @@ class LearnedReward:
     length: int
     scale: float
     beta: float
+    best_label: float | None = None
 
     @property
     def belief(self) -> Belief:
@@ -55,7 +60,7 @@ class LearnedReward:
     def vocabulary(self) -> Vocabulary:
         return Vocabulary(tuple(self.alphabet), self.shortest, self.length)
 
-    def of(self, spell: Callable[[Sample], list[str]]) -> Callable[[Sample, Cond], PerSample]:
+    def of(self, spell: Callable[[Sample], list[str]]) -> "Spelled":
         """The reward of a chain's samples, whatever the order of its letters; T and U are one letter.
 
         It is differentiable in one-hot vectors.
@@ -63,16 +68,14 @@ class LearnedReward:
         Args:
             spell: Writes these samples as text.
         """
+        return Spelled(self, spell)
 
-        def learned(sample: Sample, cond: Cond) -> PerSample:
-            if sample.is_floating_point():
-                x = sample[..., self._places(spell(torch.arange(sample.shape[-1])[:, None]))]
-            else:
-                words = [self._known(word) for word in spell(sample)]
-                x = self.vocabulary.encode(words).to(sample.device)
-            return self.belief.lower(self.beta)(x, cond)
-
-        return learned
+    def read(self, sample: Sample, spell: Callable[[Sample], list[str]]) -> Sample:
+        """A chain's samples in the letters of the network."""
+        if sample.is_floating_point():
+            return sample[..., self._places(spell(torch.arange(sample.shape[-1])[:, None]))]
+        words = [self._known(word) for word in spell(sample)]
+        return self.vocabulary.encode(words).to(sample.device)
 
     def _places(self, letters: list[str]) -> list[int]:
         """Where a chain has each of the network's letters."""
@@ -87,6 +90,29 @@ class LearnedReward:
 
     def _known(self, word: str) -> str:
         return word.replace("U", "T") if "T" in self.alphabet and "U" not in self.alphabet else word
+
+
+class Spelled:
+    """A learned reward of a chain's samples, which also says how far it can be trusted on them.
+
+    Attributes:
+        answers: The spread of the members on each of the last samples, and how far the mean is above the best
+            label: what logs and pages show beside the reward.
+    """
+
+    guards: Mapping[str, Guard] = {}
+
+    def __init__(self, reward: LearnedReward, spell: Callable[[Sample], list[str]]):
+        self._reward, self._spell, self.__name__ = reward, spell, "learned"
+        self.answers: dict[str, PerSample] = {}
+
+    def __call__(self, sample: Sample, cond: Cond) -> PerSample:
+        reward = self._reward
+        found = reward.belief(reward.read(sample, self._spell))
+        self.answers = {SPREAD: found.std.detach()}
+        if reward.best_label is not None:
+            self.answers[ABOVE] = found.mean.detach() - reward.best_label
+        return found.mean - reward.beta * found.std
 
 
 def save_reward(
@@ -110,6 +136,7 @@ def save_reward(
         "alphabet": reward.alphabet,
         "shortest": reward.shortest,
         "length": reward.length,
+        **({} if reward.best_label is None else {"best_label": reward.best_label}),
         **about,
     }
     save_bundle(folder, {}, config, judge, {WEIGHTS: tensors})
@@ -134,7 +161,8 @@ def load_reward(folder: Path) -> LearnedReward:
         network = made.network((length,))
         network.load_state_dict(tensors)
         frozen = network.eval().requires_grad_(False)
-        found = LearnedReward(frozen, made, alphabet, shortest, length, scale, beta)
+        best = bundle.config.get("best_label")
+        found = LearnedReward(frozen, made, alphabet, shortest, length, scale, beta, best)
         if made.categories != len(found.vocabulary.alphabet):
             raise ValueError(f"{made.categories} letters")
         return found

@@ -11,6 +11,7 @@ from difftilt.settings import Count, Natural, Positive, Rate, Threads
 Schedule = Literal["constant", "linear", "cosine"]
 TrackerName = Literal["tensorboard", "wandb"]
 Precision = Literal["no", "bf16"]
+MonitorName = Literal["collapse", "exploration", "generalisation", "updates", "kl"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class Training(Scoring):
         mixed_precision: Precision of the network's passes; densities stay in float32 or better.
         threads: CPU threads of torch, 1 to 256. Small networks are often fastest with one, and a second one
             costs more than it brings whenever the other core is busy.
+        stop_on: Monitors that end the run with the round in which they speak; docs/monitors.md says what each
+            watches. None by default.
         log_to: Trackers that are told every gradient step beside metrics.jsonl; none by default.
         seed: Random seed, at least 0; what round k of process p draws depends on (seed, k, p) alone.
     """
@@ -58,6 +61,7 @@ class Training(Scoring):
     check_start: Natural = 0
     mixed_precision: Precision = "no"
     threads: Threads = 1
+    stop_on: tuple[MonitorName, ...] = ()
     log_to: tuple[TrackerName, ...] = ()
     seed: Natural = 0
 

@@ -75,6 +75,7 @@ def train(
     target_kl: float | None = None,
     body: Stateful | None = None,
     run: Mapping[str, Any] | None = None,
+    until: Callable[[Round], bool] | None = None,
     keep: int = 2,
     show: bool = True,
 ) -> Iterator[Round]:
@@ -96,6 +97,7 @@ def train(
         body: Keeper of what the caller's body changes, if that is neither the policy, the algorithm nor the
             reward: it is saved and restored with them.
         run: What tells this run from others, as JSON holds it; every checkpoint says it.
+        until: If given, the run ends, saved, with the first round of which this is true in any process.
         keep: Checkpoints that remain, at least 1; with fewer than 2 a damaged one has no successor.
         show: Draw a bar if the terminal can, else print a line now and then.
 
@@ -125,9 +127,8 @@ def train(
             yield (ended := keeper.end_round())
             tell(ended.rows[-1] if ended.rows else {}, state.rounds)
             keeper.remember()
-            if signal := largest(stop.number, accelerator):  # also one that came while it was saved
-                keeper.save()
-                raise Preempted(signal, state.rounds)
+            if keeper.told_to_end(stop, until, ended):
+                return
 
 
 @contextmanager
@@ -166,10 +167,12 @@ class _Keeper:
         self._snapshot, self._saved = state.snapshot(), path is not None
 
     def step(self, row: Row) -> Row:
-        """Books one gradient step; returns its row with the reward calls so far."""
+        """Books one gradient step; returns its row with the reward calls, and failures, so far."""
         self.state.stepped()
         reward = self.state.objective.reward
-        row = {**row, **part_means(reward), "reward_calls": total(reward.calls, self._accelerator)}
+        counts = {"reward_calls": reward.calls, **reward.failures}
+        so_far = {name: total(count, self._accelerator) for name, count in counts.items()}
+        row = {**row, **part_means(reward), **so_far}
         self._rows.append(row)
         if self._log:
             self._log.write({"step": self.state.steps, **row})
@@ -192,6 +195,20 @@ class _Keeper:
         self._snapshot, self._saved = state.snapshot(), False
         if state.rounds % training.save_every == 0 or state.rounds == training.rounds:
             self.save()
+
+    def told_to_end(self, stop: Stop | Never, until: Callable[[Round], bool] | None, ended: Round) -> bool:
+        """Whether the run ends with this round, which then is saved.
+
+        Raises:
+            Preempted: After a signal, also one that came while the round was saved.
+        """
+        signal = largest(stop.number, self._accelerator)
+        over = until is not None and largest(int(until(ended)), self._accelerator) > 0
+        if signal or over:
+            self.save()
+        if signal:
+            raise Preempted(signal, self.state.rounds)
+        return over
 
     def save(self) -> None:
         """Saves the last finished round, unless it is."""
