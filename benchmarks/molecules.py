@@ -41,7 +41,7 @@ from difftilt.shapes import State
 from difftilt.training.seeds import seed_round
 from difftilt.values.tweedie import PosteriorMean
 
-ROUNDS, BATCH, DELIVERED, EVALUATED = 30, 64, 64, 512
+ROUNDS, BATCH, DELIVERED, EVALUATED = 12, 64, 64, 512
 FILTER: dict[str, Any] = {"diversity_filter": "scaffold", "diversity_bucket": 5}
 STRENGTH = 0.05  # of the filter, in units of the reward
 Row = dict[str, Any]

@@ -205,12 +205,30 @@ def test_one_hot_states_are_the_same_states():
 
 
 def test_parts_of_a_batch_give_what_the_whole_gives(monkeypatch):
-    network = Constrained(nn.Identity(), RULE)
     every = all_sequences(5, LENGTH)
-    whole = network.possible(every)
+    whole = Constrained(nn.Identity(), RULE).possible(every)
     monkeypatch.setattr(constraint, "MEMORY", 1000)
-    assert torch.equal(network.possible(every), whole)
+    assert torch.equal(Constrained(nn.Identity(), RULE).possible(every), whole)
     assert 0 < whole.double().mean() < 1
+
+
+def test_a_state_is_followed_once_for_a_chain_and_its_copies_and_memory_is_bounded(monkeypatch):
+    network = Constrained(Table(4, LENGTH), RULE)
+    states, asked = all_sequences(5, LENGTH), []
+    whole = network.possible(states)
+    find = Constrained._possible_in_part
+    monkeypatch.setattr(
+        Constrained, "_possible_in_part", lambda self, x: asked.append(len(x)) or find(self, x)
+    )
+    few = states[torch.tensor([3, 600, 3, 44])]
+    assert network.possible(few).equal(whole[[3, 600, 3, 44]]) and asked == []
+    monkeypatch.setattr(constraint, "REMEMBERED", 200)
+    fresh = Constrained(network.network, RULE)
+    fresh.possible(few)
+    assert asked == [3] and copy.deepcopy(fresh).possible(few[:3]).equal(whole[[3, 600, 3]]) and asked == [3]
+    for part in states.split(70):
+        assert fresh.possible(part).equal(whole[(part * place_values(5, LENGTH)).sum(1)])
+        assert len(fresh._known._rows) <= 200
 
 
 def test_the_optimum_is_the_tilted_law_of_the_constrained_chain():

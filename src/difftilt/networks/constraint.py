@@ -6,6 +6,7 @@ may take is found by one pass from each end, as in the forward-backward recursio
 """
 
 import copy
+from collections.abc import Callable
 
 import torch
 import torch.nn as nn
@@ -19,6 +20,7 @@ from difftilt.transition import tokens
 
 MEMORY = 2**25  # bytes that the states reached by a part of a batch may take
 WORD = 63  # rows of a batch that share a word, in which each has a bit
+REMEMBERED = 2**14  # states, of which it is known what they leave possible
 
 
 class Constrained(nn.Module):
@@ -53,6 +55,7 @@ class Constrained(nn.Module):
         self.kinds, states = len(moves), len(state)
         self.to_before, self.to_after = _Union(before, states), _Union(edges["after"], states)
         self.to_kind = _Union(under, self.kinds)
+        self._known = _Known()
 
     def forward(self, x: OneHot, t: Step, cond: Cond) -> Output:
         logits, x = self.network(x, t, cond), tokens(x)
@@ -63,14 +66,21 @@ class Constrained(nn.Module):
 
     @torch.no_grad()
     def possible(self, x: Tokens) -> Tensor:
-        """Which tokens each position can take, as (batch, length, categories) of booleans."""
-        rows = WORD * max(1, MEMORY // (8 * len(self.accepting) * x.shape[1]))
-        kinds = torch.cat([self._possible_kinds(part) for part in x.split(rows)])
+        """Which tokens each position can take, as (batch, length, categories) of booleans.
+
+        A step, its reference and its update ask about the same states, so what was found is remembered.
+        """
+        kinds = self._known.of(x, self._possible_kinds)
         same = F.one_hot(x, len(self.kind) + 1).bool()
         return kinds[..., self.kind] & (same[..., :-1] | same[..., -1:])
 
     def _possible_kinds(self, x: Tokens) -> Tensor:
-        """The same of kinds of tokens; of a part of a batch, as one bit per row."""
+        """The same of kinds of tokens."""
+        rows = WORD * max(1, MEMORY // (8 * len(self.accepting) * x.shape[1]))
+        return torch.cat([self._possible_in_part(part) for part in x.split(rows)])
+
+    def _possible_in_part(self, x: Tokens) -> Tensor:
+        """The same of a part of a batch, with one bit per row."""
         kind = F.pad(self.kind, (0, 1), value=self.kinds)  # the mask is a kind of its own
         seen = F.one_hot(kind[x], self.kinds + 1).bool()
         allowed = _packed((seen[..., :-1] | seen[..., -1:]).permute(1, 2, 0))  # a mask allows all
@@ -86,6 +96,30 @@ class Constrained(nn.Module):
             found.append(self.to_kind(reached[self.before] & ways))
             ends = self.to_before(ways)
         return _unpacked(torch.stack(found[::-1]), len(x)).permute(2, 0, 1)
+
+
+class _Known:
+    """What was found of the states that were asked about last, by a network or by its copies."""
+
+    def __init__(self):
+        self._rows: dict[bytes, Tensor] = {}
+
+    def __deepcopy__(self, memo: object) -> "_Known":
+        return self
+
+    def of(self, x: Tokens, find: Callable[[Tokens], Tensor]) -> Tensor:
+        """What `find` says of each row; only of rows that are new it is asked."""
+        if len(x) > REMEMBERED // 2:
+            return find(x)
+        names = [row.tobytes() for row in x.cpu().numpy()]
+        new = {name: place for place, name in enumerate(names) if name not in self._rows}
+        if new:
+            if len(self._rows) + len(new) > REMEMBERED:
+                self._rows.clear()
+                return self.of(x, find)
+            found = find(x[list(new.values())])
+            self._rows.update(zip(new, found.unbind(), strict=True))
+        return torch.stack([self._rows[name] for name in names])
 
 
 class _Union(nn.Module):
