@@ -133,7 +133,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=names, default=names, metavar="NAME")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--reward", default="druglike")
-    parser.add_argument("--alpha", type=float, default=0.02)
+    parser.add_argument("--alpha", type=float, default=0.07)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)

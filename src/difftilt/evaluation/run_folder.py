@@ -167,6 +167,12 @@ class Picture:
     def small(self) -> bool:
         return self.width < SMALL_IMAGE
 
+    @property
+    def what(self) -> str:
+        """What it shows, if its file is called after that, as in after-best.svg."""
+        found = re.fullmatch(r"(?:before|after)-([a-z-]+)\.\w+", self.name)
+        return found[1].replace("-", " ") if found else ""
+
 
 def read_pictures(folder: Path) -> list[tuple[Picture, Picture]]:
     """Every pair of samples/before*.png and samples/after*.png, and of such files of SVG."""

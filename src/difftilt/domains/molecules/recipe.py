@@ -41,7 +41,7 @@ def molecules(
     wanted: tuple[str, ...] = (),
     forbidden: tuple[str, ...] = (),
     references: tuple[str, ...] = (),
-    alpha: Positive = 0.02,
+    alpha: Positive = 0.07,
     target_kl: Positive | None = None,
     training: Training = TRAINING,
 ) -> Job:

@@ -144,8 +144,8 @@ class Molecules:
         ]
         _write(path.with_suffix(".svg"), structures(found[:DRAWN], legends[:DRAWN]))
         if len(rows) >= 2:
-            _write(path.with_name(f"{path.name}-best.svg"), self._best([(reward[i], found[i]) for i in rows]))
-            _write(path.with_name(f"{path.name}-family.svg"), family([(reward[i], found[i]) for i in rows]))
+            _write(path.with_name(f"{path.name}-best-of-each-cluster.svg"), self._best([(reward[i], found[i]) for i in rows]))
+            _write(path.with_name(f"{path.name}-largest-family.svg"), family([(reward[i], found[i]) for i in rows]))
             self._histograms(path.with_name(f"{path.name}-properties.png"), [found[i] for i in rows])
 
     def _best(self, scored: Sequence[tuple[float, Any]]) -> str:
