@@ -144,8 +144,9 @@ class Molecules:
         ]
         _write(path.with_suffix(".svg"), structures(found[:DRAWN], legends[:DRAWN]))
         if len(rows) >= 2:
-            _write(path.with_name(f"{path.name}-best-of-each-cluster.svg"), self._best([(reward[i], found[i]) for i in rows]))
-            _write(path.with_name(f"{path.name}-largest-family.svg"), family([(reward[i], found[i]) for i in rows]))
+            scored = [(reward[i], found[i]) for i in rows]
+            _write(path.with_name(f"{path.name}-best-of-each-cluster.svg"), self._best(scored))
+            _write(path.with_name(f"{path.name}-largest-family.svg"), family(scored))
             self._histograms(path.with_name(f"{path.name}-properties.png"), [found[i] for i in rows])
 
     def _best(self, scored: Sequence[tuple[float, Any]]) -> str:
