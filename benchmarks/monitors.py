@@ -265,7 +265,9 @@ def main() -> None:
     known = {(row["seed"], row["case"]) for row in made}
     for seed in range(given.seeds):
         missing = [k for k in range(len(cases)) if (seed, k) not in known]
-        world = World(seed) if missing else None
+        if not missing:
+            continue
+        world = World(seed)
         for k in missing:
             made.append({"seed": seed, "case": k} | run(world, cases[k], seed))
             print(seed, cases[k].kind, made[-1]["exact"], flush=True)

@@ -53,7 +53,7 @@ REMEDIES = ("raise", "lower", "measure", "check", "mend", "start", "take")
 
 def said(fault: Mapping[str, float], before: Mapping[str, Any] = BEFORE, **options: Any) -> list[Alarm]:
     """What is said of a run whose numbers are wrong from its sixth round on."""
-    rows = [healthy(k) | (fault if k >= 5 else {}) for k in range(ROUNDS) for step in range(3)]
+    rows = [{**healthy(k), **(fault if k >= 5 else {})} for k in range(ROUNDS) for step in range(3)]
     return Monitors(before, ROUNDS, **options).see_all(json.loads(json.dumps(rows)))
 
 
