@@ -158,7 +158,7 @@ def test_sets_are_compared_and_drawn_with_what_is_held_out(model, tmp_path):
     assert looks.family(x[:12]) == ("molecules of scaffold c1ccccc1", 1 / 3, pytest.approx(0.136, abs=1e-3))
     reward = torch.linspace(0, 1, 50, dtype=torch.float64)
     looks.draw(ScoredSamples(sample, reward, reward, {}, 0.1), tmp_path / "after")
-    (picture, _), *_ = [(b, a) for a, b in read_pictures(tmp_path) if b.name == "after-best-of-each-cluster.svg"]
+    picture = next(after for _, after in read_pictures(tmp_path) if after.what == "best of each cluster")
     assert (picture.width, picture.height) == (880, 720) and picture.uri.startswith(
         "data:image/svg+xml;base64,"
     )
