@@ -8,6 +8,8 @@ makes scaffolds that were drawn often earn less while it trains.
 
     python benchmarks/molecules.py [--methods NAME ...] [--seeds N] [--reward NAME] [--alpha A]
                                    [--out FILE.json]
+
+With `--table` what FILE.json holds is printed as a table, means over seeds with their standard errors.
 """
 
 import argparse
@@ -28,6 +30,7 @@ from difftilt.data.chemistry import canonical
 from difftilt.domains.molecules.model import load_molecules
 from difftilt.domains.molecules.recipe import ALGORITHM, TRAINING, molecules
 from difftilt.domains.molecules.view import internal_diversity
+from difftilt.evaluation.estimate import Estimate, mean
 from difftilt.evaluation.evaluate import evaluate
 from difftilt.experiment.finetune import make_optimizer
 from difftilt.experiment.job import Job
@@ -127,6 +130,24 @@ def shares(sample: State) -> Row:
     }
 
 
+def table(rows: list[Row]) -> str:
+    """Means over seeds, in Markdown."""
+    columns = {
+        "objective": "J", "reward": "reward", "kl_nats": "KL, nats", "valid": "valid", "unique": "unique",
+        "scaffolds": "scaffolds", "diversity": "distance", "reward_calls": "calls", "cpu_seconds": "CPU s",
+    }  # fmt: skip
+    lines = [f"| alpha | method | {' | '.join(columns.values())} |", "| --- " * (len(columns) + 2) + "|"]
+    for alpha, method in dict.fromkeys((row["alpha"], row["method"]) for row in rows):
+        own = [row for row in rows if (row["alpha"], row["method"]) == (alpha, method)]
+        cells = [figures(mean([row[name] for row in own])) for name in columns]
+        lines.append(f"| {alpha:g} | {method} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def figures(number: Estimate) -> str:
+    return f"{number.value:,.0f}" if number.value > 50 else str(number)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     names = ("pretrained", *TUNED, *STEERED)
@@ -135,11 +156,15 @@ def main() -> None:
     parser.add_argument("--reward", default="druglike")
     parser.add_argument("--alpha", type=float, default=0.07)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--table", action="store_true", help="print what the file holds, and run nothing")
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows: list[Row] = (
         json.loads(options.out.read_text())["rows"] if options.out and options.out.exists() else []
     )
+    if options.table:
+        print(table(rows))
+        return
     for method in options.methods:
         for seed in range(options.seeds):
             row = run(method, options.reward, options.alpha, seed)
