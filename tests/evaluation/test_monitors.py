@@ -85,6 +85,14 @@ def test_rewards_that_fail_are_told():
     assert Monitors(BEFORE, ROUNDS).see_all(penalised) == [alarm]
 
 
+def test_failures_that_pretrained_samples_have_and_pay_for_are_to_be_unlearned():
+    calls = [100 * (k + 1) for k in range(ROUNDS)]
+    rows = [{**healthy(k), "reward_calls": n, "penalised": 0.4 * n} for k, n in enumerate(calls)]
+    assert not Monitors(BEFORE, ROUNDS).see_all(rows)
+    worse = [{**row, "penalised": row["penalised"] + 30 * k} for k, row in enumerate(rows)]
+    assert [alarm.monitor for alarm in Monitors(BEFORE, ROUNDS).see_all(worse)] == ["updates"]
+
+
 def test_chains_that_failures_have_chosen_say_nothing_of_the_kl():
     rows = [healthy(k) | {"dropped": 50 * k, "kl_error": 0.9} for k in range(ROUNDS)]
     assert [alarm.monitor for alarm in Monitors(BEFORE, ROUNDS).see_all(rows)] == ["updates"]

@@ -35,7 +35,8 @@ class Limits:
         above: What the modelled reward may exceed the best label by, in units of the reward.
         clipped: Share of ratios outside of the clip range, in any round.
         growth: Factor by which gradients outgrow those of the first rounds.
-        failed: Share of the samples that have no valid reward.
+        failed: Share of the samples that have no valid reward; where these earn a penalty, beyond that share
+            in the first round.
         error: Standard errors of the sampled KL's difference from the closed form.
         disagreement: The same difference, as a share of the KL.
         fallen: Standard errors by which J lies below that of the pretrained model.
@@ -83,12 +84,14 @@ class Course:
         before: Numbers of the pretrained model.
         rounds: One row for each of the last rounds: means over its gradient steps.
         first: Lengths of the gradients in the first rounds.
+        penalised: Share of the samples that earned a penalty by the end of the first round.
         planned: How many rounds there will be; 0 if nobody knows.
     """
 
     before: Row
     rounds: Sequence[Row]
     first: Sequence[float]
+    penalised: float
     planned: float
     target_kl: float | None
     limits: Limits
@@ -147,6 +150,7 @@ class Monitors:
         self._limits = limits or Limits()
         self._recent: list[Row] = []
         self._first: list[float] = []
+        self._penalised: float | None = None
 
     def see(self, rows: Sequence[Row]) -> list[Alarm]:
         """What is new to say, given the rows of a round."""
@@ -157,7 +161,10 @@ class Monitors:
         self._recent = [*self._recent, row][-limits.window :]
         if len(self._first) < limits.window and "grad_norm" in row:
             self._first.append(row["grad_norm"])
-        seen = Course(self._before, self._recent, self._first, self._planned, self._target, limits)
+        if self._penalised is None:
+            self._penalised = row.get("penalised", 0) / max(row.get("reward_calls", 1), 1)
+        own = self._first, self._penalised, self._planned, self._target, limits
+        seen = Course(self._before, self._recent, *own)
         said = {alarm.monitor for alarm in self.alarms}
         new = [
             Alarm(name, number, text)
@@ -254,7 +261,7 @@ def _updates(seen: Course) -> Iterator[str]:
             f"gradients are {norm:.3g} long, {norm / early:.2g} times as long as in the first rounds; lower"
             " the learning rate or max-norm, and look for rare, huge rewards"
         )
-    if (failed := seen.failed) > limits.failed:
+    if (failed := seen.failed) > limits.failed + seen.penalised:
         yield (
             f"the reward fails for {failed:.0%} of the samples, so the model learns from what is left, or"
             " from the penalty; mend the reward, or keep the model from such samples"

@@ -132,7 +132,7 @@ def _alarms(run: Run) -> list[str]:
     """What the monitors said, or would have said of a run from before there were any."""
     training = run.settings.get("training")
     planned = as_float(training.get("rounds")) if isinstance(training, Mapping) else 0.0
-    return [str(alarm) for alarm in Monitors(run.before, planned, run.target_kl).see_all(run.steps)]
+    return [f"{alarm}." for alarm in Monitors(run.before, planned, run.target_kl).see_all(run.steps)]
 
 
 def _pair(number: Sequence[Any] | None) -> Estimate | None:
