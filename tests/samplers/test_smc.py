@@ -1,5 +1,8 @@
 """Particles: log Z is unbiased whatever the value, and exact with an exact one; particles tend to p_r."""
 
+import math
+import warnings
+
 import pytest
 import torch
 
@@ -150,6 +153,14 @@ def test_calls_are_counted(problem):
 
     drawn = SMC(particles=4).draw(objective, from_reward, unconditional(5))
     assert drawn.reward_calls == 20 * (STEPS + 1)
+
+
+def test_one_population_tells_no_error_and_does_not_complain(problem):
+    objective, _ = problem
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        row = SMC(particles=8, keep="all").draw(objective, wrong_value, unconditional(1)).summary()
+    assert math.isfinite(row["log_z"]) and math.isnan(row["log_z_se"])
 
 
 def test_settings_out_of_range_are_refused():

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from difftilt.conditions import concat, context, take
-from difftilt.objective import Experience, outcome
+from difftilt.objective import Experience, outcome, standard_error
 from difftilt.policy import Trajectory, side_by_side
 from difftilt.samplers.particles import effective_share, log_mean_exp
 from difftilt.shapes import Cond, Index, PerSample, Sample, Scalar, Some, State
@@ -89,7 +89,7 @@ class Steered:
         found = [self.log_z[ids == k] for k in range(int(ids.max()) + 1)]
         means = [log_mean_exp(part[None])[0].item() for part in found]
         relative = [(part - mean).exp() for part, mean in zip(found, means, strict=True)]
-        error = math.sqrt(sum((w.std() ** 2 / len(w)).item() for w in relative)) / len(found)
+        error = math.sqrt(sum(standard_error(w).item() ** 2 for w in relative)) / len(found)
         return sum(means) / len(means), error
 
 
