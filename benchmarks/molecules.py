@@ -145,7 +145,7 @@ def table(rows: list[Row]) -> str:
 
 
 def figures(number: Estimate) -> str:
-    return f"{number.value:,.0f}" if number.value > 50 else str(number)
+    return str(number) if 1e-3 < number.value < 50 else f"{number.value:,.0f}"
 
 
 def main() -> None:
