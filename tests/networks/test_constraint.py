@@ -222,13 +222,22 @@ def test_a_state_is_followed_once_for_a_chain_and_its_copies_and_memory_is_bound
     )
     few = states[torch.tensor([3, 600, 3, 44])]
     assert network.possible(few).equal(whole[[3, 600, 3, 44]]) and asked == []
-    monkeypatch.setattr(constraint, "REMEMBERED", 200)
+    monkeypatch.setattr(constraint, "REMEMBERED", 200 * LENGTH * network.kinds)
     fresh = Constrained(network.network, RULE)
     fresh.possible(few)
     assert asked == [3] and copy.deepcopy(fresh).possible(few[:3]).equal(whole[[3, 600, 3]]) and asked == [3]
     for part in states.split(70):
         assert fresh.possible(part).equal(whole[(part * place_values(5, LENGTH)).sum(1)])
         assert len(fresh._known._rows) <= 200
+
+
+@pytest.mark.gpu
+def test_a_chain_that_moves_forgets_what_was_found_elsewhere():
+    policy = constrain(chain(0, 4, LENGTH), RULE)
+    states = all_sequences(5, LENGTH)
+    here = policy.network.possible(states)
+    there = copy.deepcopy(policy).to("cuda").network.possible(states.to("cuda"))
+    assert there.is_cuda and there.cpu().equal(here) and not policy.network.possible(states).is_cuda
 
 
 def test_the_optimum_is_the_tilted_law_of_the_constrained_chain():

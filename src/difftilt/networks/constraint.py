@@ -20,7 +20,7 @@ from difftilt.transition import tokens
 
 MEMORY = 2**25  # bytes that the states reached by a part of a batch may take
 WORD = 63  # rows of a batch that share a word, in which each has a bit
-REMEMBERED = 2**14  # states, of which it is known what they leave possible
+REMEMBERED = 2**26  # bytes that what is known of states may take
 
 
 class Constrained(nn.Module):
@@ -55,7 +55,7 @@ class Constrained(nn.Module):
         self.kinds, states = len(moves), len(state)
         self.to_before, self.to_after = _Union(before, states), _Union(edges["after"], states)
         self.to_kind = _Union(under, self.kinds)
-        self._known = _Known()
+        self._known = _Known(REMEMBERED // (automaton.length * self.kinds))
 
     def forward(self, x: OneHot, t: Step, cond: Cond) -> Output:
         logits, x = self.network(x, t, cond), tokens(x)
@@ -99,22 +99,27 @@ class Constrained(nn.Module):
 
 
 class _Known:
-    """What was found of the states that were asked about last, by a network or by its copies."""
+    """What was found of the states that were asked about last, by a network or by its copies.
 
-    def __init__(self):
-        self._rows: dict[bytes, Tensor] = {}
+    Args:
+        most: States.
+    """
+
+    def __init__(self, most: int):
+        self._most = most
+        self._rows: dict[tuple[torch.device, bytes], Tensor] = {}  # copies may lie on other devices
 
     def __deepcopy__(self, memo: object) -> "_Known":
         return self
 
     def of(self, x: Tokens, find: Callable[[Tokens], Tensor]) -> Tensor:
         """What `find` says of each row; only of rows that are new it is asked."""
-        if len(x) > REMEMBERED // 2:
+        if len(x) > self._most // 2:
             return find(x)
-        names = [row.tobytes() for row in x.cpu().numpy()]
+        names = [(x.device, row.tobytes()) for row in x.cpu().numpy()]
         new = {name: place for place, name in enumerate(names) if name not in self._rows}
         if new:
-            if len(self._rows) + len(new) > REMEMBERED:
+            if len(self._rows) + len(new) > self._most:
                 self._rows.clear()
                 return self.of(x, find)
             found = find(x[list(new.values())])
