@@ -11,8 +11,9 @@ from pathlib import Path
 
 import torch
 
-from difftilt.domains.digits.model import STEPS, asked, digits_policy, packaged
+from difftilt.domains.digits.model import STEPS, asked, digits_policy
 from difftilt.domains.digits.pretrain import quality
+from difftilt.networks.bundle import shipped_folder
 from difftilt.policy import rollout
 
 
@@ -24,7 +25,7 @@ def main() -> None:
     torch.set_num_threads(1)
     rows = []
     for steps in options.steps:
-        row = quality(packaged(), steps)
+        row = quality(shipped_folder("digits"), steps)
         rows.append(row | {"microseconds_per_sample_and_step": speed(steps)})
         frechet = {name: f"{value:.3f}" for name, (value, _) in row["frechet"].items()}
         print(f"{steps:3} steps: gold accuracy {row['gold_accuracy'][0]:.4f}, Frechet distance {frechet}")
@@ -33,7 +34,7 @@ def main() -> None:
         "torch": torch.__version__,
         "threads": 1,
     }
-    made = json.loads((packaged() / "config.json").read_text())["made"]
+    made = json.loads((shipped_folder("digits") / "config.json").read_text())["made"]
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps({"machine": machine, "made": made, "rows": rows}, indent=1) + "\n")
 

@@ -233,11 +233,10 @@ def test_a_state_is_followed_once_for_a_chain_and_its_copies_and_memory_is_bound
 
 @pytest.mark.gpu
 def test_a_chain_that_moves_forgets_what_was_found_elsewhere():
-    policy = constrain(chain(0, 4, LENGTH), RULE)
-    states = all_sequences(5, LENGTH)
-    here = policy.network.possible(states)
-    there = copy.deepcopy(policy).to("cuda").network.possible(states.to("cuda"))
-    assert there.is_cuda and there.cpu().equal(here) and not policy.network.possible(states).is_cuda
+    network, states = Constrained(Table(4, LENGTH), RULE), all_sequences(5, LENGTH)
+    here = network.possible(states)
+    there = copy.deepcopy(network).to("cuda").possible(states.to("cuda"))
+    assert there.is_cuda and there.cpu().equal(here) and not network.possible(states).is_cuda
 
 
 def test_the_optimum_is_the_tilted_law_of_the_constrained_chain():

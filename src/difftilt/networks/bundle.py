@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -118,6 +119,11 @@ def save_bundle(
         found, card = judge(new)
         (new / "quality.json").write_text(json.dumps(found, indent=2) + "\n")
         (new / "README.md").write_text(card)
+
+
+def shipped_folder(domain: str) -> Path:
+    """Where the weights lie that come with the package, of one of `difftilt.domains`."""
+    return Path(str(resources.files(f"difftilt.domains.{domain}") / "weights"))
 
 
 def user_folder(name: str) -> Path:

@@ -103,12 +103,15 @@ def check_range(sample: Real) -> None:
         )
 
 
+def encoded(picture: Image.Image, format: str, **options: int) -> bytes:
+    """A picture as a file of that format."""
+    buffer = BytesIO()
+    picture.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
 def _size(sample: Real, upscale: int, format: str, **options: int) -> PerSample:
-    sizes = []
-    for picture in pictures(sample, upscale):
-        buffer = BytesIO()
-        picture.save(buffer, format, **options)
-        sizes.append(-buffer.tell() / KILOBYTE)
+    sizes = [-len(encoded(picture, format, **options)) / KILOBYTE for picture in pictures(sample, upscale)]
     return torch.tensor(sizes, dtype=torch.float32, device=sample.device)
 
 

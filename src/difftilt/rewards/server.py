@@ -5,7 +5,6 @@ import json
 import time
 from collections.abc import Callable
 from http.client import HTTPException, HTTPResponse
-from io import BytesIO
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -13,7 +12,7 @@ from urllib.request import Request, urlopen
 import torch
 from torch import Tensor
 
-from difftilt.rewards.image import pictures
+from difftilt.rewards.image import encoded, pictures
 from difftilt.shapes import Cond, PerSample, Sample
 
 MOST = 1 << 24  # bytes of an answer that are read
@@ -70,12 +69,8 @@ class ServerReward:
 
 
 def _pngs(images: Tensor) -> list[str]:
-    urls = []
-    for picture in pictures(images.detach()):
-        buffer = BytesIO()
-        picture.save(buffer, "PNG")
-        urls.append("data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode())
-    return urls
+    files = [base64.b64encode(encoded(picture, "PNG")).decode() for picture in pictures(images)]
+    return [f"data:image/png;base64,{file}" for file in files]
 
 
 def _conditions(cond: Cond) -> dict[str, Any]:

@@ -322,6 +322,20 @@ def zimage() -> tuple[Any, dict[str, Any]]:
     return pipe, {"guidance_scale": 4.0, **SQUARE}
 
 
+def without_encoder(pipe: Any) -> Any:
+    """A pipeline of Flux.2 that makes its embeddings up."""
+
+    def encode_prompt(
+        prompt, device=None, num_images_per_prompt=1, prompt_embeds=None, max_sequence_length=512,
+        text_encoder_out_layers=(),
+    ):  # fmt: skip
+        embeds = torch.stack([embedding(text, 8, 16) for text in listed(prompt)])
+        return embeds, pipe._prepare_text_ids(embeds)
+
+    pipe.encode_prompt = encode_prompt
+    return pipe
+
+
 def flux2() -> tuple[Any, dict[str, Any]]:
     denoiser = library().Flux2Transformer2DModel(
         patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16,
@@ -337,15 +351,7 @@ def flux2() -> tuple[Any, dict[str, Any]]:
         transformer=denoiser,
     )  # fmt: skip
 
-    def encode_prompt(
-        prompt, device=None, num_images_per_prompt=1, prompt_embeds=None, max_sequence_length=512,
-        text_encoder_out_layers=(10, 20, 30),
-    ):  # fmt: skip
-        embeds = torch.stack([embedding(text, 8, 16) for text in listed(prompt)])
-        return embeds, pipe._prepare_text_ids(embeds)
-
-    pipe.encode_prompt = encode_prompt
-    return pipe, {"guidance_scale": 4.0, **SQUARE}
+    return without_encoder(pipe), {"guidance_scale": 4.0, **SQUARE}
 
 
 def klein() -> tuple[Any, dict[str, Any]]:
@@ -354,16 +360,7 @@ def klein() -> tuple[Any, dict[str, Any]]:
     pipe = library().Flux2KleinPipeline(
         scheduler=guided.scheduler, vae=guided.vae, text_encoder=None, tokenizer=None, transformer=denoiser
     )
-
-    def encode_prompt(
-        prompt, device=None, num_images_per_prompt=1, prompt_embeds=None, max_sequence_length=512,
-        text_encoder_out_layers=(9, 18, 27),
-    ):  # fmt: skip
-        embeds = torch.stack([embedding(text, 8, 16) for text in listed(prompt)])
-        return embeds, pipe._prepare_text_ids(embeds)
-
-    pipe.encode_prompt = encode_prompt
-    return pipe, call
+    return without_encoder(pipe), call
 
 
 def chroma() -> tuple[Any, dict[str, Any]]:

@@ -16,11 +16,11 @@ from difftilt.domains.digits.model import (
     digits_policy,
     load_classifier,
     load_split,
-    packaged,
     sampling_schedule,
     state_of,
     training_schedule,
 )
+from difftilt.networks.bundle import shipped_folder
 from difftilt.policy import rollout
 from difftilt.training.pretrain import classify, denoise, noisy, shifted, warm_cosine
 
@@ -155,7 +155,7 @@ def test_unconditional_samples_have_every_class():
 
 
 def test_the_weights_are_small_and_free_of_code():
-    files = [path for path in packaged().iterdir() if path.suffix != ".md"]
+    files = [path for path in shipped_folder("digits").iterdir() if path.suffix != ".md"]
     assert {path.name for path in files} == {
         "config.json",
         "contents.json",
@@ -175,24 +175,24 @@ def test_an_unknown_classifier_and_an_empty_folder_are_refused(tmp_path):
 
 def test_the_card_states_what_is_measured():
     """The card beside the shipped weights holds the numbers that the shipped weights give."""
-    made = json.loads((packaged() / "config.json").read_text())["made"]
-    text = (packaged() / "README.md").read_text()
+    made = json.loads((shipped_folder("digits") / "config.json").read_text())["made"]
+    text = (shipped_folder("digits") / "README.md").read_text()
     assert str(made["settings"]["steps"]) in text
-    proxy = recipe.accuracy("proxy", packaged(), load_split().held_out)
+    proxy = recipe.accuracy("proxy", shipped_folder("digits"), load_split().held_out)
     assert f"{proxy['accuracy'][0]:.3f}" in text
     assert f"{proxy['nats']:.3f}" in text
 
 
 def test_pretraining_writes_a_folder_that_loads_and_replaces_the_old_one(tmp_path, monkeypatch):
     out = tmp_path / "digits"
-    shutil.copytree(packaged(), out)
+    shutil.copytree(shipped_folder("digits"), out)
     (out / "old.txt").write_text("of the last run")
     contents = json.loads((out / "contents.json").read_text())
     contents["files"].append("old.txt")
     (out / "contents.json").write_text(json.dumps(contents))
     monkeypatch.setattr(recipe, "quality", partial(recipe.quality, steps=1))
     recipe.pretrain_digits(out, steps=2, batch=8, classifier_steps=2)
-    names = {path.name for path in packaged().iterdir()} | {"quality.json"}
+    names = {path.name for path in shipped_folder("digits").iterdir()} | {"quality.json"}
     assert {path.name for path in out.iterdir()} == names
     assert [path.name for path in tmp_path.iterdir()] == ["digits"]
     assert rollout(digits_policy(2, folder=out), asked(3)).sample.shape == (3, *SHAPE)

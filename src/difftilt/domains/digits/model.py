@@ -6,7 +6,6 @@ Images have shape (1, 8, 8) and values in [0, 1], ink is 1; the chain's states a
 
 import math
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from difftilt.domains.split import Split
-from difftilt.networks.bundle import Bundle, load_bundle
+from difftilt.networks.bundle import Bundle, load_bundle, shipped_folder
 from difftilt.processes.gaussian import GaussianPolicy, PredictionType
 from difftilt.processes.noise import DDIM
 from difftilt.processes.schedule import NoiseSchedule, cosine
@@ -228,11 +227,8 @@ def load_classifier(name: str, folder: Path | None = None) -> Classifier:
     return bundle.frozen(name, Classifier(**bundle.config["classifier"]))
 
 
-def packaged() -> Path:
-    """The folder of the weights that come with the package."""
-    return Path(str(resources.files("difftilt.domains.digits") / "weights"))
-
-
 def bundle_of(folder: Path | None) -> Bundle:
     """The networks in a folder, or those that come with the package."""
-    return load_bundle(folder or packaged(), "digits model", "make one with difftilt pretrain digits")
+    return load_bundle(
+        folder or shipped_folder("digits"), "digits model", "make one with difftilt pretrain digits"
+    )

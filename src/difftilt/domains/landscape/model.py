@@ -5,14 +5,13 @@ can be told exactly.
 """
 
 import copy
-from importlib import resources
 from pathlib import Path
 
 import torch.nn as nn
 
 from difftilt.data.landscape import Landscape
 from difftilt.data.vocabulary import DNA
-from difftilt.networks.bundle import load_bundle, user_folder
+from difftilt.networks.bundle import load_bundle, shipped_folder, user_folder
 from difftilt.networks.sequence import MLP, BothStrands, corrected
 from difftilt.processes.masked import MaskedPolicy
 from difftilt.shapes import Index
@@ -80,7 +79,7 @@ def pretrain_command(landscape: Landscape) -> str:
 def default_folder(name: str) -> Path:
     """Where the model of a landscape lies: in the package, or in ~/.cache/difftilt/models."""
     if name == SHIPPED:
-        return Path(str(resources.files("difftilt.domains.landscape"))) / "weights" / name
+        return shipped_folder("landscape") / name
     return user_folder(name)
 
 

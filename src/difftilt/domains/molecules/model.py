@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import TypedDict
 
@@ -11,7 +10,7 @@ import torch.nn as nn
 from difftilt.domains.molecules.syntax import smiles_syntax
 from difftilt.domains.molecules.tokens import Pieces
 from difftilt.networks.automaton import Automaton, both
-from difftilt.networks.bundle import Bundle, Numbers, load_bundle
+from difftilt.networks.bundle import Bundle, Numbers, load_bundle, shipped_folder
 from difftilt.networks.constraint import constrain
 from difftilt.networks.sequence import Transformer
 from difftilt.processes.masked import MaskedPolicy
@@ -67,9 +66,8 @@ def chain_of(
 
 def bundle_of(folder: Path | None) -> Bundle:
     """The network in a folder; the one that ships with the package by default."""
-    shipped = Path(str(resources.files("difftilt.domains.molecules") / "weights"))
     how = "make one with difftilt pretrain molecules --out FOLDER"
-    return load_bundle(folder or shipped, "model of molecules", how, "--model")
+    return load_bundle(folder or shipped_folder("molecules"), "model of molecules", how, "--model")
 
 
 def load_molecules(folder: Path | None = None) -> tuple[Transformer, Pieces, int]:

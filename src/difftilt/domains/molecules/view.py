@@ -103,8 +103,8 @@ class Molecules:
         values = statistics(found)
         for name, expected in self.statistics.items():
             rows[f"mean {name} ({expected.mean():.3g} in the data)"] = mean(values[name])
-        for name, (title, _) in PROPERTIES.items():
-            own, data = values[title], self.properties[name]
+        for title, _ in PROPERTIES.values():
+            own, data = values[title], self.statistics[title]
             part = torch.arange(len(own)) % PARTS
             without = [wasserstein(own[part != one], data) for one in range(PARTS)]
             error = jackknife(torch.tensor(without)).sqrt().item()
@@ -120,11 +120,6 @@ class Molecules:
     def statistics(self) -> dict[str, Some]:
         """Of the molecules held out."""
         return statistics(self.read(self.held_out))
-
-    @cached_property
-    def properties(self) -> dict[str, Some]:
-        """Of the molecules held out."""
-        return properties(self.read(self.held_out))
 
     @cached_property
     def neighbours(self) -> tuple[list[Any], list[Any]]:
@@ -172,12 +167,13 @@ class Molecules:
     def _histograms(self, path: Path, found: Sequence[Any]) -> None:
         figure = Figure(figsize=(9, 4.6), layout="constrained")
         for number, (name, values) in enumerate(properties(found).items(), 1):
-            axes, data = figure.add_subplot(2, 3, number), self.properties[name]
+            title = PROPERTIES[name][0]
+            axes, data = figure.add_subplot(2, 3, number), self.statistics[title]
             both = torch.cat([values, data])
             bins = torch.linspace(both.min().item(), both.max().item(), 26).tolist()
             for x, colour, label in ((data, "#b0b0b0", "data"), (values, "#2060c0", "samples")):
                 axes.hist(x.tolist(), bins, density=True, alpha=0.6, color=colour, label=label)
-            axes.set_xlabel(PROPERTIES[name][0])
+            axes.set_xlabel(title)
             axes.set_yticks([])
         figure.axes[0].legend(frameon=False, fontsize="small")
         with atomic_file(path) as file:
