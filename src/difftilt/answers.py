@@ -14,6 +14,7 @@ from torch import Tensor
 from difftilt.shapes import PerSample, Sample, Scalar, Stateful
 
 MOST_TOKENS = 1024  # beyond which integers are numbers
+COPIED = 2**22  # numbers that are copied at a time, as batches of images are large
 
 
 class RewardError(ValueError):
@@ -150,9 +151,13 @@ def variance(sample: Sample, weight: PerSample | None = None) -> Scalar:
         weight: Of each sample, of sum 1; all alike by default.
     """
     tokens = not sample.is_floating_point() and int(sample.min()) >= 0 and int(sample.max()) < MOST_TOKENS
-    x = (F.one_hot(sample.long()) if tokens else sample).flatten(1).double()
-    weight = x.new_full((len(x),), 1 / len(x)) if weight is None else weight.to(x)
-    return weight @ (x - weight @ x).square().sum(1) / (1 - weight.square().sum())
+    x = (F.one_hot(sample.long()) if tokens else sample).flatten(1)
+    x = x if x.is_floating_point() else x.double()
+    weight = x.new_full((len(x),), 1 / len(x), dtype=torch.float64) if weight is None else weight.double()
+    mean = weight.to(x) @ x
+    parts = x.split(max(1, COPIED // max(len(mean), 1)))
+    away = torch.cat([(part - mean).square().sum(1, dtype=torch.float64) for part in parts])
+    return weight @ away / (1 - weight.square().sum())
 
 
 def repeats(sample: Sample) -> dict[str, Scalar]:
