@@ -168,9 +168,7 @@ def _finished(folder: Path, job: Job, goes_on: bool) -> str:
     summary = read_json(folder / "summary.json", Summary)
     if (summary.get("rounds") or 0) >= job.training.rounds:
         return f"all {job.training.rounds} rounds are done"
-    ended = summary.get("ended")
-    how = "--past-alarms" if "the monitor" in (ended or "") else "--reward-budget and a larger number"
-    return f"{ended}; go on with {how}" if ended and not goes_on else ""
+    return "" if goes_on else summary.get("ended") or ""
 
 
 def seeds_of(folder: Path) -> list[Path]:

@@ -254,7 +254,10 @@ def within_budget(job: Job, accelerator: Accelerator) -> Iterator[list[str]]:
     try:
         yield ended
     except BudgetSpent as spent:
-        ended.append(f"training ended early: {spent}, with {job.training.evaluate} kept for the evaluation")
+        ended.append(
+            f"training ended early: {spent}, with {job.training.evaluate} kept for the evaluation; go on with"
+            " --reward-budget and a larger number"
+        )
     guard.budget = budget
 
 

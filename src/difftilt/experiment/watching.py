@@ -38,7 +38,8 @@ class Watching:
         for alarm in new if self._show else ():
             print(f"monitor: {alarm}", file=sys.stderr, flush=True)
         self.ended += [
-            f"training ended early: the monitor {alarm.monitor} spoke in round {alarm.round}"
+            f"training ended early: the monitor {alarm.monitor} spoke in round {alarm.round}; go on with"
+            " --past-alarms"
             for alarm in new
             if alarm.monitor in self._stop_on
         ]
