@@ -122,10 +122,9 @@ class Molecules:
         return statistics(self.read(self.held_out))
 
     @cached_property
-    def neighbours(self) -> tuple[list[Any], list[Any]]:
-        """The known molecules and their fingerprints."""
-        found = self.read(self.known)
-        return found, [scores.fingerprint(one) for one in found]
+    def neighbours(self) -> list[str]:
+        """The known molecules."""
+        return [text for text in self.spell(self.known) if read_or_none(text) is not None]
 
     def draw(self, seen: ScoredSamples, path: Path) -> None:
         """Writes SMILES, an SDF file, structures, the best of each cluster, and histograms of properties."""
@@ -146,8 +145,7 @@ class Molecules:
 
     def _best(self, scored: Sequence[tuple[float, Any]]) -> str:
         """The best molecule of each cluster, and below each the nearest one of the data."""
-        known, prints = self.neighbours
-        shown, legends = [], []
+        shown, legends, known = [], [], self.neighbours
         best = clusters(scored, 2 * COLUMNS)
         for row in range(0, len(best), COLUMNS):
             part = [*best[row : row + COLUMNS]] + [None] * max(row + COLUMNS - len(best), 0)
@@ -158,10 +156,9 @@ class Molecules:
                     shown.append(None)
                     legends.append("")
                     continue
-                found = rdkit("DataStructs").BulkTanimotoSimilarity(scores.fingerprint(one[1]), prints)
-                nearest = max(range(len(known)), key=found.__getitem__)
-                shown.append(known[nearest])
-                legends.append(f"nearest known, {found[nearest]:.2f}")
+                alike, place = scores.nearest(one[1], known)
+                shown.append(scores.molecule(known[place]))
+                legends.append(f"nearest known, {alike:.2f}")
         return structures(shown, legends)
 
     def _histograms(self, path: Path, found: Sequence[Any]) -> None:
