@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from difftilt.cli.main import COMMANDS, main
-from difftilt.cli.runs import RECIPES
+from difftilt.cli.options import parse
+from difftilt.cli.runs import RECIPES, recipe_of
+from difftilt.rewards.scoring import guarded
 from difftilt.settings import choose
 
 LINES = int(os.environ.get("DIFFTILT_LINES", "200"))
@@ -213,3 +215,17 @@ def test_the_same_seed_is_the_same_run(tmp_path):
     a, b, c = ((tmp_path / name / "metrics.jsonl").read_bytes() for name in "abc")
     assert a == b
     assert a != c
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_failures_can_be_treated_in_every_way_in_every_recipe(name):
+    """A recipe that penalises them by default can stop at them or leave them out by one option."""
+    for words, penalty in {("stop",): None, ("drop",): None, ("penalty", "--penalty", "-2"): -2.0}.items():
+        for line in (["--on-error", *words], [f"--on-error={words[0]}", *words[1:]], ["--on_error", *words]):
+            training = parse(recipe_of(name), [*line, "algorithm:ppo"], "difftilt")["training"]
+            assert (training.on_error, training.penalty) == (words[0], penalty)
+    kept = parse(recipe_of(name), [], "difftilt")["training"]
+    assert (kept.penalty is None) == (kept.on_error != "penalty")
+    wrong = parse(recipe_of(name), ["--on-error", "drop", "--penalty", "1"], "difftilt")["training"]
+    with pytest.raises(ValueError, match=r"on_error 'drop' got penalty 1\.0"):
+        guarded(lambda x, c: x, "ink", wrong)

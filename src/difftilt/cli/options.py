@@ -48,7 +48,8 @@ def parse(
         hints |= typing.get_type_hints(group, include_extras=True)
         for base in group.__mro__:  # inherited options are told of where they are declared
             doc += "\n" + inspect.cleandoc(base.__dict__.get("__doc__") or "").partition("Args:")[2]
-    words, own = own_algorithms(_joined(_named(words, hints), hints), hints)
+    words = _settled(_joined(_named(words, hints), hints), defaults)
+    words, own = own_algorithms(words, hints)
     fields = [
         _field(name, subcommands(name, hints[name], default, words, own), default)
         for name, default in defaults.items()
@@ -123,6 +124,17 @@ def _joined(words: list[str], hints: Mapping[str, Any]) -> list[str]:
             joined.append(word)
             several = word == "--reward" if word.startswith("-") else several and joined[-2] == "--reward"
     return joined
+
+
+def _settled(words: list[str], defaults: Mapping[str, Any]) -> list[str]:
+    """The words without a recipe's own penalty, where they ask for failures to be treated otherwise."""
+    names = [word.replace("_", "-").partition("=")[0] for word in words]
+    own = any(getattr(default, "penalty", None) is not None for default in defaults.values())
+    if not own or "--on-error" not in names or "--penalty" in names:
+        return words
+    place = names.index("--on-error")
+    how = words[place].partition("=")[2] or "".join(words[place + 1 : place + 2])
+    return words if how == "penalty" else [*words[:place], "--penalty", "None", *words[place:]]
 
 
 def own_algorithms(words: list[str], hints: dict[str, Any]) -> tuple[list[str], dict[str, type]]:
