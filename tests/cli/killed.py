@@ -158,6 +158,8 @@ def broken(words: list[str], folder: Path, operation: int, live: Life) -> Counte
 
 def differences(folder: Path, whole: dict[str, str]) -> list[str]:
     """What is not as in an unbroken run, by name; rows lost or doubled, and files that are left over."""
+    if not any((folder / "checkpoints").glob("round-*")):
+        return ["everything"]
     found = fingerprint(folder)
     names = [name for name in {**whole, **found} if whole.get(name) != found.get(name)]
     steps = [json.loads(row)["step"] for row in (folder / "metrics.jsonl").read_text().splitlines()]

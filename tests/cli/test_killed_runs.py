@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 from commands import Command, environment
-from killed import FILTERED, alone, broken, differences, make_home, unbroken
+from killed import FILTERED, SMALL, alone, broken, differences, make_home, unbroken
 
 from difftilt.cli.runs import RECIPES
+from difftilt.data.lock import LOCK
+from difftilt.data.owned import beside
 
 OWN = Path(__file__).with_name("own_reward.py")
 RUNS = {
@@ -59,3 +61,23 @@ def test_a_killed_run_goes_on_and_is_sampled(name, home, tmp_path):
     assert seen["killed"] and seen["resumed"] and not differences(folder, whole), seen
     ended = Command(["sample", str(folder), "--count", "8"], tmp_path).wait()
     assert ended.code == 0 and "samples:" in ended.out, ended
+
+
+BEGINNINGS = {
+    "finetune": ["finetune", "digits", *SMALL, "--reward", "ink", "--steps", "2"],
+    "lab": ["lab", "init", "dna", "--data", "{home}/assay.csv", "--budget", "20", "--bad-rows", "drop"],
+    "pretrain": ["pretrain", "sequences", "--data", "{home}/assay.csv", "--steps", "20", "--batch", "32"],
+    "reward": ["reward", "fit", "--data", "{home}/assay.csv", "--anyway", "--steps", "2", "--members", "2"],
+    "value": ["value", "fit", "dna", *SMALL],
+}
+
+
+@pytest.mark.parametrize("name", BEGINNINGS)
+def test_a_command_killed_in_its_first_write_can_be_typed_again(name, home, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for left in (LOCK, beside(folder / "run.json").name):
+        (folder / left).touch()
+    words = [word.format(home=home) for word in BEGINNINGS[name]]
+    ended = Command([*words, "--out", str(folder)], tmp_path).wait()
+    assert ended.code == 0, ended

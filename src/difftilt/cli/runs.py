@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from difftilt.cli.options import hints_of
-from difftilt.data.lock import LOCK, BusyError, locked
-from difftilt.data.owned import RUN, check_free, check_inside, check_no_strangers, check_run, sweep
+from difftilt.data.lock import BusyError, locked
+from difftilt.data.owned import RUN, check_free, check_inside, check_no_strangers, check_run, contents, sweep
 from difftilt.data.replaced import OLD, put_back, set_aside, settle, waits
 from difftilt.experiment import code
 from difftilt.experiment.identity import EVERYTHING
@@ -213,7 +213,7 @@ def _check_room(folder: Path, overwrite: bool) -> None:
                 " another folder with --out, or delete it with --overwrite"
             )
         check_run(folder)
-    elif any(path.name != LOCK for path in folder.iterdir()):
+    elif contents(folder):
         raise ValueError(f"{folder} is not empty and holds no run; name another folder with --out")
     check_free(folder / "samples", "before", "after")
     check_no_strangers(folder)

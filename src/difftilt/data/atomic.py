@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from difftilt.data.owned import CONTENTS, beside, own_files, write_contents
+from difftilt.data.owned import CONTENTS, beside, contents, own_files, write_contents
 
 
 @contextmanager
@@ -49,8 +49,7 @@ def _check_own(path: Path) -> None:
         return
     if path.is_symlink() or not path.is_dir():
         raise ValueError(f"{path} is no folder, and is not replaced; name another folder")
-    found = {file.name for file in path.iterdir()}
-    strange = sorted(found - own_files(path) - {CONTENTS})
+    strange = sorted(contents(path) - own_files(path) - {CONTENTS})
     if strange:
         raise ValueError(
             f"{path} holds {strange[0]}{f' and {len(strange) - 1} more files' * (len(strange) > 1)} that"

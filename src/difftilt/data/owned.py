@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
+from difftilt.data.lock import LOCK
 from difftilt.data.read import UnreadableError, kind_of, read_json
 
 CONTENTS = "contents.json"  # which files of a folder are ours
@@ -187,6 +188,11 @@ def write_contents(folder: Path, names: Sequence[str]) -> None:
     new = beside(folder / CONTENTS)
     new.write_text(json.dumps({"written_by": "difftilt", "files": sorted(names)}, indent=1) + "\n")
     new.replace(folder / CONTENTS)
+
+
+def contents(folder: Path) -> set[str]:
+    """The names of what lies in a folder, but for the lock and what interrupted writes left."""
+    return {path.name for path in folder.iterdir() if path.name != LOCK and not _BESIDE.fullmatch(path.name)}
 
 
 def check_free(folder: Path, *stems: str) -> None:

@@ -13,8 +13,8 @@ from accelerate import Accelerator
 from safetensors.torch import save_file
 
 from difftilt.data.atomic import atomic_file
-from difftilt.data.lock import LOCK, locked
-from difftilt.data.owned import ADAPTER, RUN, adding, check_inside
+from difftilt.data.lock import locked
+from difftilt.data.owned import ADAPTER, RUN, adding, check_inside, contents
 from difftilt.data.read import UnreadableError, read_json, read_tensors
 from difftilt.evaluation.diagnostics import frozen_start_warning
 from difftilt.evaluation.monitors import expectations
@@ -116,7 +116,7 @@ def _claim(job: Job, folder: Path, accelerator: Accelerator) -> None:
     """Makes the folder this job's own."""
     check_inside(folder)
     if not (folder / RUN).exists():
-        if any(path.name != LOCK for path in folder.iterdir()):
+        if contents(folder):
             raise ValueError(f"{folder} is not empty and holds no run; name another folder")
         plan(job, accelerator.num_processes)
         make_run(job, folder, accelerator)

@@ -17,7 +17,8 @@ import torch
 
 from difftilt.data.assay import Assay
 from difftilt.data.database import Database
-from difftilt.data.lock import LOCK, locked
+from difftilt.data.lock import locked
+from difftilt.data.owned import contents
 from difftilt.data.read import UnreadableError, parse_json
 from difftilt.data.typed import misfit
 from difftilt.data.vocabulary import Letters, Vocabulary
@@ -84,8 +85,8 @@ class Lab:
                         f"{self.folder} holds a lab already; go on with difftilt lab propose {self.folder},"
                         " or name another folder with --out"
                     )
-                own = {LOCK, FILE, f"{FILE}-wal", f"{FILE}-shm"}
-                if held := {path.name for path in self.folder.iterdir()} - own:
+                own = {FILE, f"{FILE}-wal", f"{FILE}-shm"}
+                if held := contents(self.folder) - own:
                     raise ValueError(f"{self.folder} holds {min(held)} already; name a new folder with --out")
                 yield
             finally:
