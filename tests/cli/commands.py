@@ -46,6 +46,8 @@ class Command:
 
     def __init__(self, words: Sequence[str], folder: Path, before: Callable[[], object] | None = None):
         self._out, self._err = (folder / name for name in ("stdout", "stderr"))
+        for path in (self._out, self._err):  # here, lest a child that dies at once leave another's words
+            path.write_text("")
         self._encoding = os.environ.get("PYTHONIOENCODING", "utf-8")
         sys.stdout.flush()
         self.process = os.fork()
@@ -71,7 +73,7 @@ class Command:
         code = 97
         try:
             for number, path in ((1, self._out), (2, self._err)):
-                os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), number)
+                os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), number)
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
             sys.stdout = os.fdopen(1, "w", encoding=self._encoding)
             sys.stderr = os.fdopen(2, "w", encoding=self._encoding, errors="backslashreplace", buffering=1)

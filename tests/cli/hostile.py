@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from difftilt.cli.main import main
@@ -40,6 +41,7 @@ FILES = (
     "samples/after.png",
 )
 FOLDERS = ("checkpoints", "samples", "tensorboard", "checkpoints/round-000002")
+UNDAMAGED = (ValueError, OSError, LookupError, TypeError, AttributeError, SafetensorError)
 USERS = ("notes.txt", "samples/figure.png", "checkpoints/readme", "checkpoints/old/mine.txt")
 DEEP: Any = json.loads("[" * 500 + "]" * 500)
 VALUES: tuple[Any, ...] = (
@@ -337,7 +339,7 @@ def one_folder(
     shutil.copytree(runs[whose.get(name, dice.choice(["finished", "partial"]))], run)
     told = []
     for damage in dice.choices(DAMAGES, k=dice.choice([1, 1, 2, 3])):
-        with contextlib.suppress(ValueError, OSError, IndexError, TypeError, KeyError, AttributeError):
+        with contextlib.suppress(*UNDAMAGED):
             damage(dice, run, outside)  # what an earlier damage has left may not be open to this one
             told.append(damage.__name__)
     before, mine = state(outside), _theirs(run)

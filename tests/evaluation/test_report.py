@@ -18,7 +18,7 @@ from difftilt.evaluation.plots import curve, histogram
 from difftilt.evaluation.report import outcome, write_report
 from difftilt.evaluation.run_folder import read_run
 from difftilt.evaluation.verdict import findings, headline
-from difftilt.evaluation.words import lines
+from difftilt.evaluation.words import duration, lines
 
 ROUNDS, STEPS, SAMPLES = 60, 8, 512
 
@@ -591,3 +591,13 @@ def test_an_option_and_its_value_stay_on_one_line(command: str | None, parts: li
 def test_settings_are_folded(finished: Path):
     page = (finished / "report.html").read_text(encoding="utf-8")
     assert page.index("<details>") < page.index("algorithm.clip") < page.index("</details>")
+
+
+def test_times_are_two_units_and_no_damaged_number_ends_a_page():
+    assert [duration(x) for x in (0.1234, 61, 7200, 86399.9)] == [
+        "0.123 s",
+        "1 min 01 s",
+        "2 h 00 min",
+        "24 h 00 min",
+    ]
+    assert [duration(float(x)) for x in ("inf", "-inf", "nan")] == ["inf s", "-inf s", "nan s"]

@@ -1,6 +1,7 @@
 """How pages write numbers, dates and commands, and how they are filled in."""
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -81,6 +82,8 @@ def count(value: float) -> str:
 
 def duration(seconds: float) -> str:
     """A time in hours, minutes and seconds, of which two are shown."""
+    if not math.isfinite(seconds):  # as a damaged file says
+        return f"{seconds:g} s"
     minutes, rest = divmod(round(seconds), 60)
     if not minutes:
         return f"{seconds:.3g} s"
