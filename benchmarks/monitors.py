@@ -29,7 +29,7 @@ from difftilt.exact import landscape as exact
 from difftilt.experiment.finetune import make_optimizer, place
 from difftilt.experiment.job import Job, tune
 from difftilt.networks.sequence import MLP, corrected
-from difftilt.objective import Objective, part_means
+from difftilt.objective import Objective
 from difftilt.processes.masked import MaskedPolicy
 from difftilt.rewards.ensemble import Ensemble
 from difftilt.rewards.learned import Labels
@@ -38,6 +38,7 @@ from difftilt.training.distributed import make_accelerator
 from difftilt.training.fit import fit
 from difftilt.training.kl_controller import KLController
 from difftilt.training.settings import MonitorName, Training
+from difftilt.training.train import part_means
 
 RESULTS = Path(__file__).parent / "results" / "monitors.json"
 LENGTH, LABELS, NOISE = 5, 50, 0.05

@@ -1,11 +1,11 @@
-"""What processes for rewards cost: under faults, for a slow reward, and for a free one.
+"""What processes for rewards cost under faults, for a slow reward and a free one, and what overlap gains.
 
 The faults are exceptions, hanging, exits, crashes, hunger for memory, and answers that are none, in turn.
 They are held against the ideal schedule, which gives each sample to the first worker that is free, at no cost
 for noticing, restarting and sending. On a busy machine the calls themselves take longer, in plain processes
 too: what they take there is measured as well, and the load before each task is written down.
 
-    python benchmarks/reward_workers.py [--only faults throughput overhead] [--calls N] [--out FILE.json]
+    python benchmarks/reward_workers.py [--only TASK ...] [--calls N] [--out FILE.json]
 """
 
 import argparse
@@ -31,6 +31,7 @@ from difftilt import PPO, Objective, fit
 from difftilt.answers import Failure
 from difftilt.conditions import unconditional
 from difftilt.domains.digits.model import asked, digits_policy
+from difftilt.guard import Guard
 from difftilt.rewards.scoring import Scoring, guarded
 from difftilt.rewards.workers import Workers
 
@@ -49,7 +50,7 @@ FAULTS: dict[str, Callable[[], Any]] = {
 
 
 def main() -> None:
-    tasks = {"faults": faults, "throughput": throughput, "overhead": overhead}
+    tasks = {"faults": faults, "throughput": throughput, "overhead": overhead, "overlap": overlap}
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=tasks, default=list(tasks))
     parser.add_argument("--calls", type=int, default=10_000, help="under faults")
@@ -176,6 +177,38 @@ def overhead(options: argparse.Namespace, batch: int = 256, repeats: int = 15) -
         "batch": batch, "workers": 2, "batch_seconds": medians, "first_batch_seconds": seconds["workers"][0],
         "round_seconds": usual, "share_of_a_round": share,
         "repeats": repeats,
+    }  # fmt: skip
+
+
+def overlap(options: argparse.Namespace, batch: int = 256, parts: int = 16) -> dict[str, Any]:
+    """A batch of digits whose reward, which only waits, takes as long as drawing them; in turn."""
+    policy, reference = (digits_policy(steps=100) for _ in range(2))
+    drawing = Objective(lambda x, cond: x.flatten(1).mean(1), reference.requires_grad_(False), alpha=0.1)
+    drawing.sample(policy, asked(batch))
+    wait = timed(lambda: drawing.sample(policy, asked(batch))) / batch
+
+    def waits(x: torch.Tensor, cond: Any) -> torch.Tensor:
+        time.sleep(wait)
+        return x.flatten(1).mean(1)
+
+    seconds: dict[str, list[float]] = collections.defaultdict(list)
+    with Workers(waits, 1, 60.0) as workers:
+        workers(torch.rand(4, 1, 8, 8), unconditional(4))
+        whole, parted = (Objective(Guard(workers, overlap=n), reference, 0.1) for n in (1, parts))
+        tasks = {
+            "drawing": lambda: drawing.sample(policy, asked(batch)),
+            "scoring": lambda: workers(torch.rand(batch, 1, 8, 8), unconditional(batch)),
+            "one_after_the_other": lambda: whole.sample(policy, asked(batch)),
+            "overlapped": lambda: parted.sample(policy, asked(batch)),
+        }
+        for _ in range(5):
+            for name, task in tasks.items():
+                seconds[name].append(timed(task))
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    longer = max(medians["drawing"], medians["scoring"])
+    return {
+        "batch": batch, "parts": parts, "workers": 1, "call_seconds": wait, "seconds": medians,
+        "ratio_to_the_longer": medians["overlapped"] / longer, "repeats": 5,
     }  # fmt: skip
 
 

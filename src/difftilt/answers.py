@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -11,7 +11,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from difftilt.shapes import PerSample, Sample, Scalar, Stateful
+from difftilt.conditions import take
+from difftilt.shapes import Cond, PerSample, Sample, Scalar, Stateful
 
 MOST_TOKENS = 1024  # beyond which integers are numbers
 COPIED = 2**22  # numbers that are copied at a time, as batches of images are large
@@ -21,11 +22,55 @@ class RewardError(ValueError):
     """A reward broke its contract. The message names the reward, the sample and the round."""
 
 
+class BudgetSpent(RuntimeError):  # noqa: N818  (not an error: what was paid for has been used)
+    """The next samples would cost more calls than a reward may be given."""
+
+
+@runtime_checkable
+class Prefetching(Protocol):
+    """A reward that can begin with samples before it is asked about them."""
+
+    def prefetch(self, sample: Sample, cond: Cond, /) -> None:
+        """Begins with samples of which the next call will ask, and returns at once."""
+        ...
+
+
+class Filter(Stateful, Protocol):
+    """What prices samples by those before them, and remembers them."""
+
+    def __call__(self, sample: Sample) -> PerSample:
+        """The price of each sample in nats, by what was seen before this batch."""
+        ...
+
+
 @dataclass(frozen=True)
 class Failure:
     """Stands in a list of rewards where a sample has none, and says why, as in `raised OSError (busy)`."""
 
     reason: str
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Samples that a reward is asked about.
+
+    Args:
+        rows: Which rows of the batch they are.
+        total: The size of that batch.
+        keys: What the cache calls them; none without a cache.
+    """
+
+    sample: Sample
+    cond: Cond
+    rows: Sequence[int]
+    total: int
+    keys: Sequence[str] = ()
+
+    def some(self, start: int, stop: int) -> "Asked":
+        """Those from one place to another."""
+        index = torch.arange(start, stop, device=self.sample.device)
+        part = (self.sample[index], take(self.cond, index), self.rows[start:stop])
+        return Asked(*part, self.total, self.keys[start:stop])
 
 
 def numbers_of(answer: Any, device: torch.device) -> Tensor | None:

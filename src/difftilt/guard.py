@@ -1,14 +1,16 @@
 """Any callable is a reward. The guard makes sure that what it returns is one."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 
 from difftilt.answers import (
+    Asked,
+    BudgetSpent,
     Failure,
+    Prefetching,
     RewardError,
     check_arguments,
     described,
@@ -24,10 +26,6 @@ Reward = Callable[[Sample, Cond], PerSample]
 OnError = Literal["stop", "drop", "penalty"]
 
 
-class BudgetSpent(RuntimeError):  # noqa: N818  (not an error: what was paid for has been used)
-    """The next samples would cost more calls than a reward may be given."""
-
-
 @runtime_checkable
 class Composite(Protocol):
     """A reward that is made of others, each behind a guard of its own."""
@@ -39,29 +37,6 @@ class Composite(Protocol):
     def answers(self) -> Mapping[str, PerSample]:
         """What each of them said of the last samples; NaN where it was not asked, or had no answer."""
         ...
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """Samples that a reward is asked about.
-
-    Args:
-        rows: Which rows of the batch they are.
-        total: The size of that batch.
-        keys: What the cache calls them; none without a cache.
-    """
-
-    sample: Sample
-    cond: Cond
-    rows: Sequence[int]
-    total: int
-    keys: Sequence[str] = ()
-
-    def some(self, start: int, stop: int) -> "_Asked":
-        """Those from one place to another."""
-        index = torch.arange(start, stop, device=self.sample.device)
-        part = (self.sample[index], take(self.cond, index), self.rows[start:stop])
-        return _Asked(*part, self.total, self.keys[start:stop])
 
 
 class Guard:
@@ -80,6 +55,8 @@ class Guard:
         budget: Most calls, if given; before the first that would not fit, `BudgetSpent` is raised.
         cache: Answer repeated samples from memory. Right only for a deterministic reward without
             gradients whose answer for one sample does not depend on the rest of the batch.
+        overlap: Parts in which `Objective.sample` draws a batch, at least 1: a reward that can begin with
+            samples before it is asked, as `Workers` can, scores one part while the next is drawn.
 
     Attributes:
         calls: Samples scored so far.
@@ -99,6 +76,7 @@ class Guard:
         penalty: float | None = None,
         max_failures: float = 1.0,
         budget: int | None = None,
+        overlap: int = 1,
     ):
         if (on_error == "penalty") != (penalty is not None):
             raise ValueError(
@@ -106,7 +84,7 @@ class Guard:
                 " with on_error 'penalty', and none otherwise"
             )
         self.reward, self.on_error, self.penalty = reward, on_error, penalty
-        self.max_failures, self.budget = max_failures, budget
+        self.max_failures, self.budget, self.overlap = max_failures, budget, overlap
         self.name = name or getattr(reward, "__name__", type(reward).__name__)
         self.calls, self.dropped, self._round = 0, 0, 0
         self.failure = ""
@@ -114,23 +92,40 @@ class Guard:
         self.parts: Mapping[str, PerSample] = {}
         self._raised: dict[int, str] = {}
         self._cache: dict[str, float] | None = {} if cache else None
+        self._ahead: set[str] = set()  # keys of samples that were prefetched since the last call
         check_arguments(reward, self.name)
 
     def __call__(self, sample: Sample, cond: Cond) -> PerSample:
         self.failure, self.reasons = "", {}
         self._raised.clear()
+        self._ahead.clear()
         value = self._fresh(sample, cond) if self._cache is None else self._remembered(sample, cond)
         valid = value.isfinite()
         if not valid.all():
             self._count((~valid).nonzero()[:, 0].tolist(), value)
             value = value.where(valid, torch.nan if self.penalty is None else self.penalty)
         if isinstance(self.reward, Composite):
-            answers, kept = (
-                self.reward.answers,
-                value.isfinite(),
-            )  # fewer, where the last batch was taken apart
+            answers, kept = self.reward.answers, value.isfinite()  # fewer, where a batch was taken apart
             self.parts = {name: x[kept] for name, x in answers.items() if len(x) == len(kept)}
         return value
+
+    def prefetch(self, sample: Sample, cond: Cond, batch: int) -> None:
+        """Lets a reward that can begin with samples of which the next call will ask; nothing is counted yet.
+
+        Args:
+            batch: Samples of that call. If they might not fit the budget, nothing is begun.
+        """
+        fits = self.budget is None or self.calls + batch <= self.budget
+        if not fits or not isinstance(self.reward, Prefetching):
+            return
+        rows = list(range(len(sample)))
+        if self._cache is not None:
+            first = self._first(sample_keys(sample, cond))
+            rows = sorted(row for key, row in first.items() if key not in self._ahead)
+            self._ahead |= first.keys()
+        if rows:
+            index = torch.tensor(rows, device=sample.device)
+            self.reward.prefetch(sample[index], copied(take(cond, index)))
 
     @property
     def round(self) -> int:
@@ -186,23 +181,28 @@ class Guard:
             own.load_state_dict(state["reward"])
 
     def _fresh(self, sample: Sample, cond: Cond) -> PerSample:
-        return self._checked(_Asked(sample, cond, range(len(sample)), len(sample)))
+        return self._checked(Asked(sample, cond, range(len(sample)), len(sample)))
 
     def _remembered(self, sample: Sample, cond: Cond) -> PerSample:
         """Scores each new sample once. What failed is not remembered: it may work the next time."""
         known = {} if self._cache is None else self._cache
         keys = sample_keys(sample, cond)
-        first = {key: i for i, key in reversed(list(enumerate(keys))) if key not in known}
+        first = self._first(keys)
         fresh: dict[str, float] = {}
         if first:
             rows = sorted(first.values())
             index, new = torch.tensor(rows, device=sample.device), [keys[i] for i in rows]
-            value = self._checked(_Asked(sample[index], take(cond, index), rows, len(sample), new))
+            value = self._checked(Asked(sample[index], take(cond, index), rows, len(sample), new))
             fresh = dict(zip(new, value.tolist(), strict=True))
         numbers = [known.get(key, fresh.get(key, np.nan)) for key in keys]
         return torch.tensor(numbers, dtype=torch.float32, device=sample.device)
 
-    def _checked(self, asked: _Asked) -> PerSample:
+    def _first(self, keys: Sequence[str]) -> dict[str, int]:
+        """Where each sample stands first that is not remembered, by its key."""
+        known = {} if self._cache is None else self._cache
+        return {key: i for i, key in reversed(list(enumerate(keys))) if key not in known}
+
+    def _checked(self, asked: Asked) -> PerSample:
         """One number per sample; NaN or infinite where the reward said so or, on `drop`, failed."""
         value = self._tried(asked)
         if not isinstance(value, BaseException):
@@ -215,7 +215,7 @@ class Guard:
         each = [self._checked(asked.some(i, i + 1)) for i in range(len(asked.rows))]
         return torch.cat(each)
 
-    def _culprit(self, asked: _Asked, error: BaseException) -> RewardError:
+    def _culprit(self, asked: Asked, error: BaseException) -> RewardError:
         """What to say of a batch that raised: which sample is the first that does so alone, if any does.
 
         It lies in the first half if that raises, else in the second one, and so on: no answer is paid twice.
@@ -234,7 +234,7 @@ class Guard:
                 part = part.some(half, len(part.rows))
         return self._error(f"raised {described(cause)}", part.rows[0], asked.total)
 
-    def _tried(self, asked: _Asked) -> PerSample | BaseException:
+    def _tried(self, asked: Asked) -> PerSample | BaseException:
         """The reward's answer, or what it raised: also an attempt to exit, but not Ctrl-C."""
         try:
             return self._call(asked)
@@ -243,7 +243,7 @@ class Guard:
         except BaseException as error:  # a library that exits must not end the run
             return error
 
-    def _call(self, asked: _Asked) -> PerSample:
+    def _call(self, asked: Asked) -> PerSample:
         """The answer as one float32 number per sample, or as float64 if it is, with its gradient."""
         count, device = len(asked.sample), asked.sample.device
         if self.budget is not None and self.calls + count > self.budget:
@@ -269,7 +269,7 @@ class Guard:
             self._cache |= {key: number for key, number in pairs if np.isfinite(number)}
         return numbers
 
-    def _note(self, answer: Sequence[Any], asked: _Asked) -> None:
+    def _note(self, answer: Sequence[Any], asked: Asked) -> None:
         """Stops at the first sample of a list that has no number, or remembers why it has none."""
         for row, item in zip(asked.rows, answer, strict=False):
             if is_missing(item):

@@ -4,30 +4,22 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import groupby
-from typing import Any, ClassVar, Protocol, cast
+from itertools import accumulate, groupby
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn as nn
 
-from difftilt.answers import repeats, variance
-from difftilt.conditions import take
+from difftilt.answers import Filter, repeats, variance
+from difftilt.conditions import batch_size, deal
 from difftilt.guard import Guard, Reward, RewardError
 from difftilt.policy import Policy, Trajectory, chain, law
 from difftilt.settings import check_settings
-from difftilt.shapes import Cond, Index, PerSample, PerStep, Sample, Scalar, Some, State, Stateful, Step
+from difftilt.shapes import Cond, Index, PerSample, PerStep, Sample, Scalar, Some, State, Step
 from difftilt.transition import Joined, Transition, rows_of
 
 # v(x_t, t, c), an estimate of alpha log E[exp(r / alpha) | x_t, c]
 Value = Callable[[State, Step, Cond], PerSample]
-
-
-class Filter(Stateful, Protocol):
-    """What prices samples by those before them, and remembers them."""
-
-    def __call__(self, sample: Sample) -> PerSample:
-        """The price of each sample in nats, by what was seen before this batch."""
-        ...
 
 
 class Objective:
@@ -86,6 +78,31 @@ class Objective:
                 f"the reference takes {self.reference.steps} steps and the policy {policy.steps}; their KL"
                 " needs one number of steps"
             )
+        parts = [cond] if gradient or self.reward.overlap == 1 else deal(cond, self.reward.overlap)
+        drawn = []
+        for part in parts:
+            drawn.append(self._drawn(policy, part, gradient, keep))
+            if part is not cond:
+                self.reward.prefetch(drawn[-1].sample, part, batch_size(cond))
+        whole = _side_by_side(drawn)
+        with torch.set_grad_enabled(gradient):
+            reward, valid = self.score(whole.sample, cond)
+            slope = torch.autograd.grad(reward.sum(), whole.states[-1])[0][valid] if gradient else None
+        states, sample = torch.stack(whole.states).detach(), whole.sample.detach()
+        path, kept = Trajectory(states, sample, torch.stack(whole.log_prob), cond), whole.kept
+        if len(valid) < len(sample):
+            path = path.chains(valid)
+            kept = [step.rows(valid) for step in kept]
+        log_ratios, kls = torch.stack(whole.log_ratio)[:, valid], torch.stack(whole.kl)[:, valid]
+        base = _concat(kept, len(valid), valid.device) if keep else None
+        seen = Experience(path, reward.detach(), log_ratios, kls, self.alpha, slope, base)
+        if self.diversity is None:
+            return seen
+        price = self.alpha * self.diversity(path.sample)
+        return replace(seen, reward=seen.reward - price, earned=seen.reward)
+
+    def _drawn(self, policy: Policy, cond: Cond, gradient: bool, keep: bool) -> "_Drawn":
+        """Chains that nobody has judged yet; with gradients, x_0 has one through the decoder."""
         states, log_prob, log_ratio, kl, kept = [], [], [], [], []
         for d in chain(policy, cond):
             base = d.step if policy is self.reference else law(self.reference, d.x, d.t, cond)
@@ -101,21 +118,36 @@ class Objective:
                 " needs none, such as ppo"
             )
         with torch.set_grad_enabled(gradient):
-            x_0 = states[-1].requires_grad_(gradient)
-            sample = policy.decode(x_0, cond)
-            reward, valid = self.score(sample, cond)
-            slope = torch.autograd.grad(reward.sum(), x_0)[0][valid] if gradient else None
-        path = Trajectory(torch.stack(states).detach(), sample.detach(), torch.stack(log_prob), cond)
-        if len(valid) < len(sample):
-            path = path.chains(valid)
-            kept = [step.rows(valid) for step in kept]
-        log_ratios, kls = torch.stack(log_ratio)[:, valid], torch.stack(kl)[:, valid]
-        base = _concat(kept, len(valid), valid.device) if keep else None
-        seen = Experience(path, reward.detach(), log_ratios, kls, self.alpha, slope, base)
-        if self.diversity is None:
-            return seen
-        price = self.alpha * self.diversity(path.sample)
-        return replace(seen, reward=seen.reward - price, earned=seen.reward)
+            sample = policy.decode(states[-1].requires_grad_(gradient), cond)
+        return _Drawn(sample, states, log_prob, log_ratio, kl, kept)
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Samples, and what belongs to each decision of their chains, decision by decision."""
+
+    sample: Sample
+    states: list[State]
+    log_prob: list[PerSample]
+    log_ratio: list[PerSample]
+    kl: list[PerSample]
+    kept: list[Transition]
+
+
+def _side_by_side(drawn: Sequence[_Drawn]) -> _Drawn:
+    """All chains of all parts of a batch, in their order."""
+    if len(drawn) == 1:
+        return drawn[0]
+
+    def each(name: str) -> list[Any]:
+        return [torch.cat(parts) for parts in zip(*(getattr(part, name) for part in drawn), strict=True)]
+
+    ends = accumulate(len(part.sample) for part in drawn)
+    rows = [torch.arange(end - len(part.sample), end) for end, part in zip(ends, drawn, strict=True)]
+    steps = zip(*(part.kept for part in drawn), strict=True)
+    kept: list[Transition] = [Joined(list(zip(rows, step, strict=True))) for step in steps]
+    sample = torch.cat([part.sample for part in drawn])
+    return _Drawn(sample, each("states"), each("log_prob"), each("log_ratio"), each("kl"), kept)
 
 
 def _concat(steps: Sequence[Transition], batch: int, device: torch.device) -> Transition:
@@ -214,35 +246,9 @@ def outcome(reward: PerSample, kl: PerSample, alpha: float) -> dict[str, Scalar]
     return means | {f"{name}_se": standard_error(x) for name, x in numbers.items()}
 
 
-def part_means(reward: Guard) -> dict[str, float]:
-    """What each part of a combined reward said of the last batch's samples that it was asked about."""
-    numbers: dict[str, float] = {}
-    for name, answers in reward.parts.items():
-        asked = answers[answers.isfinite()]
-        if len(asked):
-            numbers[f"part {name}"] = asked.mean().item()
-            numbers[f"part {name}_se"] = standard_error(asked).item()
-    return numbers
-
-
 def standard_error(x: Some) -> Scalar:
     """The standard error of the mean of independent numbers; NaN of a single one."""
     return x.std() / len(x) ** 0.5 if len(x) > 1 else torch.full_like(x[0], torch.nan)
-
-
-def hard_wired(objective: Objective, above: Value, x: State, t: Step, cond: Cond) -> PerSample:
-    """A soft value at any t: the reward at t = 0, whatever `above` says there, and `above` elsewhere."""
-    end = t == 0
-    if end.all():
-        return objective.reward(objective.reference.decode(x, cond), cond)
-    if not end.any():
-        return above(x, t, cond)
-    last, others = end.nonzero()[:, 0], (~end).nonzero()[:, 0]
-    asked = take(cond, last)
-    reward = objective.reward(objective.reference.decode(x[last], asked), asked)
-    value = above(x[others], t[others], take(cond, others))
-    dtype = torch.promote_types(reward.dtype, value.dtype)
-    return torch.cat([reward.to(dtype), value.to(dtype)])[torch.cat([last, others]).argsort()]
 
 
 def to_go(cost: PerStep) -> PerStep:
@@ -262,13 +268,6 @@ class Loss:
     value: Scalar
     stats: dict[str, Scalar]
     share: float = 1.0
-
-
-@torch.no_grad()
-def follow(average: nn.Module, module: nn.Module, decay: float) -> None:
-    """Moves a moving average of a module's parameters: average <- decay average + (1 - decay) module."""
-    for mean, now in zip(average.parameters(), module.parameters(), strict=True):
-        mean.lerp_(now, 1 - decay)
 
 
 @dataclass(eq=False)

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from difftilt.answers import BudgetSpent
 from difftilt.conditions import unconditional
 from difftilt.domains.digits.model import load_classifier
-from difftilt.guard import BudgetSpent
 from difftilt.rewards.command import CommandReward
 from difftilt.rewards.fingerprint import fingerprint
 from difftilt.rewards.image import class_log_prob, ink

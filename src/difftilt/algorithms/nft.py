@@ -10,7 +10,8 @@ import torch
 
 from difftilt.algorithms import advantages
 from difftilt.conditions import context, shuffled
-from difftilt.objective import Algorithm, Experience, Loss, Objective, follow
+from difftilt.networks.average import follow
+from difftilt.objective import Algorithm, Experience, Loss, Objective
 from difftilt.policy import Diffusion, Policy, Trajectory, reversing
 from difftilt.settings import Count, NonNegative, Positive
 from difftilt.shapes import Cond, PerSample, Real, Scalar

@@ -17,7 +17,8 @@ from difftilt.algorithms import replay
 from difftilt.algorithms.graphs import Graphs
 from difftilt.algorithms.replay import Scored
 from difftilt.conditions import some_rows
-from difftilt.objective import Algorithm, Loss, Objective, follow
+from difftilt.networks.average import follow
+from difftilt.objective import Algorithm, Loss, Objective
 from difftilt.policy import Policy, Transitions, path_log_prob, per_decision, tunes_start
 from difftilt.settings import Count, Natural, Share
 from difftilt.shapes import Cond, PerLevel, PerSample, Scalar, Weights

@@ -106,7 +106,7 @@ def _out_of_memory(error: Exception) -> bool:
 
 def _mendable(error: Exception) -> bool:
     """Whether it is an error that a user can mend or has caused, and no bug."""
-    from difftilt.guard import BudgetSpent
+    from difftilt.answers import BudgetSpent
     from difftilt.training.checkpoint import CheckpointError
     from difftilt.training.fit import NonFiniteError
 

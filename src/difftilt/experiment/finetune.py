@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
 
+from difftilt.answers import BudgetSpent
 from difftilt.data.atomic import atomic_file
 from difftilt.data.lock import locked
 from difftilt.data.owned import ADAPTER, RUN, adding, check_inside, contents
@@ -27,7 +28,6 @@ from difftilt.experiment.plan import per_process, plan
 from difftilt.experiment.record import describe, describe_settings, to_json, write_json
 from difftilt.experiment.sample import judge
 from difftilt.experiment.watching import Watching
-from difftilt.guard import BudgetSpent
 from difftilt.rewards.scoring import begin
 from difftilt.shapes import PerSample
 from difftilt.training.alpha import meaning_of_alpha, starting_alpha

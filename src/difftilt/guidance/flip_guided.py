@@ -7,7 +7,8 @@ from torch import Tensor
 
 from difftilt.conditions import take
 from difftilt.guidance.flip import Flip, as_flip
-from difftilt.objective import Objective, Value, hard_wired
+from difftilt.guidance.hard_wired import hard_wired
+from difftilt.objective import Objective, Value
 from difftilt.policy import Policy, Wrapped
 from difftilt.settings import check_value
 from difftilt.shapes import Cond, OneHot, Options, Probs, Some, State, Step, Where

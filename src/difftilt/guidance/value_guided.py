@@ -4,7 +4,8 @@ from typing import Literal
 
 import torch
 
-from difftilt.objective import Objective, Value, hard_wired
+from difftilt.guidance.hard_wired import hard_wired
+from difftilt.objective import Objective, Value
 from difftilt.policy import Policy, Wrapped, level
 from difftilt.shapes import Cond, PerSample, Real, State, Step
 from difftilt.transition import Gaussian, Transition, gaussian

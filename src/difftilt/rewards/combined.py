@@ -98,6 +98,10 @@ class Combined:
         total = self._joined(torch.stack([score.to(dtype) for score in scores]))
         return [Failure(failed[i]) if i in failed else total[i] for i in range(count)] if failed else total
 
+    def prefetch(self, sample: Sample, cond: Cond) -> None:
+        """The first part begins; what the others are asked depends on its answers."""
+        next(iter(self.guards.values())).prefetch(sample, cond, len(sample))
+
     def state_dict(self) -> dict[str, Any]:
         return {name: guard.state_dict() for name, guard in self.guards.items()}
 

@@ -17,7 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from difftilt.answers import Failure, RewardError, item_of, kind_of, learner_of, numbers_of
+from difftilt.answers import Failure, Prefetching, RewardError, item_of, kind_of, learner_of, numbers_of
 from difftilt.conditions import sample_keys, take
 from difftilt.data.database import Database
 from difftilt.shapes import Cond, Sample
@@ -134,23 +134,45 @@ class Recorded:
         self.reward, self.ledger, self.__name__, self.version = reward, ledger, name, version
         self.noisy, self.asked, self.run = noisy, 0, uuid.uuid4().hex
         self._spell = spell
+        self._ahead: dict[Key, str] = {}  # what was prefetched since the last call, as text
+        self._looked = 0  # samples of which it was told
 
     def __call__(self, sample: Sample, cond: Cond) -> list[float | Failure]:
+        ahead, self._ahead, self._looked = self._ahead, {}, 0
         keys = self._keys(sample, cond)
         self.asked += len(keys)
         answers: dict[Key, float | Failure] = {}
         row: dict[Key, int] = {}
         for i, key in enumerate(keys):
             row.setdefault(key, i)
+        begun = [key for key in ahead if key in row]
         while missing := [key for key in row if key not in answers]:
-            known, mine = self._claim(missing)
+            known, mine = ({}, begun) if begun else self._claim(missing)
             answers |= known
+            begun = []
             if mine:
                 index = torch.tensor([row[key] for key in mine], device=sample.device)
                 answers |= self._paid(mine, sample[index], take(cond, index))
             elif len(known) < len(missing):
                 time.sleep(POLL)  # another process asks for the rest
         return [answers[key] for key in keys]
+
+    def prefetch(self, sample: Sample, cond: Cond) -> None:
+        """Begins with what no ledger knows, where the reward can; answers are written down as they come."""
+        if not isinstance(self.reward, Prefetching):
+            return
+        keys = self._keys(sample, cond)
+        self._looked += len(keys)
+        row = {key: i for i, key in reversed(list(enumerate(keys))) if key not in self._ahead}
+        _, mine = self._claim(sorted(row, key=lambda key: row[key]))
+        if not mine:
+            return
+        index = torch.tensor([row[key] for key in mine], device=sample.device)
+        texts = self._spell(sample[index]) if self._spell is not None else [""] * len(mine)
+        self._ahead |= dict(zip(mine, texts, strict=True))
+        if isinstance(self.reward, Streaming):
+            self._tell(self.reward, list(self._ahead), list(self._ahead.values()))
+        self.reward.prefetch(sample[index], take(cond, index))
 
     def state_dict(self) -> dict[str, Any]:
         own = learner_of(self.reward)
@@ -163,7 +185,8 @@ class Recorded:
             own.load_state_dict(state["reward"])
 
     def _keys(self, sample: Sample, cond: Cond) -> list[Key]:
-        asks = [f"{self.run}#{self.asked + row}" if self.noisy else "" for row in range(len(sample))]
+        first = self.asked + self._looked
+        asks = [f"{self.run}#{first + row}" if self.noisy else "" for row in range(len(sample))]
         pairs = zip(sample_keys(sample, cond), asks, strict=True)
         return [(self.__name__, self.version, sample, ask) for sample, ask in pairs]
 
@@ -187,13 +210,17 @@ class Recorded:
         """Asks the reward, and writes down what it says: at once where it says each number by itself."""
         texts = self._spell(sample) if self._spell is not None else [""] * len(keys)
         if isinstance(self.reward, Streaming):
-            self.reward.on_result = lambda row, number: self._record([keys[row]], [number], [texts[row]])
+            self._tell(self.reward, keys, texts)
         items: list[float | Failure] = []
         try:
             items = _items(self.reward(sample, cond), len(keys), sample.device)
         finally:
             self._record(keys, items, texts)
         return dict(zip(keys, items, strict=True))
+
+    def _tell(self, reward: Streaming, keys: Sequence[Key], texts: Sequence[str]) -> None:
+        """Has a reward's numbers written down as it says them."""
+        reward.on_result = lambda row, number: self._record([keys[row]], [number], [texts[row]])
 
     def _record(self, keys: Sequence[Key], items: Sequence[float | Failure], texts: Sequence[str]) -> None:
         """Writes down answers and failures, and gives back the claims of all keys."""

@@ -42,6 +42,7 @@ class Scoring:
         reward_timeout: Seconds that a sample may take in a worker, and a batch in a command, above 0.
         reward_retries: Further tries in a worker after a time-out, a death or an exception.
         reward_memory: MiB that a worker may use, at least 1; no limit by default.
+        reward_overlap: Parts in which a batch is drawn, at least 1; workers score one as the next is drawn.
     """
 
     on_error: OnError = "stop"
@@ -58,11 +59,17 @@ class Scoring:
     reward_timeout: Positive = 600.0
     reward_retries: Natural = 0
     reward_memory: Count | None = None
+    reward_overlap: Count = 1
 
     def __post_init__(self):
         check_settings(self)
         if self.cache and self.reward_noisy:
             raise ValueError("got a cache for a noisy reward, whose answers differ; leave one of both out")
+        if self.reward_overlap > 1 and not self.reward_workers:
+            raise ValueError(
+                f"got reward_overlap {self.reward_overlap}, but no workers, which alone can score samples"
+                " while others are drawn; give some with --reward-workers, or leave it out"
+            )
 
 
 def guarded(
@@ -82,6 +89,7 @@ def guarded(
     """
     scoring = scoring or Scoring()
     limits = {"max_failures": scoring.max_failures, "budget": scoring.reward_budget}
+    limits["overlap"] = scoring.reward_overlap
     if isinstance(reward, list):
         part_of = "stop" if scoring.on_error == "stop" else "drop"
         guards = [_guard(part.reward, part.name, scoring, spell, seed, on_error=part_of) for part in reward]

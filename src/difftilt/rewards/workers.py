@@ -5,16 +5,13 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from difftilt.answers import Failure, RewardError, learner_of
-from difftilt.conditions import take
 from difftilt.rewards.process_tree import kill_sessions, lives
+from difftilt.rewards.worker_batch import Batch, Task
 from difftilt.rewards.worker_pool import Pool, PoolLost
-from difftilt.rewards.worker_task import CHUNK, Limits, Message, Work, unsent
+from difftilt.rewards.worker_task import CHUNK, Limits, Message, unsent
 from difftilt.settings import Natural, check_value
 from difftilt.shapes import Cond, Sample
 
@@ -83,28 +80,32 @@ class Workers:
         self.limits, self.seed = Limits(count, timeout, retries, memory), seed
         self.reward, self.on_result, self.asked, self.tasks = reward, on_result, 0, 0
         self._pool: Pool | None = None
+        self._ahead: Batch | None = None  # what was prefetched
         self._seconds: float | None = None  # that a sample is thought to take
 
     def __call__(self, sample: Sample, cond: Cond) -> list[float | Failure]:
-        batch = _Batch(sample.detach().cpu(), cond, self.asked)
-        self.asked += len(sample)
-        try:
-            while batch.open:
-                try:
-                    self._advance(batch)
-                except PoolLost as lost:
-                    self.close()
-                    self._recover(batch, str(lost))
-        except BaseException:
-            self.close()  # what is being scored now is nobody's any more
-            raise
-        return [batch.answers[row] for row in range(len(sample))]
+        batch, self._ahead = self._ahead or Batch(self.asked), None
+        rows = batch.find(sample.detach().cpu(), cond)
+        self.asked = batch.first + len(batch.attempts)
+        while batch.open:
+            self._advance(batch, QUEUED * self.limits.count, LOOK)
+        return [batch.answers[row] for row in rows]
+
+    def prefetch(self, sample: Sample, cond: Cond) -> None:
+        """Begins with samples of which the next call will ask, and returns at once.
+
+        `on_result` is told their rows among all that were prefetched since the last call.
+        """
+        batch = self._ahead or Batch(self.asked)
+        self.asked += len(batch.add(sample.detach().cpu(), cond))
+        self._advance(batch, len(batch.attempts), 0.0)
+        self._ahead = batch
 
     def close(self) -> None:
         """Ends the processes; the next call makes new ones."""
         if self._pool is not None:
             self._pool.close()
-        self._pool = None
+        self._pool = self._ahead = None
 
     def state_dict(self) -> dict[str, Any]:
         return {"asked": self.asked}
@@ -119,7 +120,7 @@ class Workers:
         self.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_pool": None}
+        return self.__dict__ | {"_pool": None, "_ahead": None}
 
     def _ready(self) -> Pool:
         """The pool of this process."""
@@ -127,23 +128,34 @@ class Workers:
             self._pool = Pool(self.reward, self.limits)
         return self._pool
 
-    def _advance(self, batch: "_Batch") -> None:
-        """Gives out what workers can take, and takes what they say."""
+    def _advance(self, batch: Batch, most: int, seconds: float) -> None:
+        """Has workers go on with a batch; what is not mendable ends them."""
+        try:
+            self._exchange(batch, most, seconds)
+        except PoolLost as lost:
+            self.close()
+            self._recover(batch, str(lost))
+        except BaseException:
+            self.close()  # what is being scored now is nobody's any more
+            raise
+
+    def _exchange(self, batch: Batch, most: int, seconds: float) -> None:
+        """Gives out what workers can take, so that they have `most` tasks, and takes what they say."""
         pool = self._ready()
         if batch.suspects and not batch.running:
             self._give(pool, batch, [batch.suspects.popleft()])
-        most = 0 if batch.doubtful else QUEUED * self.limits.count
+        most = 0 if batch.doubtful else most
         while batch.waiting and len(batch.running) < most:
             rows = [batch.waiting.popleft() for _ in range(self._size(len(batch.waiting)))]
             self._give(pool, batch, rows)
-        for message in pool.receive(LOOK):
+        for message in pool.receive(seconds):
             batch.heard = time.monotonic()
             self._note(batch, message)
         self._watch(batch)
 
-    def _give(self, pool: Pool, batch: "_Batch", rows: Sequence[int]) -> None:
+    def _give(self, pool: Pool, batch: Batch, rows: Sequence[int]) -> None:
         self.tasks += 1
-        batch.running[self.tasks] = _Task(deque(rows))
+        batch.running[self.tasks] = Task(deque(rows))
         pool.send(self.tasks, batch.work(rows, self.seed))
 
     def _size(self, waiting: int) -> int:
@@ -153,7 +165,7 @@ class Workers:
         share = waiting // (QUEUED * self.limits.count)
         return max(1, min(int(CHUNK / max(self._seconds, 1e-6)), share))
 
-    def _note(self, batch: "_Batch", message: Message) -> None:
+    def _note(self, batch: Batch, message: Message) -> None:
         """Takes note of what happened to a task, unless it is one of the past."""
         number, what, *details = message
         task = batch.running.get(number)
@@ -172,12 +184,12 @@ class Workers:
             row = task.rows.popleft()
             if what == "number":
                 batch.answers[row] = said
-                if self.on_result is not None:
-                    self.on_result(row, said)
+                if self.on_result is not None and row in batch.told:
+                    self.on_result(batch.told[row], said)
             else:
                 self._failed(batch, row, said, again=what == "raised")
 
-    def _over(self, batch: "_Batch", number: int, why: str | None) -> None:
+    def _over(self, batch: Batch, number: int, why: str | None) -> None:
         """A task has ended; if its process has, that is because of the first sample without an answer."""
         task = batch.running.pop(number)
         if why is not None:
@@ -186,7 +198,7 @@ class Workers:
                 self._failed(batch, task.rows.popleft(), why, again=True)
         batch.waiting.extendleft(reversed(task.rows))
 
-    def _failed(self, batch: "_Batch", row: int, why: str, again: bool) -> None:
+    def _failed(self, batch: Batch, row: int, why: str, again: bool) -> None:
         batch.attempts[row] += 1
         tries = batch.attempts[row]
         if again and tries <= self.limits.retries:
@@ -194,7 +206,7 @@ class Workers:
         else:
             batch.answers[row] = Failure(why if tries == 1 else f"{why} at the last of {tries} attempts")
 
-    def _watch(self, batch: "_Batch") -> None:
+    def _watch(self, batch: Batch) -> None:
         """Finds processes that have gone without a word, as one that exits with code 0 does."""
         now = time.monotonic()
         if now - batch.heard > self.limits.timeout + SILENCE:
@@ -209,7 +221,7 @@ class Workers:
             if now - task.gone > REAPED:
                 self._over(batch, number, "ended its process with code 0")
 
-    def _recover(self, batch: "_Batch", why: str) -> None:
+    def _recover(self, batch: Batch, why: str) -> None:
         """After a pool was lost: what it had not answered waits again, but not forever."""
         begun = [task for task in batch.running.values() if task.worker is not None and task.rows]
         batch.losses += not begun
@@ -229,47 +241,3 @@ class Workers:
             batch.waiting.extend(task.rows)
         batch.running.clear()
         batch.heard = time.monotonic()
-
-
-@dataclass
-class _Task:
-    """Samples that a worker was given.
-
-    Attributes:
-        rows: Those without an answer; the first one is being scored.
-        worker: The process that has begun.
-        gone: When that was first found to be gone.
-    """
-
-    rows: deque[int]
-    worker: int | None = None
-    gone: float | None = None
-
-
-class _Batch:
-    """Samples of one call, and how far each of them is."""
-
-    def __init__(self, sample: Sample, cond: Cond, first: int):
-        self.sample, self.cond, self.first = sample, cond, first
-        self.answers: dict[int, float | Failure] = {}
-        self.waiting = deque(range(len(sample)))
-        self.running: dict[int, _Task] = {}
-        self.suspects: deque[int] = deque()  # waiting to be scored alone, for one of them ended all processes
-        self.doubted: set[int] = set()  # they, and those that were
-        self.attempts, self.losses = [0] * len(sample), 0
-        self.heard, self.looked = time.monotonic(), 0.0
-
-    @property
-    def open(self) -> bool:
-        return len(self.answers) < len(self.sample)
-
-    @property
-    def doubtful(self) -> bool:
-        """Whether samples must be scored alone."""
-        alone = any(row in self.doubted for task in self.running.values() for row in task.rows)
-        return alone or bool(self.suspects)
-
-    def work(self, rows: Sequence[int], seed: int) -> Work:
-        index = torch.tensor(rows)
-        draws = [(self.first + row, self.attempts[row]) for row in rows]
-        return Work(seed, draws, self.sample[index], take(self.cond, index))

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 
 from difftilt.conditions import batch_size, deal, on_device_of, take
+from difftilt.guidance.hard_wired import hard_wired
 from difftilt.networks.network_calls import NetworkCalls
 from difftilt.networks.recalled import recalling
-from difftilt.objective import Objective, Value, hard_wired
+from difftilt.objective import Objective, Value
 from difftilt.policy import Decision, Policy, Trajectory, first, law, level
 from difftilt.samplers.memory import MIB, of_a_row
 from difftilt.samplers.result import Steered, joined

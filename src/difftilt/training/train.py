@@ -12,7 +12,8 @@ from accelerate import Accelerator
 
 from difftilt.data.owned import check_inside, sweep
 from difftilt.data.replaced import let_go
-from difftilt.objective import Algorithm, Objective, part_means
+from difftilt.guard import Guard
+from difftilt.objective import Algorithm, Objective, standard_error
 from difftilt.policy import Policy
 from difftilt.settings import Count, check_value
 from difftilt.shapes import Cond, Stateful
@@ -240,3 +241,14 @@ class _Keeper:
             if self._log:
                 self._log.close()
             self._trackers.close()
+
+
+def part_means(reward: Guard) -> dict[str, float]:
+    """What each part of a combined reward said of the last batch's samples that it was asked about."""
+    numbers: dict[str, float] = {}
+    for name, answers in reward.parts.items():
+        asked = answers[answers.isfinite()]
+        if len(asked):
+            numbers[f"part {name}"] = asked.mean().item()
+            numbers[f"part {name}_se"] = standard_error(asked).item()
+    return numbers

@@ -3,7 +3,8 @@
 import torch
 
 from difftilt.conditions import repeat, take
-from difftilt.objective import Objective, hard_wired
+from difftilt.guidance.hard_wired import hard_wired
+from difftilt.objective import Objective
 from difftilt.policy import level
 from difftilt.settings import Count, check_value
 from difftilt.shapes import Cond, PerSample, State, Step

@@ -9,7 +9,9 @@ import annotated_types as at
 import torch
 
 from difftilt.conditions import shuffled
-from difftilt.objective import Algorithm, Experience, Loss, Objective, follow, hard_wired, to_go
+from difftilt.guidance.hard_wired import hard_wired
+from difftilt.networks.average import follow
+from difftilt.objective import Algorithm, Experience, Loss, Objective, to_go
 from difftilt.policy import Policy
 from difftilt.settings import Count, Natural
 from difftilt.shapes import Cond, Index, PerSample, Some, State, Step

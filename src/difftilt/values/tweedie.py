@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from difftilt.conditions import repeat
-from difftilt.objective import Objective, hard_wired
+from difftilt.guidance.hard_wired import hard_wired
+from difftilt.objective import Objective
 from difftilt.policy import Diffusion, reversing
 from difftilt.settings import Count, Natural, check_value
 from difftilt.shapes import Cond, PerSample, Real, State, Step
