@@ -121,3 +121,34 @@ def test_chains_that_are_drawn_in_parts_keep_their_distributions():
     decisions = seen.path.states.flatten(0, 1)
     kept = seen.base(torch.arange(len(decisions)))
     assert torch.allclose(kept.log_prob(decisions), seen.log_reference.flatten())
+
+
+def test_a_reward_that_was_quick_is_asked_all_the_same_so_that_it_forgets_what_was_begun(tmp_path):
+    class Quick:
+        """Has each answer before it is asked."""
+
+        on_result: Callable[[int, float], None] | None = None
+
+        def __init__(self):
+            self.begun, self.asked = [], []
+
+        def prefetch(self, x: Sample, cond: Cond) -> None:
+            for number in x[:, 0].tolist():
+                self.begun.append(number)
+                assert self.on_result is not None
+                self.on_result(len(self.begun) - 1, number)
+
+        def __call__(self, x: Sample, cond: Cond) -> torch.Tensor:
+            self.asked.append(x[:, 0].tolist())
+            self.begun.clear()
+            return x[:, 0]
+
+    quick = Quick()
+    reward = Recorded(quick, Ledger(tmp_path / "a.db"), "quick", "1")
+    for first in (0.0, 4.0):
+        x = torch.arange(first, first + 4)[:, None]
+        for part in (x[:2], x[2:]):
+            reward.prefetch(part, {"name": NAMES[:2]})
+        assert reward(x, {"name": [*NAMES[:2]] * 2}) == x[:, 0].tolist()
+    assert quick.asked == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert [row[4] for row in reward.ledger.rows()] == list(range(8))
