@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from difftilt.evaluation.estimate import Change, Estimate, log_best_of
+from difftilt.evaluation.estimate import Change, Estimate, average, log_best_of
 from difftilt.evaluation.optimum import Optimum, ceiling
 from difftilt.evaluation.outcome import Outcome
 from difftilt.evaluation.plots import curve, histogram
@@ -601,3 +601,7 @@ def test_times_are_two_units_and_no_damaged_number_ends_a_page():
         "24 h 00 min",
     ]
     assert [duration(float(x)) for x in ("inf", "-inf", "nan")] == ["inf s", "-inf s", "nan s"]
+    assert average([Estimate(1.0, 1e308)] * 4).se == 0.5e308
+    objective = Change(Estimate(0.0, 1e308), Estimate(1.0, 1e308))
+    way = Optimum(Estimate(2.0, 1e308)).way(objective)
+    assert way is not None and way.se == math.inf

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from torch import nn
 
 from difftilt.data.vocabulary import DNA
 from difftilt.evaluation.report import write_report
+from difftilt.experiment import finetune as module
 from difftilt.experiment.finetune import finetune
 from difftilt.experiment.job import Job, tune
 from difftilt.processes.masked import MaskedPolicy
@@ -69,6 +72,21 @@ def test_it_can_go_on_and_tells_nothing_twice(stopped: Path, capsys: pytest.Capt
     first = {alarm.partition(",")[0] for alarm in before["alarms"]}
     assert summary["rounds"] == TRAINING.rounds and summary["alarms"][: len(first)] == before["alarms"]
     assert not any(f"monitor: {name}," in told for name in first)
+
+
+@pytest.mark.parametrize("stop_on", [(), ("kl",)])
+def test_a_run_that_dies_in_its_last_evaluation_ends_as_it_would_have(
+    stop_on: tuple[Literal["kl"], ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    training = dataclasses.replace(TRAINING, stop_on=stop_on)
+    whole = finetune(job(training), tmp_path / "whole", Accelerator(cpu=True))
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_ended", lambda *_: sys.exit(9))
+        with pytest.raises(SystemExit):
+            finetune(job(training), tmp_path / "run", Accelerator(cpu=True))
+    again = finetune(job(training), tmp_path / "run", Accelerator(cpu=True))
+    assert whole["alarms"] and bool(whole["ended"]) == bool(stop_on)
+    assert {**again, "seconds": 0} == {**whole, "seconds": 0}
 
 
 def test_a_run_without_stop_on_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture):

@@ -82,7 +82,7 @@ class Change:
 
 def average(numbers: Sequence[Estimate]) -> Estimate:
     """The mean of independent numbers."""
-    se = math.sqrt(sum(number.se**2 for number in numbers)) / len(numbers)
+    se = math.hypot(*(number.se for number in numbers)) / len(numbers)
     return Estimate(sum(number.value for number in numbers) / len(numbers), se)
 
 

@@ -49,8 +49,8 @@ class Optimum:
         if not whole > 0:
             return None
         share = (after.value - before.value) / whole
-        variance = after.se**2 + (1 - share) ** 2 * before.se**2 + share**2 * best.se**2
-        variance += 2 * share * (1 - share) * self.covariance
+        alone = math.hypot(after.se, (1 - share) * before.se, share * best.se)
+        variance = alone * alone + 2 * share * (1 - share) * self.covariance
         return Estimate(share, math.sqrt(max(variance, 0)) / whole)
 
 

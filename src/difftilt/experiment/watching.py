@@ -27,16 +27,18 @@ class Watching:
         self.monitors = Monitors(before, job.training.rounds, job.target_kl)
         self.ended: list[str] = []
         self._log, self._show, self._stop_on = folder / "metrics.jsonl", show, job.training.stop_on
-        self._started = False
+        self._judged = (folder / "summary.json").exists()
 
     def __call__(self, done: Round) -> bool:
-        """Whether to end the run with this round."""
-        if not self._started:  # what earlier lives saw, they have told
-            self.monitors.see_all(row for row in read_rows(self._log, Row)[0] if row["round"] < done.number)
-            self._started = True
-        new = self.monitors.see(done.rows)
-        for alarm in new if self._show else ():
-            print(f"monitor: {alarm}", file=sys.stderr, flush=True)
+        """Whether to end the run with this round; that with which an earlier life ended has no rows."""
+        if done.rows:
+            new = self.monitors.see(done.rows)
+            for alarm in new if self._show else ():
+                print(f"monitor: {alarm}", file=sys.stderr, flush=True)
+        else:  # what earlier lives saw, they have told; who has read how the run ended has it go on
+            rows = [row for row in read_rows(self._log, Row)[0] if row["round"] <= done.number]
+            earlier = self.monitors.see_all(rows)
+            new = [a for a in earlier if a.round == done.number + 1 and not self._judged]
         self.ended += [
             f"training ended early: the monitor {alarm.monitor} spoke in round {alarm.round}; go on with"
             " --past-alarms"

@@ -98,7 +98,8 @@ def train(
         body: Keeper of what the caller's body changes, if that is neither the policy, the algorithm nor the
             reward: it is saved and restored with them.
         run: What tells this run from others, as JSON holds it; every checkpoint says it.
-        until: If given, the run ends, saved, with the first round of which this is true in any process.
+        until: If given, the run ends, saved, with the first round of which this is true in any process. A run
+            that goes on first asks about the round that it was saved with, without its rows.
         keep: Checkpoints that remain, at least 1; with fewer than 2 a damaged one has no successor.
         show: Draw a bar if the terminal can, else print a line now and then.
 
@@ -119,6 +120,8 @@ def train(
         _ended_by_signal(state, watch_signals()) as stop,
         progress(training.rounds, state.rounds, show and accelerator.is_main_process) as tell,
     ):
+        if state.rounds and keeper.told_to_end(stop, until, Round(state.rounds - 1, (), keeper.totals())):
+            return
         for number in range(state.rounds, training.rounds):
             for row in fit(
                 policy, objective, algorithm, map(conds, [number]), optimizer, training, accelerator,
