@@ -120,9 +120,7 @@ def train(
         _ended_by_signal(state, watch_signals()) as stop,
         progress(training.rounds, state.rounds, show and accelerator.is_main_process) as tell,
     ):
-        if state.rounds and keeper.told_to_end(stop, until, Round(state.rounds - 1, (), keeper.totals())):
-            return
-        for number in range(state.rounds, training.rounds):
+        for number in keeper.left(stop, until):
             for row in fit(
                 policy, objective, algorithm, map(conds, [number]), optimizer, training, accelerator,
                 start=number, kl_controller=state.kl_controller,
@@ -199,6 +197,12 @@ class _Keeper:
         self._snapshot, self._saved = state.snapshot(), False
         if state.rounds % training.save_every == 0 or state.rounds == training.rounds:
             self.save()
+
+    def left(self, stop: Stop | Never, until: Callable[[Round], bool] | None) -> range:
+        """The rounds to do; none where an earlier life was about to end."""
+        done, planned = self.state.rounds, self.state.training.rounds
+        over = done and self.told_to_end(stop, until, Round(done - 1, (), self.totals()))
+        return range(0 if over else done, 0 if over else planned)
 
     def told_to_end(self, stop: Stop | Never, until: Callable[[Round], bool] | None, ended: Round) -> bool:
         """Whether the run ends with this round, which then is saved.
