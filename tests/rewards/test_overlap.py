@@ -130,7 +130,7 @@ def test_a_reward_that_was_quick_is_asked_all_the_same_so_that_it_forgets_what_w
         on_result: Callable[[int, float], None] | None = None
 
         def __init__(self):
-            self.begun, self.asked = [], []
+            self.begun, self.calls = [], []
 
         def prefetch(self, x: Sample, cond: Cond) -> None:
             for number in x[:, 0].tolist():
@@ -139,7 +139,7 @@ def test_a_reward_that_was_quick_is_asked_all_the_same_so_that_it_forgets_what_w
                 self.on_result(len(self.begun) - 1, number)
 
         def __call__(self, x: Sample, cond: Cond) -> torch.Tensor:
-            self.asked.append(x[:, 0].tolist())
+            self.calls.append(x[:, 0].tolist())
             self.begun.clear()
             return x[:, 0]
 
@@ -150,5 +150,23 @@ def test_a_reward_that_was_quick_is_asked_all_the_same_so_that_it_forgets_what_w
         for part in (x[:2], x[2:]):
             reward.prefetch(part, {"name": NAMES[:2]})
         assert reward(x, {"name": [*NAMES[:2]] * 2}) == x[:, 0].tolist()
-    assert quick.asked == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert quick.calls == [[0, 1, 2, 3], [4, 5, 6, 7]]
     assert [row[4] for row in reward.ledger.rows()] == list(range(8))
+
+
+@pytest.mark.parametrize("noisy", [False, True])
+def test_what_a_reward_draws_does_not_depend_on_what_a_ledger_knows(noisy, tmp_path):
+    def reward(x: Sample, cond: Cond) -> torch.Tensor:
+        return x[:, 0] + torch.rand(1)
+
+    x, found, paid = torch.arange(10.0)[:, None], [], []
+    for known in ([], [0, 3, 4, 8], range(10)):
+        ledger = Ledger(tmp_path / f"{len(found)}.db")
+        with Workers(reward, 2, 60, seed=3) as workers:
+            asked = Recorded(workers, ledger, "dice", "1", noisy=noisy)
+            asked.run = "the same"
+            ledger.add(paid[i] for i in known)
+            said = [asked(x[part], {"name": NAMES[part]}) for part in (slice(0, 6), slice(6, 10))]
+            found.append((said, asked.state_dict()))
+        paid = sorted(ledger.rows(), key=lambda row: row[4])
+    assert found[0] == found[1] == found[2]

@@ -50,6 +50,16 @@ class Streaming(Protocol):
     def __call__(self, sample: Sample, cond: Cond, /) -> Any: ...
 
 
+@runtime_checkable
+class Numbered(Protocol):
+    """A reward that draws by the numbers of its samples, as `Workers` does."""
+
+    numbers: Sequence[int] | None
+    asked: int
+
+    def __call__(self, sample: Sample, cond: Cond, /) -> Any: ...
+
+
 class Ledger:
     """The answers in a file.
 
@@ -140,7 +150,6 @@ class Recorded:
     def __call__(self, sample: Sample, cond: Cond) -> list[float | Failure]:
         ahead, self._ahead, self._looked = self._ahead, {}, 0
         keys = self._keys(sample, cond)
-        self.asked += len(keys)
         answers: dict[Key, float | Failure] = {}
         row: dict[Key, int] = {}
         for i, key in enumerate(keys):
@@ -152,16 +161,20 @@ class Recorded:
             begun = []
             if mine:
                 index = torch.tensor([row[key] for key in mine], device=sample.device)
-                answers |= self._paid(mine, sample[index], take(cond, index))
+                numbers = [self.asked + row[key] for key in mine]
+                answers |= self._paid(mine, sample[index], take(cond, index), numbers)
             elif len(known) < len(missing):
                 time.sleep(POLL)  # another process asks for the rest
+        self.asked += len(keys)
+        if isinstance(self.reward, Numbered):  # also of what it was not asked
+            self.reward.asked = self.asked
         return [answers[key] for key in keys]
 
     def prefetch(self, sample: Sample, cond: Cond) -> None:
         """Begins with what no ledger knows, where the reward can; answers are written down as they come."""
         if not isinstance(self.reward, Prefetching):
             return
-        keys = self._keys(sample, cond)
+        keys, first = self._keys(sample, cond), self.asked + self._looked
         self._looked += len(keys)
         row = {key: i for i, key in reversed(list(enumerate(keys))) if key not in self._ahead}
         _, mine = self._claim(sorted(row, key=lambda key: row[key]))
@@ -172,6 +185,8 @@ class Recorded:
         self._ahead |= dict(zip(mine, texts, strict=True))
         if isinstance(self.reward, Streaming):
             self._tell(self.reward, list(self._ahead), list(self._ahead.values()))
+        if isinstance(self.reward, Numbered):
+            self.reward.numbers = [first + row[key] for key in mine]
         self.reward.prefetch(sample[index], take(cond, index))
 
     def state_dict(self) -> dict[str, Any]:
@@ -206,11 +221,19 @@ class Recorded:
                     mine.append(key)
         return known, mine
 
-    def _paid(self, keys: Sequence[Key], sample: Sample, cond: Cond) -> dict[Key, float | Failure]:
-        """Asks the reward, and writes down what it says: at once where it says each number by itself."""
+    def _paid(
+        self, keys: Sequence[Key], sample: Sample, cond: Cond, numbers: Sequence[int]
+    ) -> dict[Key, float | Failure]:
+        """Asks the reward, and writes down what it says: at once where it says each number by itself.
+
+        Args:
+            numbers: Of the samples since the start of the run: draws do not depend on what is known.
+        """
         texts = self._spell(sample) if self._spell is not None else [""] * len(keys)
         if isinstance(self.reward, Streaming):
             self._tell(self.reward, keys, texts)
+        if isinstance(self.reward, Numbered):
+            self.reward.numbers = numbers
         items: list[float | Failure] = []
         try:
             items = _items(self.reward(sample, cond), len(keys), sample.device)

@@ -31,15 +31,13 @@ class Task:
 class Batch:
     """Samples of one call, and how far each of them is.
 
-    Args:
-        first: The number of the first one since the start of the run.
-
     Attributes:
+        numbers: Of each row since the start of the run.
         told: What `on_result` calls a row.
     """
 
-    def __init__(self, first: int):
-        self.first = first
+    def __init__(self):
+        self.numbers: list[int] = []
         self.sample: Sample = torch.empty(0)
         self.cond: Cond = {}
         self.answers: dict[int, float | Failure] = {}
@@ -55,19 +53,20 @@ class Batch:
     def open(self) -> bool:
         return len(self.answers) < len(self.attempts)
 
-    def add(self, sample: Sample, cond: Cond) -> range:
+    def add(self, sample: Sample, cond: Cond, numbers: Sequence[int]) -> range:
         """Appends samples; returns their rows."""
         start = len(self.attempts)
         self.sample = torch.cat([self.sample, sample]) if start else sample
         self.cond = concat([self.cond, cond]) if start else cond
         rows = range(start, start + len(sample))
+        self.numbers += numbers
         self.attempts += [0] * len(sample)
         self.waiting.extend(rows)
         self.told |= dict(zip(rows, rows, strict=True))
         self.heard = time.monotonic()  # nobody has listened since the last time
         return rows
 
-    def find(self, sample: Sample, cond: Cond) -> list[int]:
+    def find(self, sample: Sample, cond: Cond, numbers: Sequence[int]) -> list[int]:
         """The rows of samples, each of its own; what was not prefetched is added."""
         free: dict[tuple[bytes, str], deque[int]] = {}
         for row, key in enumerate(_keys(self.sample, self.cond) if self.attempts else ()):
@@ -77,7 +76,8 @@ class Batch:
         new = [i for i, row in enumerate(found) if row < 0]
         if new:
             index = torch.tensor(new)
-            for i, row in zip(new, self.add(sample[index], take(cond, index)), strict=True):
+            rows = self.add(sample[index], take(cond, index), [numbers[i] for i in new])
+            for i, row in zip(new, rows, strict=True):
                 found[i] = row
         self.told, self.heard = {row: i for i, row in enumerate(found)}, time.monotonic()
         return found
@@ -90,7 +90,7 @@ class Batch:
 
     def work(self, rows: Sequence[int], seed: int) -> Work:
         index = torch.tensor(rows)
-        draws = [(self.first + row, self.attempts[row]) for row in rows]
+        draws = [(self.numbers[row], self.attempts[row]) for row in rows]
         return Work(seed, draws, self.sample[index], take(self.cond, index))
 
 

@@ -51,6 +51,7 @@ class Workers:
 
     Attributes:
         asked: Samples so far.
+        numbers: Those of the next call's samples since the start of the run, if `asked` does not tell them.
         tasks: Tasks so far, of one sample or of several.
 
     Raises:
@@ -79,14 +80,15 @@ class Workers:
         check_value("seed", seed, Natural)
         self.limits, self.seed = Limits(count, timeout, retries, memory), seed
         self.reward, self.on_result, self.asked, self.tasks = reward, on_result, 0, 0
+        self.numbers: Sequence[int] | None = None
         self._pool: Pool | None = None
         self._ahead: Batch | None = None  # what was prefetched
         self._seconds: float | None = None  # that a sample is thought to take
 
     def __call__(self, sample: Sample, cond: Cond) -> list[float | Failure]:
-        batch, self._ahead = self._ahead or Batch(self.asked), None
-        rows = batch.find(sample.detach().cpu(), cond)
-        self.asked = batch.first + len(batch.attempts)
+        batch, self._ahead = self._ahead or Batch(), None
+        rows = batch.find(sample.detach().cpu(), cond, self._numbers(0, len(sample)))
+        self.asked += len(sample)
         while batch.open:
             self._advance(batch, QUEUED * self.limits.count, LOOK)
         return [batch.answers[row] for row in rows]
@@ -96,10 +98,15 @@ class Workers:
 
         `on_result` is told their rows among all that were prefetched since the last call.
         """
-        batch = self._ahead or Batch(self.asked)
-        self.asked += len(batch.add(sample.detach().cpu(), cond))
+        batch = self._ahead or Batch()
+        batch.add(sample.detach().cpu(), cond, self._numbers(len(batch.attempts), len(sample)))
         self._advance(batch, len(batch.attempts), 0.0)
         self._ahead = batch
+
+    def _numbers(self, start: int, count: int) -> Sequence[int]:
+        """What the next samples are numbered by."""
+        given, self.numbers = self.numbers, None
+        return range(self.asked + start, self.asked + start + count) if given is None else given
 
     def close(self) -> None:
         """Ends the processes; the next call makes new ones."""
