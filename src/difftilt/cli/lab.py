@@ -236,7 +236,8 @@ def _simulate(words: list[str]) -> None:
         )  # fmt: skip
         courses = []
         for seed in range(asked.seeds):
-            courses.append(simulate(job, dataclasses.replace(one, seed=seed), asked.start, asked.noise))
+            single = dataclasses.replace(one, seed=seed)
+            courses.append(simulate(job, single, asked.start, asked.noise, show=True))
             print(f"{rule}, seed {seed}: best {courses[-1].best:.4f}", flush=True)
         table.add_row(rule, *("" if x is None else str(x) for x in over_seeds(courses).values()))
     Console().print(table)

@@ -13,6 +13,7 @@ from difftilt.networks.constraint import obeys
 from difftilt.policy import rollout
 from difftilt.rewards.learned import Labels
 from difftilt.shapes import PerSample, Sequences
+from difftilt.training.progress import progress
 from difftilt.training.seeds import EVALUATION, seed_round
 
 TOP = 10
@@ -35,23 +36,26 @@ class Course:
     regret: float | None
 
 
-def simulate(job: Job, asked: Asked, start: int, noise: float) -> Course:
+def simulate(job: Job, asked: Asked, start: int, noise: float, show: bool = False) -> Course:
     """One lab: labels of the pretrained model's samples, then round after round.
 
     Args:
         asked: Its rule, batch, rounds and seed.
         start: Samples that are measured at first.
         noise: Standard deviation of a measurement around the job's reward.
+        show: Tell how far it is.
     """
     chain, _ = checked(job)
     seed_round(asked.seed, EVALUATION)
     x = rollout(chain, unconditional(start)).sample.unique(dim=0)
     true, y = _measured(job, x, noise)
     batch = true
-    for number in range(asked.rounds):
-        filled = fill(job, Labels(x, y), x, replace(asked, round=number))
-        batch, score = _measured(job, filled.batch.sample, noise)
-        x, true, y = torch.cat([x, filled.batch.sample]), torch.cat([true, batch]), torch.cat([y, score])
+    with progress(asked.rounds, 0, show) as tell:
+        for number in range(asked.rounds):
+            filled = fill(job, Labels(x, y), x, replace(asked, round=number))
+            batch, score = _measured(job, filled.batch.sample, noise)
+            x, true, y = torch.cat([x, filled.batch.sample]), torch.cat([true, batch]), torch.cat([y, score])
+            tell({}, number + 1)
     best = true.max().item()
     return Course(best, true.topk(TOP).values.mean().item(), batch.mean().item(), _regret(job, best))
 
