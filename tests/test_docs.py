@@ -66,18 +66,35 @@ def test_code_blocks_run_and_j_rises_where_they_train(page, tmp_path, monkeypatc
     assert all(rise(rows) > 3 for rows in trainings), [round(rise(rows), 1) for rows in trainings]
 
 
-def test_commands_run_on_what_the_block_before_them_wrote(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("page", ["lab.md", "sequences.md", "start.md"])
+def test_commands_run_on_what_blocks_before_them_wrote(page, tmp_path, monkeypatch, capsys):
+    """A block that names a file is one to save; one with commands right below it is one to run first."""
     monkeypatch.chdir(tmp_path)
-    shown = r"```python\n((?:(?!```).)*)```\n+```sh\n(.*?)```"
-    found = re.findall(shown, "".join(map(Path.read_text, PAGES)), re.DOTALL)
-    for block, commands in found:
-        exec(compile(block, "block", "exec"), {"__name__": "block"})
+    shown = r"```python\n((?:(?!```).)*)```(?=(\n+```sh\n)?)|```sh\n(.*?)```"
+    for block, before, commands in re.findall(shown, (ROOT / "docs" / page).read_text(), re.DOTALL):
+        if name := re.match(r"# (\w+\.py)\n", block):
+            Path(name[1]).write_text(block)
+        elif before:
+            exec(compile(block, "block", "exec"), {"__name__": "block"})
         for line in commands.splitlines():
             program, command, *words = shlex.split(line)
             assert program == "difftilt"
             main([command, *words, *SHORTER.get(command, [])])
-    assert found and "difftilt:" not in capsys.readouterr().err
-    assert (tmp_path / "runs" / "own" / "report.html").exists()
+    assert "difftilt:" not in capsys.readouterr().err
+    made = {
+        "lab.md": "lab/report.html",
+        "sequences.md": "runs/own/report.html",
+        "start.md": "runs/left/report.html",
+    }
+    assert Path(made[page]).exists()
+
+
+def test_no_page_has_commands_that_are_not_run():
+    assert [path.name for path in PAGES if "```sh" in path.read_text()] == [
+        "lab.md",
+        "sequences.md",
+        "start.md",
+    ]
 
 
 def test_the_front_pages_have_code():
@@ -97,6 +114,7 @@ def test_the_map_of_the_folders_is_that_of_the_tree():
         ("sequences", "document_sequences"),
         ("steering", "document_steering"),
         ("learned", "document_learned"),
+        ("which", "document_which"),
     ],
 )
 def test_measured_tables_are_those_of_the_results(name, script, monkeypatch):
