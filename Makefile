@@ -71,7 +71,7 @@ $(VENV)/installed-dev: $(VENV)/installed
 
 # warnings are errors, links within the site included
 docs: $(VENV)/installed-docs
-	$(VENV)/bin/sphinx-build --fail-on-warning --keep-going --nitpicky --quiet --builder html docs docs/_build/html
+	$(VENV)/bin/sphinx-build --builder html --fail-on-warning --keep-going --nitpicky --quiet --fresh-env --write-all docs docs/_build/html
 	@echo "the site begins at docs/_build/html/index.html"
 
 # the wheel in a clean environment of this Python, with short runs

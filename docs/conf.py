@@ -51,6 +51,7 @@ autodoc_inherit_docstrings = False
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True}
 toc_object_entries = False
+add_module_names = False
 
 html_theme = "furo"
 html_title = f"difftilt {version}"
@@ -69,7 +70,13 @@ def write_pages(app: Any) -> None:
     folders: dict[str, list[tuple[str, str]]] = {folder: [] for folder in FOLDERS}
     for module, name in places:
         folders[module.rpartition(".")[0]].append((module, name))
-    lines = ["Reference", "=========", "", "All public names, as their docstrings describe them.", ""]
+    lines = [
+        "Reference",
+        "=========",
+        "",
+        "All public names, as their docstrings describe them; each is imported from `difftilt` itself.",
+        "",
+    ]
     for folder, title in FOLDERS.items():
         lines += [title, "-" * len(title), ""]
         for module, name in folders[folder]:

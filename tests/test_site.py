@@ -111,3 +111,12 @@ def test_pictures_have_a_text_for_those_who_do_not_see_them():
     ]
     assert len(pictures) > 5
     assert all(len(text) > 20 for text, _ in pictures), pictures
+
+
+def test_links_of_pages_that_the_site_leaves_alone_lead_somewhere():
+    pages = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")]
+    links = [
+        (page, link) for page in pages for link in re.findall(r"\]\((?![a-z]+:|#)([^)#]+)", page.read_text())
+    ]
+    assert len(links) > 20
+    assert [(page.name, link) for page, link in links if not (page.parent / link).exists()] == []
