@@ -135,11 +135,12 @@ def processor_seconds() -> float:
 
 
 def timed(what: str, words: Sequence[str | Path], home: Path) -> str:
-    """Runs a command as if nothing of this process were there, and says how long it took."""
+    """What a command prints, run as if nothing of this process were there; and says how long it took."""
     own = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "DIFFTILT"))}
-    begin = time.monotonic()
+    begin, worked = time.monotonic(), processor_seconds()
     done = subprocess.run([*words], cwd=home, env=own, capture_output=True, text=True)
-    print(f"  {time.monotonic() - begin:6.1f} s  {what}", flush=True)
+    spent, work = time.monotonic() - begin, processor_seconds() - worked
+    print(f"  {spent:6.1f} s, {work:5.1f} s of processor time  {what}", flush=True)
     if done.returncode:
         raise ValueError(f"{what} ended with {done.returncode}: {done.stderr.strip()[-2000:]}")
     return done.stdout
@@ -152,7 +153,7 @@ def prove(python: Path, home: Path, constraints: Path | None) -> None:
     tools = [python, "-m", "pip", "install", "--quiet", "--no-compile", "pytest", "hypothesis", "beartype"]
     timed("pip install pytest", [*tools, *(["--constraint", constraints] if constraints else [])], home)
     said = timed("exact tests", [python, "-m", "pytest", "-p", "no:cacheprovider", *EXACT], home)
-    print(f"           {said.strip().splitlines()[-1]}", flush=True)
+    print(f"  {said.strip().splitlines()[-1]}", flush=True)
 
 
 def main() -> None:

@@ -66,30 +66,22 @@ def test_code_blocks_run_and_j_rises_where_they_train(page, tmp_path, monkeypatc
     assert all(rise(rows) > 3 for rows in trainings), [round(rise(rows), 1) for rows in trainings]
 
 
-@pytest.mark.parametrize("page", ["lab.md", "sequences.md", "start.md"])
-def test_commands_run_on_what_blocks_before_them_wrote(page, tmp_path, monkeypatch, capsys):
-    """A block that names a file is one to save; one with commands right below it is one to run first."""
+@pytest.mark.parametrize("page", ["lab.md", "sequences.md"])
+def test_commands_run_on_what_the_block_before_them_wrote(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    shown = r"```python\n((?:(?!```).)*)```(?=(\n+```sh\n)?)|```sh\n(.*?)```"
-    for block, before, commands in re.findall(shown, (ROOT / "docs" / page).read_text(), re.DOTALL):
-        if name := re.match(r"# (\w+\.py)\n", block):
-            Path(name[1]).write_text(block)
-        elif before:
-            exec(compile(block, "block", "exec"), {"__name__": "block"})
+    shown = r"```python\n((?:(?!```).)*)```\n+```sh\n(.*?)```"
+    for block, commands in re.findall(shown, (ROOT / "docs" / page).read_text(), re.DOTALL):
+        exec(compile(block, "block", "exec"), {"__name__": "block"})
         for line in commands.splitlines():
             program, command, *words = shlex.split(line)
             assert program == "difftilt"
             main([command, *words, *SHORTER.get(command, [])])
     assert "difftilt:" not in capsys.readouterr().err
-    made = {
-        "lab.md": "lab/report.html",
-        "sequences.md": "runs/own/report.html",
-        "start.md": "runs/left/report.html",
-    }
-    assert Path(made[page]).exists()
+    assert Path({"lab.md": "lab/report.html", "sequences.md": "runs/own/report.html"}[page]).exists()
 
 
 def test_no_page_has_commands_that_are_not_run():
+    """Those of start.md run in a clean environment: tests/release.py."""
     assert [path.name for path in PAGES if "```sh" in path.read_text()] == [
         "lab.md",
         "sequences.md",
