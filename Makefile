@@ -86,4 +86,4 @@ release: $(VENV)/installed-dev
 	$(VENV)/bin/python tests/release.py --exact --pythons $(PYTHONS)
 
 clean:
-	rm -rf $(VENV) runs dist docs/_build
+	rm -rf $(VENV) runs dist docs/_build docs/generated

@@ -14,7 +14,10 @@ from test_docs import BLOCKS, PAGES, ROOT
 import difftilt.cli
 from difftilt.cli import options
 from difftilt.cli.main import choose_command
+from difftilt.evaluation.monitors import Limits
+from difftilt.policy import RATIO_TOLERANCE
 from difftilt.settings import UsageError
+from difftilt.training.alpha import FAINT, FEWEST
 
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 CODE = '''
@@ -120,3 +123,21 @@ def test_links_of_pages_that_the_site_leaves_alone_lead_somewhere():
     ]
     assert len(links) > 20
     assert [(page.name, link) for page, link in links if not (page.parent / link).exists()] == []
+
+
+def test_answers_agree_with_the_code():
+    faq, precision = ((ROOT / "docs" / name).read_text() for name in ("faq.md", "precision.md"))
+    assert f"under {FAINT} nats" in faq and f"above {Limits().clipped:g} the monitor" in faq
+    assert "fewer than ten count" in faq and FEWEST == 10
+    assert f"differs by more than {RATIO_TOLERANCE:.0e}".replace("e-05", "e-5") in precision
+    source = " ".join(path.read_text() for path in (ROOT / "src").rglob("*.py"))
+    source = re.sub(r'"\s*\n\s*f?"', "", source)  # messages are written over several lines
+    for said in (
+        "before the first update the ratio of new to old policy must be 1",
+        "this step was not taken and the weights are as before",
+        "a distribution's parameters need float32 or better",
+        "already holds a run",
+        "detaches its input",
+        "is so small for this reward that",
+    ):
+        assert said in " ".join((faq + precision).split()) and said in source, said
