@@ -8,7 +8,9 @@ COMPILE := $(VENV)/bin/python -c 'import difftilt.evaluation.report, difftilt.ex
 export PYTHONDONTWRITEBYTECODE :=
 WORKERS ?= 2
 
-.PHONY: demo demo-dna demo-molecules test lint typed untyped signals clean
+PYTHONS := 3.11 3.12 3.13
+
+.PHONY: demo demo-dna demo-molecules test lint typed untyped signals docs packaged wheel release clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/difftilt finetune digits --out runs/demo --overwrite
@@ -23,6 +25,7 @@ demo-molecules: $(VENV)/installed-molecules
 test: $(VENV)/installed-dev
 	$(MAKE) --jobs 2 lint typed
 	$(MAKE) --jobs 2 untyped signals
+	$(MAKE) --jobs 2 docs packaged
 
 # Without the checks of shapes and types, which cost half of the time: commands, which are run as users run them, processes
 # that are killed, and the long runs that prove algorithms. All other tests make them, with a run of every algorithm.
@@ -57,9 +60,30 @@ $(VENV)/installed-molecules: $(VENV)/installed
 	$(PIP) --editable '.[logos,molecules,tensorboard]'
 	touch $@
 
-$(VENV)/installed-dev: $(VENV)/installed
-	$(PIP) --editable '.[diffusers,logos,molecules,rna,tensorboard,dev]'
+$(VENV)/installed-docs: $(VENV)/installed
+	$(PIP) --editable '.[docs,logos,tensorboard]'
 	touch $@
 
+$(VENV)/installed-dev: $(VENV)/installed
+	$(PIP) --editable '.[diffusers,docs,logos,molecules,rna,tensorboard,dev]'
+	touch $(VENV)/installed-docs
+	touch $@
+
+# warnings are errors, links within the site included
+docs: $(VENV)/installed-docs
+	$(VENV)/bin/sphinx-build --builder html --fail-on-warning --keep-going --nitpicky --quiet --fresh-env --write-all docs docs/_build/html
+	@echo "the site begins at docs/_build/html/index.html"
+
+# the wheel in a clean environment of this Python, with short runs
+packaged: $(VENV)/installed-dev
+	$(VENV)/bin/python tests/release.py --quick --constraints constraints.txt
+
+wheel: $(VENV)/installed-dev
+	$(VENV)/bin/python -m build --outdir dist
+
+# the wheel as a newcomer meets it, on every Python that is found, with the newest versions of what it needs; long
+release: $(VENV)/installed-dev
+	$(VENV)/bin/python tests/release.py --exact --pythons $(PYTHONS)
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs dist docs/_build docs/generated

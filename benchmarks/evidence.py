@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-OUT = HERE.parent / "src" / "difftilt" / "recipes" / "evidence.json"
+OUT = HERE.parent / "src" / "difftilt" / "experiment" / "evidence.json"
 DIGITS = ("kl_nats", "reward", "gold", "diversity", "reward_calls", "network_calls", "seconds")
 
 

@@ -66,18 +66,27 @@ def test_code_blocks_run_and_j_rises_where_they_train(page, tmp_path, monkeypatc
     assert all(rise(rows) > 3 for rows in trainings), [round(rise(rows), 1) for rows in trainings]
 
 
-def test_commands_run_on_what_the_block_before_them_wrote(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("page", ["lab.md", "sequences.md"])
+def test_commands_run_on_what_the_block_before_them_wrote(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     shown = r"```python\n((?:(?!```).)*)```\n+```sh\n(.*?)```"
-    found = re.findall(shown, "".join(map(Path.read_text, PAGES)), re.DOTALL)
-    for block, commands in found:
+    for block, commands in re.findall(shown, (ROOT / "docs" / page).read_text(), re.DOTALL):
         exec(compile(block, "block", "exec"), {"__name__": "block"})
         for line in commands.splitlines():
             program, command, *words = shlex.split(line)
             assert program == "difftilt"
             main([command, *words, *SHORTER.get(command, [])])
-    assert found and "difftilt:" not in capsys.readouterr().err
-    assert (tmp_path / "runs" / "own" / "report.html").exists()
+    assert "difftilt:" not in capsys.readouterr().err
+    assert Path({"lab.md": "lab/report.html", "sequences.md": "runs/own/report.html"}[page]).exists()
+
+
+def test_no_page_has_commands_that_are_not_run():
+    """Those of start.md run in a clean environment: tests/release.py."""
+    assert [path.name for path in PAGES if "```sh" in path.read_text()] == [
+        "lab.md",
+        "sequences.md",
+        "start.md",
+    ]
 
 
 def test_the_front_pages_have_code():
@@ -97,6 +106,7 @@ def test_the_map_of_the_folders_is_that_of_the_tree():
         ("sequences", "document_sequences"),
         ("steering", "document_steering"),
         ("learned", "document_learned"),
+        ("which", "document_which"),
     ],
 )
 def test_measured_tables_are_those_of_the_results(name, script, monkeypatch):
