@@ -76,9 +76,11 @@ def finetune_command(words: list[str]) -> None:
     check_writable(folder)
     accelerator = make_accelerator(job.training.mixed_precision)
     first = accelerator.is_main_process
-    sizes = plan(job, accelerator.num_processes) if first else {}
+    sizes = plan(job, accelerator.num_processes, process=accelerator.process_index)
     if options.dry_run:
-        show_json({"settings": {k: to_json(v) for k, v in settings.items()}, "plan": sizes})
+        if first:
+            show_json({"settings": {k: to_json(v) for k, v in settings.items()}, "plan": sizes})
+        finish(accelerator)
         return
     jobs = {folder: job} if options.seeds == 1 else _seeded(folder, recipe, settings, options.seeds)
     if options.seeds > 1 and first and (folder / SEEDS).exists():

@@ -24,14 +24,14 @@ from difftilt.evaluation.schema import Info, Numbers, Start
 from difftilt.experiment import code
 from difftilt.experiment.identity import ASKED, check_changes, identity
 from difftilt.experiment.job import Job, Maker
-from difftilt.experiment.plan import per_process, plan
+from difftilt.experiment.plan import plan, share_of_round
 from difftilt.experiment.record import describe, describe_settings, to_json, write_json
 from difftilt.experiment.sample import judge
 from difftilt.experiment.watching import Watching
 from difftilt.rewards.scoring import begin
 from difftilt.shapes import PerSample
 from difftilt.training.alpha import meaning_of_alpha, starting_alpha
-from difftilt.training.distributed import make_accelerator
+from difftilt.training.distributed import largest, make_accelerator
 from difftilt.training.load import load_policy, load_totals
 from difftilt.training.seeds import SETUP, seed_round
 from difftilt.training.train import Totals, train
@@ -61,7 +61,7 @@ def finetune(
         Preempted: After SIGINT, SIGTERM or SIGUSR1, once the round is done and saved.
     """
     folder, accelerator = Path(folder), accelerator or make_accelerator(job.training.mixed_precision)
-    training, share = job.training, per_process(job.training, accelerator.num_processes)
+    process, processes = accelerator.process_index, accelerator.num_processes
     with locked(folder) if accelerator.is_main_process else nullcontext():
         _begin(job, folder, accelerator, accept_changes)
         before = _before(job, folder, accelerator)
@@ -69,8 +69,9 @@ def finetune(
         watching = Watching(job, folder, before, accelerator.is_main_process)
         with within_budget(job, accelerator) as ended:
             for _ in train(
-                folder, job.policy, job.objective, job.algorithm, lambda _: job.cond(share), optimizer,
-                training, accelerator, scheduler=scheduler, target_kl=job.target_kl,
+                folder, job.policy, job.objective, job.algorithm,
+                lambda number: share_of_round(job, number, process, processes), optimizer, job.training,
+                accelerator, scheduler=scheduler, target_kl=job.target_kl,
                 run=identity(made_of(job), folder), until=watching,
             ):  # fmt: skip
                 pass
@@ -81,6 +82,9 @@ def finetune(
 
 def _begin(job: Job, folder: Path, accelerator: Accelerator, accept_changes: Collection[str]) -> None:
     """Makes sure that the folder is this job's, and sets the process up for it."""
+    fresh = accelerator.is_main_process and _is_fresh(folder)
+    if largest(int(fresh), accelerator):
+        plan(job, accelerator.num_processes, process=accelerator.process_index)
     if accelerator.is_main_process:
         _claim(job, folder, accelerator)
         check_changes(folder, identity(made_of(job), folder), accept_changes, cached=job.training.cache)
@@ -112,13 +116,19 @@ def _ended(
     return summary
 
 
+def _is_fresh(folder: Path) -> bool:
+    """Whether a folder, which may be missing, waits for a run."""
+    check_inside(folder)
+    if (folder / RUN).exists():
+        return False
+    if contents(folder):
+        raise ValueError(f"{folder} is not empty and holds no run; name another folder")
+    return True
+
+
 def _claim(job: Job, folder: Path, accelerator: Accelerator) -> None:
     """Makes the folder this job's own."""
-    check_inside(folder)
     if not (folder / RUN).exists():
-        if contents(folder):
-            raise ValueError(f"{folder} is not empty and holds no run; name another folder")
-        plan(job, accelerator.num_processes)
         make_run(job, folder, accelerator)
         return
     record = read_json(folder / RUN, Info)

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from difftilt.conditions import on_device_of
+from difftilt.data.across import together
 from difftilt.objective import Algorithm, Loss, Objective
 from difftilt.policy import Policy
 from difftilt.shapes import Cond
@@ -57,7 +58,9 @@ def fit(
     training, accelerator = training or Training(), accelerator or Accelerator()
     check_accelerator(accelerator)
     accumulate, batches = training.accumulate, iter(conds)
-    with autocast(denoisers(policy, objective.reference, algorithm), training.mixed_precision, accelerator):
+    networks = denoisers(policy, objective.reference, algorithm)
+    in_step = together(accelerator.num_processes)
+    with autocast(networks, training.mixed_precision, accelerator), in_step:
         for number in itertools.count(start):
             seed_round(training.seed, number, accelerator.process_index)
             cond = next(batches, None)
