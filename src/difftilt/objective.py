@@ -295,6 +295,5 @@ class Algorithm(nn.Module, ABC):
     def losses(self, policy: Policy, objective: Objective, cond: Cond) -> Iterator[Loss]:
         """One round: draws experience, then yields a loss wherever the paper takes a gradient step.
 
-        The policy has moved when the generator resumes. How many losses are yielded must not depend
-        on data, so that every process takes the same number of steps.
+        The policy has moved when it resumes. How many it yields must not depend on data: processes keep step.
         """

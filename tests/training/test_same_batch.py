@@ -5,6 +5,7 @@ import dataclasses
 
 import pytest
 import torch
+from dealt import Dealt, classes, part_of
 from several import in_processes
 from toy_run import make_policy
 
@@ -14,66 +15,34 @@ from difftilt.algorithms.path_consistency import PathConsistency
 from difftilt.algorithms.ppo import PPO
 from difftilt.algorithms.reward_weighted import RewardWeighted
 from difftilt.algorithms.trajectory_balance import TrajectoryBalance
-from difftilt.conditions import batch_size, concat, take
+from difftilt.conditions import concat, take
 from difftilt.data.across import context, gathered, together
 from difftilt.experiment.job import Job
 from difftilt.experiment.plan import share_of_round
-from difftilt.objective import Experience, Objective
 from difftilt.training.distributed import finish, make_accelerator
 from difftilt.training.fit import fit
 from difftilt.training.kl_controller import KLController
 from difftilt.training.settings import Training
 
 BATCH, ROUNDS = 32, 3
-ONE = {"minibatches": 1}
 ALGORITHMS = {
-    **{name: PPO(advantage=name, **ONE) for name in ("batch", "context", "leave_one_out", "path", "critic")},
-    "group": PPO(advantage="group", kl="reward", **ONE),
-    "grpo": GRPO(group_size=4, **ONE),
-    "grpo, one group in two processes": GRPO(group_size=16, **ONE),
-    "reward-weighted": RewardWeighted(**ONE),
-    "top": RewardWeighted(select="top", keep=0.5, **ONE),
-    "percentile": RewardWeighted(select="percentile", keep=0.5, **ONE),
-    "value": RewardWeighted(form="value", value=lambda x, t, cond: x[:, 0], **ONE),
-    "trajectory-balance": TrajectoryBalance(**ONE),
-    "scalar": TrajectoryBalance(log_z="scalar", **ONE),
-    "path-consistency": PathConsistency(**ONE),
+    **{
+        name: PPO(advantage=name, minibatches=1)
+        for name in ("batch", "context", "leave_one_out", "path", "critic")
+    },
+    "group": PPO(advantage="group", kl="reward", minibatches=1),
+    "grpo": GRPO(group_size=4, minibatches=1),
+    "grpo, one group in two processes": GRPO(group_size=16, minibatches=1),
+    "reward-weighted": RewardWeighted(minibatches=1),
+    "top": RewardWeighted(select="top", keep=0.5, minibatches=1),
+    "percentile": RewardWeighted(select="percentile", keep=0.5, minibatches=1),
+    "value": RewardWeighted(form="value", value=lambda x, t, cond: x[:, 0], minibatches=1),
+    "trajectory-balance": TrajectoryBalance(minibatches=1),
+    "scalar": TrajectoryBalance(log_z="scalar", minibatches=1),
+    "path-consistency": PathConsistency(minibatches=1),
 }
 FEW = ["context", "grpo, one group in two processes", "reward-weighted", "trajectory-balance"]
 SINGLE = ("critic", "scalar", "path-consistency")  # with networks in single precision
-
-
-class Dealt(Objective):
-    """Draws the chains of the whole batch as one process would, and hands on its own part of them."""
-
-    process, processes = 0, 1
-
-    def sample(self, policy, cond, **options):
-        whole = concat([{"class": part} for part in gathered(cond["class"]).chunk(self.processes)])
-        torch.manual_seed(1000 + self.reward.round)
-        seen = super().sample(policy, whole, **options)
-        width = batch_size(whole) // self.processes
-        own = torch.arange(width) + width * self.process
-        return part_of(seen, own)
-
-
-def part_of(seen: Experience, own: torch.Tensor) -> Experience:
-    decisions, batch = seen.kl.shape
-    rows = (torch.arange(decisions)[:, None] * batch + own).flatten()
-    kept = None if seen.reference is None else seen.reference.rows(rows)
-    return dataclasses.replace(
-        seen,
-        path=seen.path.chains(own),
-        reward=seen.reward[own],
-        log_ratio=seen.log_ratio[:, own],
-        kl=seen.kl[:, own],
-        reference=kept,
-    )
-
-
-def classes(count: int) -> dict[str, torch.Tensor]:
-    """Which of 8 classes, as many of each as may be, in random order."""
-    return {"class": (torch.arange(count) % 8)[torch.randperm(count)]}
 
 
 def job_of(name: str, process: int, processes: int) -> Job:

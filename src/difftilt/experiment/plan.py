@@ -23,6 +23,7 @@ from difftilt.training.alpha import FEWEST_REWARDS
 from difftilt.training.fit import denoisers
 from difftilt.training.seeds import DEALER, seed_round
 from difftilt.training.settings import Training
+from difftilt.training.sharding import check_shardable
 from difftilt.training.trackers import check_trackers
 
 MIB = 2**20
@@ -66,6 +67,8 @@ def plan(job: Job, processes: int = 1, chain: Chain | None = None, *, process: i
         algorithm = copy.deepcopy(job.algorithm)
         algorithm.setup(job.policy, job.cond(2))
         policy = job.policy if chain is None else chain(objective, algorithm)
+        if training.parallel == "fsdp":
+            check_shardable(policy, job.objective.reference, algorithm)
         if chain is None and training.evaluate <= FEW:
             _try_view(job)
         cond = share_of_round(job, 0, process, processes)
