@@ -4,13 +4,12 @@ Each process holds a part of every weight, gradient and moment, by rows. Layers 
 needed. Gradients are reduced after every backward pass, since a sum that waits is as large as the model.
 """
 
+from typing import Any, cast
+
 import torch
 import torch.nn as nn
 from accelerate import Accelerator
 from torch import Tensor
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from difftilt.objective import Algorithm
 from difftilt.policy import Policy
@@ -39,6 +38,9 @@ def shard(policy: Policy, reference: Policy, algorithm: Algorithm, accelerator: 
     The blocks of a network, the entries of its `ModuleList`s, are gathered one at a time.
     """
     check_shardable(policy, reference, algorithm)
+    from torch.distributed.device_mesh import init_device_mesh  # slow to load, as what follows is
+    from torch.distributed.fsdp import fully_shard
+
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     for network in (policy.network, reference.network):
         for layers in [module for module in network.modules() if isinstance(module, nn.ModuleList)]:
@@ -48,26 +50,32 @@ def shard(policy: Policy, reference: Policy, algorithm: Algorithm, accelerator: 
 
 
 def part_of(x: Tensor) -> Tensor | None:
-    """The part of a sharded tensor that this process holds; None if it holds all of it."""
-    return x.to_local() if isinstance(x, DTensor) else None
+    """The part of a sharded tensor, a DTensor, that this process holds; None if it holds all of it."""
+    local = getattr(x, "to_local", None)
+    return None if local is None else local()
 
 
 def placed(x: Tensor, like: Tensor) -> Tensor:
     """A whole tensor, or the part of it that belongs into a sharded one."""
-    if not isinstance(like, DTensor) or isinstance(x, DTensor):
+    if part_of(like) is None or part_of(x) is not None:
         return x
-    return distribute_tensor(x.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+    from torch.distributed.tensor import distribute_tensor
+
+    target = cast(Any, like)
+    return distribute_tensor(x.to(like.device), target.device_mesh, target.placements, src_data_rank=None)
 
 
 @torch.no_grad()
 def clip(parameters: list[Tensor], max_norm: float) -> float:
     """Clips the gradients of parameters, some of which are sharded, to a length; returns it from before."""
-    sharded = [p for p in parameters if isinstance(p, DTensor)]
+    sharded = [p for p in parameters if part_of(p) is not None]
     if not sharded:
         return nn.utils.clip_grad_norm_(parameters, max_norm).item()
-    kinds = [sharded, [p for p in parameters if not isinstance(p, DTensor)]]
-    norms = [nn.utils.get_total_norm([p.grad for p in kind if p.grad is not None]) for kind in kinds if kind]
-    total = torch.stack([x.full_tensor() if isinstance(x, DTensor) else x for x in norms]).norm()
+    kinds = [sharded, [p for p in parameters if part_of(p) is None]]
+    norms: list[Any] = [
+        nn.utils.get_total_norm([p.grad for p in kind if p.grad is not None]) for kind in kinds if kind
+    ]
+    total = torch.stack([x if part_of(x) is None else x.full_tensor() for x in norms]).norm()
     for kind in kinds:
         nn.utils.clip_grads_with_norm_(kind, max_norm, total)
     return total.item()
