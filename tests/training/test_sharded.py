@@ -22,7 +22,7 @@ from difftilt.processes.gaussian import GaussianPolicy
 from difftilt.training import checkpoint
 from difftilt.training.distributed import finish, make_accelerator, start_alike
 from difftilt.training.load import load_totals
-from difftilt.training.settings import Training
+from difftilt.training.settings import Parallel, Training
 from difftilt.training.sharding import check_shardable, part_of, shard
 from difftilt.training.train import train
 
@@ -44,7 +44,7 @@ class Blocks(nn.Module):
         return self.last(h)
 
 
-def make_job(process: int, processes: int, parallel: str) -> Job:
+def make_job(process: int, processes: int, parallel: Parallel) -> Job:
     torch.manual_seed(0)
     levels = grid.shifted_flow(3, sigma_min=0.05, train_steps=1)
     policy = GaussianPolicy(Blocks(), levels, (1,), prediction_type="flow_prediction").double()
@@ -57,7 +57,7 @@ def make_job(process: int, processes: int, parallel: str) -> Job:
     return Job(policy, objective, algorithm, training, cond=lambda n: {"class": torch.arange(n) % 8})
 
 
-def live(folder: Path, rounds: int, parallel: str, accelerator) -> None:
+def live(folder: Path, rounds: int, parallel: Parallel, accelerator) -> None:
     """Trains up to a round."""
     process, processes = accelerator.process_index, accelerator.num_processes
     job = make_job(process, processes, parallel)
@@ -77,7 +77,7 @@ def live(folder: Path, rounds: int, parallel: str, accelerator) -> None:
         pass
 
 
-def lives(count: int, *runs: tuple[Path, int, str]) -> None:
+def lives(count: int, *runs: tuple[Path, int, Parallel]) -> None:
     """Does so in several processes, run after run."""
 
     def work(rank):
