@@ -287,10 +287,13 @@ class Algorithm(nn.Module, ABC):
     def setup(self, policy: Policy, cond: Cond) -> None:
         """Builds what depends on the shape of a state, such as a critic. Called once, before training."""
 
+    def arrange(self, cond: Cond, round: int) -> Cond:
+        """What is sampled of the conditions of a round, before they are dealt to processes."""
+        return cond
+
     @abstractmethod
     def losses(self, policy: Policy, objective: Objective, cond: Cond) -> Iterator[Loss]:
         """One round: draws experience, then yields a loss wherever the paper takes a gradient step.
 
-        The policy has moved when the generator resumes. How many losses are yielded must not depend
-        on data, so that every process takes the same number of steps.
+        The policy has moved when it resumes. How many it yields must not depend on data: processes keep step.
         """

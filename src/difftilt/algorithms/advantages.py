@@ -1,10 +1,14 @@
-"""From returns to advantages, and from advantages to a loss. Pure functions."""
+"""From returns to advantages, and from advantages to a loss.
+
+Where several processes share a run, batches, groups and contexts are those of all of them.
+"""
 
 import math
 
 import torch
 from torch import Tensor
 
+from difftilt.data.across import gathered
 from difftilt.shapes import Index, PerSample, PerStep, Scalar, Statistic
 
 EPS = 1e-6
@@ -13,7 +17,7 @@ LEAST = 0.25  # of the usual deviation: no group counts more than four usual one
 
 def centre(returns: PerStep) -> PerStep:
     """Less the batch mean of each decision."""
-    return returns - returns.mean(1, keepdim=True)
+    return returns - gathered(returns).mean(1, keepdim=True)
 
 
 def group(returns: PerStep, ids: Index) -> PerStep:
@@ -27,8 +31,9 @@ def group(returns: PerStep, ids: Index) -> PerStep:
 
 def group_mean(x: Statistic, ids: Index) -> Statistic:
     """The mean of each sample's group."""
-    members = _members(ids, x)
-    return (x @ members.T / members.sum(1))[..., ids]
+    every = gathered(x)
+    members = _members(gathered(ids), every)
+    return (every @ members.T / members.sum(1))[..., ids]
 
 
 def spread(returns: Statistic, ids: Index) -> Statistic:
@@ -46,8 +51,13 @@ def group_scale(returns: Statistic, ids: Index, alpha: float) -> Statistic:
         ids: Group of each sample.
         alpha: Returns per nat.
     """
-    usual = (returns - group_mean(returns, ids)).square().mean(-1, keepdim=True).sqrt()
+    usual = root_mean_square(returns - group_mean(returns, ids))
     return floor(spread(returns, ids).maximum(LEAST * usual), alpha)
+
+
+def root_mean_square(x: Tensor) -> Tensor:
+    """Over the samples, the last dimension, which stays."""
+    return gathered(x).square().mean(-1, keepdim=True).sqrt()
 
 
 def floor(scale: Tensor, alpha: float) -> Tensor:
@@ -64,15 +74,16 @@ def leave_one_out(returns: PerStep, ids: Index) -> PerStep:
     Args:
         ids: Group of each sample. A group of one gets zero.
     """
-    count = _members(ids, returns).sum(1)[ids]
+    count = _members(gathered(ids), returns).sum(1)[ids]
     factor = torch.where(count > 1, count / (count - 1).clamp(min=1), 0)
     return group(returns, ids) * factor
 
 
 def group_softmax(log_w: PerSample, ids: Index) -> PerSample:
     """exp(log_w) of mean 1 within each sample's group, which cannot overflow."""
-    members = _members(ids, log_w) > 0
-    total = torch.where(members, log_w, -torch.inf).logsumexp(1)
+    every = gathered(log_w)
+    members = _members(gathered(ids), every) > 0
+    total = torch.where(members, every, -torch.inf).logsumexp(1)
     return (log_w - total[ids]).exp() * members.sum(1)[ids]
 
 

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from difftilt.algorithms import advantages
 from difftilt.algorithms.minibatches import parts
-from difftilt.conditions import batch_size, context, deal_rows, some_rows, take
+from difftilt.conditions import batch_size, deal_rows, some_rows, take
+from difftilt.data.across import context, gathered
 from difftilt.objective import Algorithm, Loss, Objective, Value, outcome
 from difftilt.policy import Policy, decide, reversing
 from difftilt.samplers.choices import AnySampler
@@ -64,7 +65,7 @@ class Distill(Algorithm):
         value = self.value or PosteriorMean(objective)
         steered = self.sampler.draw(objective, value, asked, history=self.form == "trajectory")
         weight = self._weights(steered)
-        stats |= _numbers(steered) | {"ess": effective_share(weight.log()[None])[0]}
+        stats |= _numbers(steered) | {"ess": effective_share(gathered(weight).log()[None])[0]}
         samples, decisions = len(weight), policy.steps + 1
         for _ in range(self.epochs):
             for minibatch in deal_rows(decisions, samples, self.minibatches, device=weight.device):

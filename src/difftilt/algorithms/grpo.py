@@ -12,7 +12,8 @@ import torch
 
 from difftilt.algorithms import advantages
 from difftilt.algorithms.minibatches import minibatches
-from difftilt.conditions import batch_size, context, repeat, take
+from difftilt.conditions import batch_size, repeat, take
+from difftilt.data.across import context, gathered
 from difftilt.objective import Algorithm, Loss, Objective, to_go
 from difftilt.policy import Policy, check_ratio, decide
 from difftilt.settings import Count
@@ -52,7 +53,7 @@ class GRPO(Algorithm):
         self.register_buffer("checked", torch.tensor(False))
 
     def losses(self, policy: Policy, objective: Objective, cond: Cond) -> Iterator[Loss]:
-        seen = objective.sample(policy, self._groups(cond, objective.reward.round), keep=True)
+        seen = objective.sample(policy, self.arrange(cond, objective.reward.round), keep=True)
         path, alpha = seen.path, objective.alpha
         if not self.checked:
             check_ratio(policy, path)
@@ -73,11 +74,13 @@ class GRPO(Algorithm):
                 clipped = advantages.clipped(log_w, self.clip, dimensions)
                 yield Loss(loss.mean() * len(path.log_prob), seen.stats() | {"clipped": clipped}, share)
 
-    def _groups(self, cond: Cond, round: int) -> Cond:
+    def arrange(self, cond: Cond, round: int) -> Cond:
         size, batch = self.group_size, batch_size(cond)
-        members = torch.bincount(context(cond))
-        if 1 < len(members) < batch:
+        members = torch.bincount(gathered(context(cond)))
+        if 1 < len(members) < members.sum():
             self._check_members(cond, members)
+            return cond
+        if len(members) == 1 and members[0] % size == 0:
             return cond
         if batch < size:
             raise ValueError(
@@ -90,10 +93,11 @@ class GRPO(Algorithm):
         """Raises ValueError if some context is not asked for a multiple of `group_size` times."""
         ragged = (members % self.group_size).nonzero()[:, 0].tolist()
         if ragged:
-            row = context(cond).tolist().index(ragged[0])
+            ids = context(cond).tolist()
+            row = next((row for row, number in enumerate(ids) if number in ragged), 0)  # else it is another's
             asked = {name: value[row] for name, value in take(cond, torch.arange(row + 1)).items()}
             raise ValueError(
-                f"got context {str(asked)[:200]} {members[ragged[0]]} times, which makes no groups of"
+                f"got context {str(asked)[:200]} {members[ids[row]]} times, which makes no groups of"
                 f" {self.group_size}; repeat each context a multiple of that, change group_size, or give"
                 " contexts that all differ"
             )

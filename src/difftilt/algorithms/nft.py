@@ -9,7 +9,8 @@ import annotated_types as at
 import torch
 
 from difftilt.algorithms import advantages
-from difftilt.conditions import context, shuffled
+from difftilt.conditions import shuffled
+from difftilt.data.across import context, gathered
 from difftilt.networks.average import follow
 from difftilt.objective import Algorithm, Experience, Loss, Objective
 from difftilt.policy import Diffusion, Policy, Trajectory, reversing
@@ -90,7 +91,7 @@ class NFT(Algorithm):
         if self.count_kl:
             gain = gain - seen.alpha * seen.log_ratio.sum(0)
         advantage = advantages.group(gain[None], context(seen.path.cond).to(gain.device))[0]
-        spread = self.clip * (advantage.square().mean().sqrt() + advantages.EPS)
+        spread = self.clip * (gathered(advantage).square().mean().sqrt() + advantages.EPS)
         return (1 + (advantage / spread).clamp(-1, 1)) / 2
 
     def _loss(

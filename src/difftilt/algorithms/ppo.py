@@ -15,7 +15,8 @@ import torch
 
 from difftilt.algorithms import advantages
 from difftilt.algorithms.minibatches import minibatches
-from difftilt.conditions import context, context_keys
+from difftilt.conditions import context_keys
+from difftilt.data.across import context, gathered, keys_of
 from difftilt.objective import Algorithm, Experience, Loss, Objective, to_go
 from difftilt.policy import Policy, check_ratio, decide
 from difftilt.settings import Count
@@ -82,7 +83,7 @@ class PPO(Algorithm):
             self.checked = True
         returns = self._returns(seen)
         advantage = self._advantage(returns, seen)
-        deviation = advantage.square().mean().sqrt() + advantages.EPS
+        deviation = gathered(advantage).square().mean().sqrt() + advantages.EPS
         scale = advantages.floor(deviation, alpha) if self.normalize else 1.0
         dimensions = path.states[0, 0].numel() if self.clip_per_dim else 1
 
@@ -129,8 +130,9 @@ class PPO(Algorithm):
         """Each context's mean reward over past rounds; the batch's where too few are known."""
         keys = context_keys(seen.path.cond, lasting=True)
         known = [self.history[key] for key in keys]
-        mean = [sum(h) / len(h) if len(h) >= MIN_HISTORY else seen.reward.mean().item() for h in known]
-        for key, reward in zip(keys, seen.reward.tolist(), strict=True):
+        every = gathered(seen.reward)
+        mean = [sum(h) / len(h) if len(h) >= MIN_HISTORY else every.mean().item() for h in known]
+        for key, reward in zip(keys_of(seen.path.cond), every.tolist(), strict=True):
             self.history[key].append(reward)
         return seen.reward.new_tensor(mean)
 

@@ -13,7 +13,7 @@ import torch
 
 from difftilt.algorithms import advantages
 from difftilt.algorithms.minibatches import minibatches
-from difftilt.conditions import context
+from difftilt.data.across import context, gathered
 from difftilt.objective import Algorithm, Experience, Loss, Objective, Value
 from difftilt.policy import Policy, decide, level, reversing
 from difftilt.samplers.particles import effective_share
@@ -72,7 +72,7 @@ class RewardWeighted(Algorithm):
         weight = (
             self._step_weights(seen, objective, ids) if self.form == "value" else self._weights(seen, ids)
         )
-        ess = effective_share(weight.mean(0).log()[None])[0]
+        ess = effective_share(gathered(weight.mean(0)).log()[None])[0]
         for _ in range(self.epochs):
             for index, share in minibatches(seen.path, self.minibatches):
                 cost = self._cost(policy, seen, index)
@@ -93,11 +93,12 @@ class RewardWeighted(Algorithm):
     def _selected(self, reward: PerSample, ids: Index) -> PerSample:
         """The same for the best, 0 for the others; its mean is 1 in each context for `top`."""
         if self.select == "top":
-            better = (reward[None] > reward[:, None]) & (ids[None] == ids[:, None])
-            rank = better.sum(1) / torch.bincount(ids)[ids]
+            every, others = gathered(reward), gathered(ids)
+            better = (every[None] > reward[:, None]) & (others[None] == ids[:, None])
+            rank = better.sum(1) / torch.bincount(others)[ids]
             chosen = (rank < self.keep).double()
             return chosen / advantages.group_mean(chosen, ids)  # of equal rewards all are chosen
-        self.history.extend(reward.tolist())
+        self.history.extend(gathered(reward).tolist())
         threshold = torch.tensor(list(self.history)).quantile(1 - self.keep)
         return (reward >= threshold).double() / self.keep
 

@@ -15,7 +15,8 @@ import torch
 from difftilt.algorithms import advantages, replay
 from difftilt.algorithms.graphs import Graphs
 from difftilt.algorithms.replay import Scored
-from difftilt.conditions import batch_size, context, copied, shuffled
+from difftilt.conditions import copied, shuffled
+from difftilt.data.across import context, gathered
 from difftilt.objective import Algorithm, Loss, Objective
 from difftilt.policy import (
     Policy,
@@ -103,13 +104,14 @@ class TrajectoryBalance(Algorithm):
         """Raises ValueError if chains are to be compared and have none to be compared with."""
         if self.log_z != "batch" or self.balance != "trajectory":
             return
-        batch = batch_size(cond)
+        ids = gathered(context(cond))
+        batch = len(ids)
         if batch < 2 * self.minibatches:
             raise ValueError(
                 f"log_z 'batch' compares chains of a minibatch, but got a batch of {batch} for"
                 f" {self.minibatches} minibatches; enlarge the batch or take fewer minibatches"
             )
-        if context(cond).max() + 1 == batch:
+        if ids.max() + 1 == batch:
             raise ValueError(
                 "log_z 'batch' compares chains of one context, but all"
                 f" {batch // self.minibatches} of a minibatch differ; repeat the contexts, or use log_z"

@@ -9,6 +9,7 @@ from typing import Annotated, Any, TypedDict
 
 import annotated_types as at
 import tyro
+from accelerate import Accelerator
 from rich.console import Console
 
 from difftilt.cli.interruption import watch
@@ -36,8 +37,12 @@ from difftilt.experiment.job import Job
 from difftilt.experiment.plan import plan
 from difftilt.experiment.record import VALUE, read_run, to_json, write_json
 from difftilt.settings import Count, UsageError
-from difftilt.training.distributed import finish, make_accelerator
+from difftilt.training.distributed import accelerator_of, finish
 
+AGAIN = (
+    "TORCHELASTIC_RESTART_COUNT",
+    "SLURM_RESTART_COUNT",
+)  # how often a launcher has started this line anew
 SEEDS = "seeds.json"  # names the folders of one run over several seeds
 
 
@@ -74,11 +79,19 @@ def finetune_command(words: list[str]) -> None:
     name = to_json(job.algorithm)["name"].rpartition(":")[2]
     folder = options.out or Path("runs") / f"{recipe.rpartition(':')[2]}-{name}"
     check_writable(folder)
-    accelerator = make_accelerator(job.training.mixed_precision)
+    started_again = _started_again() and any((folder / name).exists() for name in (RUN, SEEDS))
+    accelerator = accelerator_of(job.training)
     first = accelerator.is_main_process
-    sizes = plan(job, accelerator.num_processes) if first else {}
+    if started_again:
+        jobs = {folder: job} if options.seeds == 1 else _seeded(folder, recipe, settings, options.seeds)
+        with watch.resumable(folder), going_on(list(jobs), first):
+            _tune(jobs, folder, accelerator)
+        return
+    sizes = plan(job, accelerator.num_processes, process=accelerator.process_index)
     if options.dry_run:
-        show_json({"settings": {k: to_json(v) for k, v in settings.items()}, "plan": sizes})
+        if first:
+            show_json({"settings": {k: to_json(v) for k, v in settings.items()}, "plan": sizes})
+        finish(accelerator)
         return
     jobs = {folder: job} if options.seeds == 1 else _seeded(folder, recipe, settings, options.seeds)
     if options.seeds > 1 and first and (folder / SEEDS).exists():
@@ -89,10 +102,20 @@ def finetune_command(words: list[str]) -> None:
         if options.seeds > 1 and first:
             write_json(folder / SEEDS, {"runs": [place.name for place in jobs]})
         accelerator.wait_for_everyone()
-        for place, each in jobs.items():
-            conclude(finetune(each, place, accelerator), place)
-        if options.seeds > 1 and first:
-            show_comparison(list(jobs), folder)
+        _tune(jobs, folder, accelerator)
+
+
+def _started_again() -> bool:
+    """Whether a launcher gives this line again: a process has died, or the job was preempted."""
+    return any(int(os.environ.get(name) or 0) > 0 for name in AGAIN)
+
+
+def _tune(jobs: Mapping[Path, Job], folder: Path, accelerator: Accelerator) -> None:
+    """Trains each job in its folder from where it stands, and compares them if there are several."""
+    for place, each in jobs.items():
+        conclude(finetune(each, place, accelerator), place)
+    if len(jobs) > 1 and accelerator.is_main_process:
+        show_comparison(list(jobs), folder)
     finish(accelerator)
 
 
@@ -138,7 +161,7 @@ def _resume(
             print(f"{place} is finished: {finished}; its report is {place / 'report.html'}")
     if not jobs:
         return
-    accelerator = make_accelerator(next(iter(jobs.values())).training.mixed_precision)
+    accelerator = accelerator_of(next(iter(jobs.values())).training)
     if (options.named or budget) and accelerator.is_main_process:
         for place, job in jobs.items():
             make_run(job, place, accelerator, {"changes": read_run(place).get("changes", [])})

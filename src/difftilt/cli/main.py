@@ -26,6 +26,7 @@ COMMANDS: Mapping[str, tuple[str, str, str]] = {
         "sample_command",
         "Draws samples from a run or a recipe, steered if asked.",
     ),
+    "submit": ("submit", "submit_command", "Runs another command as a job of Slurm, preempted or not."),
     "value": (
         "value",
         "value_command",

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,13 +28,14 @@ from difftilt.evaluation.estimate import Estimate
 from difftilt.evaluation.groups import METHOD
 from difftilt.experiment import code
 from difftilt.experiment.fit_value import load_value
+from difftilt.experiment.fleet import Manifest, manifest_of, merge, shards_of, turn, work
 from difftilt.experiment.job import Job
 from difftilt.experiment.record import read_run, to_json, write_json
 from difftilt.experiment.sample import sample, steer, trained
 from difftilt.objective import Value
 from difftilt.policy import Policy
 from difftilt.samplers.choices import CORRECTING, VALUES, AnySampler
-from difftilt.settings import Natural, Positive, UsageError, choose, kebab
+from difftilt.settings import Count, Natural, Positive, UsageError, choose, kebab
 
 Subject = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SUBJECT")]
 
@@ -55,6 +57,9 @@ class SampleOptions:
         count: How many samples, at least 2; with a sampler, as many as whole populations give, of which
             there are at least 4.
         seed: Random seed, at least 0.
+        shards: Draw them in so many shards, which lie beside the table and are shared by all workers: each
+            process that is given this same line draws shards that are missing, and redoes those of the dead.
+        shard: Draw this one alone, from 0, and wait for no other.
         out: Where samples go; the run folder's samples by default, or runs/RECIPE-samples.
         json: Print the numbers as JSON.
     """
@@ -64,6 +69,8 @@ class SampleOptions:
     temperature: Positive = 1.0
     count: Annotated[int, at.Ge(2)] = 64
     seed: Natural = 1
+    shards: Count | None = None
+    shard: Natural | None = None
     out: Path | None = None
     json: bool = False
 
@@ -132,26 +139,54 @@ def _draw(job: Job, tuned: Policy | None, options: SampleOptions, out: Path, wri
         if sampler is not None:
             raise UsageError("a temperature is for plain samples, but got a sampler; leave one of both out")
     check_free(out, name)
-    if sampler is None:
-        row = sample(job, out / name, options.count, options.seed, options.temperature)
-    else:
-        policy = tuned if isinstance(sampler, CORRECTING) else None
-        value = make_value(options.value, job, written)
-        row = steer(job, sampler, value, out / name, count=options.count, seed=options.seed, policy=policy)
-        written |= {"sampler": to_json(sampler), "value": options.value}
-    with adding(out) as new:
-        write_json(new / f"{name}.json", plain(written | {"seed": options.seed} | row))
+    place, manifest = out / name, _manifest(job, options, written)
+    if manifest is not None and not work(job, shards_of(place), manifest, options.shard):
+        print(f"shard {options.shard} of {options.shards} is in {shards_of(place)}; others are missing yet")
+        return
+    with nullcontext() if manifest is None else turn(shards_of(place)):
+        if manifest is not None:
+            row = merge(job, manifest, place)
+        elif sampler is None:
+            row = sample(job, place, options.count, options.seed, options.temperature)
+        else:
+            policy = tuned if isinstance(sampler, CORRECTING) else None
+            value = make_value(options.value, job, written)
+            row = steer(job, sampler, value, place, count=options.count, seed=options.seed, policy=policy)
+            written |= {"sampler": to_json(sampler), "value": options.value}
+        with adding(out) as new:
+            write_json(new / f"{name}.json", plain(written | {"seed": options.seed} | row))
+    _show(row, place, options)
+
+
+def _show(row: dict[str, Any], place: Path, options: SampleOptions) -> None:
+    """Prints the numbers of samples, and where they are."""
     if options.json:
         show_json(row)
         return
     show_numbers({f"{row['samples']} samples": row})
-    if sampler is None and options.temperature != 1:
+    if "tempering_kl_nats" in row:
         kl = Estimate(row["tempering_kl_nats"], row["tempering_kl_nats_se"])
         print(f"the temperature costs {kl} nats, to the chain as it is at 1")
     calls = row.get("network_calls", {}).get("forward")
     spent = "" if calls is None else f", {calls} forward network calls"
     Console().print(f"alpha {row['alpha']:.4g}, {row['reward_calls']} reward calls{spent}", soft_wrap=True)
-    print(f"samples: {out / name}.*")
+    print(f"samples: {place}.*")
+
+
+def _manifest(job: Job, options: SampleOptions, written: Mapping[str, Any]) -> Manifest | None:
+    """What is drawn in shards, if it is."""
+    count, only = options.shards, options.shard
+    if count is None and only is None:
+        return None
+    if count is None or options.sampler is not None or options.temperature != 1:
+        raise UsageError(
+            "shards are of plain samples, so --shard needs --shards, and neither goes with a sampler or a"
+            " temperature"
+        )
+    if only is not None and only >= count:
+        raise UsageError(f"there are shards 0 to {count - 1}, but got --shard {only}")
+    about = {name: value for name, value in written.items() if name != "run"}
+    return manifest_of(job, options.count, count, options.seed, about)
 
 
 def make_value(name: str, job: Job, about: Mapping[str, Any]) -> Value:

@@ -93,9 +93,9 @@ def fit_command(words: list[str]) -> None:
     folder = options.out or Path("runs") / f"{recipe.rpartition(':')[2]}-value"
     check_writable(folder)
     accelerator = make_accelerator()
-    if accelerator.is_main_process:
-        trial = dataclasses.replace(job, policy=job.objective.reference, algorithm=options.value)
-        plan(trial, accelerator.num_processes, functools.partial(roll_in, options.roll_in))
+    trial = dataclasses.replace(job, policy=job.objective.reference, algorithm=options.value)
+    chain = functools.partial(roll_in, options.roll_in)
+    plan(trial, accelerator.num_processes, chain, process=accelerator.process_index)
     with watch.resumable(folder), taking([folder], options.overwrite, accelerator.is_main_process):
         if accelerator.is_main_process:
             own = {"training": job.training, "value": options.value, "roll_in": options.roll_in}

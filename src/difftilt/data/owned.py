@@ -25,7 +25,10 @@ ADAPTER = "adapter"  # of a tuned model, as other programs load it
 FOLDERS = ("checkpoints", "samples", ADAPTER, "tensorboard")
 CHECKPOINT = re.compile(r"round-(\d{6,18})")
 _UNFINISHED = re.compile(r"\.tmp-(old-)?round-\d{6,18}")
-PART = re.compile(r"(policy|ema|training|process-\d{1,6})\.(safetensors|json)|MANIFEST\.json")
+PART = re.compile(
+    r"(policy|ema|training|process-\d{1,6})\.(safetensors|json)|(policy|ema|training)-\d{1,6}\.safetensors"
+    r"|MANIFEST\.json"
+)
 _EVENTS = re.compile(r"events\.out\.tfevents\.[\w.-]+")
 _BESIDE = re.compile(r"\.[\w-]+\.[0-9a-f]{8}\.part(\.\w+)?")  # what `beside` names
 

@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -10,32 +9,27 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from safetensors.torch import save_file
 
 from difftilt.answers import BudgetSpent
-from difftilt.data.atomic import atomic_file
 from difftilt.data.lock import locked
 from difftilt.data.owned import ADAPTER, RUN, adding, check_inside, contents
-from difftilt.data.read import UnreadableError, read_json, read_tensors
-from difftilt.evaluation.diagnostics import frozen_start_warning
-from difftilt.evaluation.monitors import expectations
+from difftilt.data.read import read_json
 from difftilt.evaluation.report import write_report
-from difftilt.evaluation.schema import Info, Numbers, Start
+from difftilt.evaluation.schema import Info
 from difftilt.experiment import code
-from difftilt.experiment.identity import ASKED, check_changes, identity
+from difftilt.experiment.before import measured_before
+from difftilt.experiment.identity import check_changes, identity
 from difftilt.experiment.job import Job, Maker
-from difftilt.experiment.plan import per_process, plan
+from difftilt.experiment.plan import plan, share_of_round
 from difftilt.experiment.record import describe, describe_settings, to_json, write_json
-from difftilt.experiment.sample import judge
+from difftilt.experiment.sample import attend, judge
 from difftilt.experiment.watching import Watching
 from difftilt.rewards.scoring import begin
-from difftilt.shapes import PerSample
-from difftilt.training.alpha import meaning_of_alpha, starting_alpha
-from difftilt.training.distributed import make_accelerator
+from difftilt.training.distributed import accelerator_of, largest, start_alike
 from difftilt.training.load import load_policy, load_totals
 from difftilt.training.seeds import SETUP, seed_round
+from difftilt.training.sharding import shard
 from difftilt.training.train import Totals, train
-from difftilt.training.tree import Packed, pack, unpack
 
 
 def finetune(
@@ -60,27 +54,39 @@ def finetune(
         ValueError: If the folder holds the run of another job, or another process is at it.
         Preempted: After SIGINT, SIGTERM or SIGUSR1, once the round is done and saved.
     """
-    folder, accelerator = Path(folder), accelerator or make_accelerator(job.training.mixed_precision)
-    training, share = job.training, per_process(job.training, accelerator.num_processes)
+    folder, accelerator = Path(folder), accelerator or accelerator_of(job.training)
+    process, processes = accelerator.process_index, accelerator.num_processes
     with locked(folder) if accelerator.is_main_process else nullcontext():
         _begin(job, folder, accelerator, accept_changes)
-        before = _before(job, folder, accelerator)
+        before = measured_before(job, folder, accelerator)
+        sharded = job.training.parallel == "fsdp" and processes > 1
+        if sharded:
+            start_alike([job.policy, job.objective.reference], accelerator)
+            shard(job.policy, job.objective.reference, job.algorithm, accelerator)
         optimizer, scheduler = make_optimizer(job)
         watching = Watching(job, folder, before, accelerator.is_main_process)
         with within_budget(job, accelerator) as ended:
             for _ in train(
-                folder, job.policy, job.objective, job.algorithm, lambda _: job.cond(share), optimizer,
-                training, accelerator, scheduler=scheduler, target_kl=job.target_kl,
+                folder, job.policy, job.objective, job.algorithm,
+                lambda number: share_of_round(job, number, process, processes), optimizer, job.training,
+                accelerator, scheduler=scheduler, target_kl=job.target_kl,
                 run=identity(made_of(job), folder), until=watching,
             ):  # fmt: skip
                 pass
         ended += watching.ended
         said = [str(alarm) for alarm in watching.monitors.alarms]
-        return _ended(job, folder, before, ended, said) if accelerator.is_main_process else {}
+        if accelerator.is_main_process:
+            return _ended(job, folder, before, ended, said)
+        if sharded:
+            attend(job, folder)
+        return {}
 
 
 def _begin(job: Job, folder: Path, accelerator: Accelerator, accept_changes: Collection[str]) -> None:
     """Makes sure that the folder is this job's, and sets the process up for it."""
+    fresh = accelerator.is_main_process and _is_fresh(folder)
+    if largest(int(fresh), accelerator):
+        plan(job, accelerator.num_processes, process=accelerator.process_index)
     if accelerator.is_main_process:
         _claim(job, folder, accelerator)
         check_changes(folder, identity(made_of(job), folder), accept_changes, cached=job.training.cache)
@@ -112,13 +118,19 @@ def _ended(
     return summary
 
 
+def _is_fresh(folder: Path) -> bool:
+    """Whether a folder, which may be missing, waits for a run."""
+    check_inside(folder)
+    if (folder / RUN).exists():
+        return False
+    if contents(folder):
+        raise ValueError(f"{folder} is not empty and holds no run; name another folder")
+    return True
+
+
 def _claim(job: Job, folder: Path, accelerator: Accelerator) -> None:
     """Makes the folder this job's own."""
-    check_inside(folder)
     if not (folder / RUN).exists():
-        if contents(folder):
-            raise ValueError(f"{folder} is not empty and holds no run; name another folder")
-        plan(job, accelerator.num_processes)
         make_run(job, folder, accelerator)
         return
     record = read_json(folder / RUN, Info)
@@ -194,53 +206,6 @@ def make_optimizer(job: Job) -> tuple[torch.optim.Optimizer, torch.optim.lr_sche
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
-def _before(job: Job, folder: Path, accelerator: Accelerator) -> dict[str, Any]:
-    """The pretrained model's numbers: measured once, before the first round."""
-    path = folder / "before.json"
-    if accelerator.is_main_process and not path.exists():
-        seen, row = judge(job, folder, "before")
-        row |= {
-            "expected": expectations(seen),
-            "warnings": _warnings(job),
-            "start_alpha": _start_alpha(job, seen.reward),
-        }
-        kept = pack(job.objective.reward.state_dict())
-        if kept.tensors:
-            with atomic_file(folder / ASKED) as file:
-                save_file(kept.tensors, file)
-        write_json(path, row | {"reward_calls": job.objective.reward.calls, "asked": kept.plain})
-    accelerator.wait_for_everyone()
-    before = read_json(path, Numbers) | read_json(path, Start)
-    job.objective.alpha = before["start_alpha"]
-    asked = before.pop("asked")
-    if accelerator.is_main_process:
-        tensors = read_tensors(folder / ASKED) if (folder / ASKED).exists() else {}
-        try:
-            job.objective.reward.load_state_dict(unpack(Packed(asked, tensors)))
-        except (KeyError, TypeError, AttributeError, RuntimeError) as error:
-            raise UnreadableError(
-                f"{path} does not hold the state of this reward ({type(error).__name__}: {error}); bring it"
-                " back from a copy"
-            ) from error
-    return before
-
-
-def _start_alpha(job: Job, rewards: PerSample) -> float:
-    """The alpha that training starts with; what it means is told before anything is trained."""
-    alpha = job.objective.alpha
-    if job.target_kl is None:
-        print(meaning_of_alpha(rewards, alpha), file=sys.stderr, flush=True)
-        return alpha
-    start = starting_alpha(rewards, job.target_kl)
-    print(
-        f"a KL of {job.target_kl:g} nats is looked for from alpha {start.alpha:.3g} on, which asks for"
-        f" {start.kl_nats:.2g} ± {start.kl_nats_se:.1g} nats, as {start.samples} samples tell",
-        file=sys.stderr,
-        flush=True,
-    )
-    return start.alpha
-
-
 @contextmanager
 def within_budget(job: Job, accelerator: Accelerator) -> Iterator[list[str]]:
     """Ends a block when the budget of the reward is spent, but for what the last evaluation needs.
@@ -259,15 +224,6 @@ def within_budget(job: Job, accelerator: Accelerator) -> Iterator[list[str]]:
             " --reward-budget and a larger number"
         )
     guard.budget = budget
-
-
-def _warnings(job: Job) -> list[str]:
-    """What is wrong with the problem itself, in sentences, as far as it was asked to be measured."""
-    starts = job.training.check_start
-    if not starts:
-        return []
-    warning = frozen_start_warning(job.policy, job.objective, job.cond(1), starts)
-    return [warning] if warning else []
 
 
 def set_up(job: Job, folder: Path, accelerator: Accelerator) -> None:

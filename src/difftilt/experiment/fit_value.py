@@ -16,7 +16,7 @@ from difftilt.data.lock import locked
 from difftilt.experiment.finetune import costs, make_optimizer, set_up, within_budget
 from difftilt.experiment.identity import check_changes, identity
 from difftilt.experiment.job import Job
-from difftilt.experiment.plan import per_process
+from difftilt.experiment.plan import share_of_round
 from difftilt.experiment.record import VALUE, read_run, restored, write_json
 from difftilt.guidance.value_guided import ValueGuided
 from difftilt.objective import Objective, Value, standard_error
@@ -69,14 +69,15 @@ def _fit(
     if accelerator.is_main_process:
         check_changes(folder, run, accept_changes, cached=training.cache)
     accelerator.wait_for_everyone()
-    share = per_process(training, accelerator.num_processes)
+    process, processes = accelerator.process_index, accelerator.num_processes
     job = dataclasses.replace(job, policy=objective.reference, algorithm=regression)
     set_up(job, folder, accelerator)
     optimizer, scheduler = make_optimizer(job)
     with within_budget(job, accelerator) as ended:
         for _ in train(
-            folder, policy, objective, regression, lambda _: job.cond(share), optimizer, training,
-            accelerator, scheduler=scheduler, run=run,
+            folder, policy, objective, regression,
+            lambda number: share_of_round(job, number, process, processes), optimizer, training, accelerator,
+            scheduler=scheduler, run=run,
         ):  # fmt: skip
             pass
     if not accelerator.is_main_process:

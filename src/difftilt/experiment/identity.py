@@ -22,11 +22,11 @@ FREE = tuple(
     f"training.{name}"
     for name in (
         *("rounds", "save_every", "stop_on", "log_to", "max_failures", "ledger", "reward_budget"),
-        *("reward_workers", "reward_timeout", "reward_retries", "reward_memory"),
+        *("process_timeout", "reward_workers", "reward_timeout", "reward_retries", "reward_memory"),
     )
 )
 STRICT = ("training.seed", "target_kl")
-NOTED = ("training.threads",)  # it changes the last digits of numbers
+NOTED = ("training.threads", "training.parallel")  # it changes the last digits of numbers
 
 
 class Identity(TypedDict):

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from difftilt.conditions import on_device_of
+from difftilt.conditions import batch_size, on_device_of, take
+from difftilt.data.across import together
 from difftilt.experiment.job import Job
 from difftilt.guard import Guard
 from difftilt.networks.blank import blanked
@@ -20,7 +21,9 @@ from difftilt.policy import Policy, rollout
 from difftilt.shapes import Cond, PerSample, Sample
 from difftilt.training.alpha import FEWEST_REWARDS
 from difftilt.training.fit import denoisers
+from difftilt.training.seeds import DEALER, seed_round
 from difftilt.training.settings import Training
+from difftilt.training.sharding import check_shardable
 from difftilt.training.trackers import check_trackers
 
 MIB = 2**20
@@ -32,14 +35,15 @@ Chain = Callable[[Objective, Any], Policy]
 
 
 @torch.random.fork_rng(devices=[])
-def plan(job: Job, processes: int = 1, chain: Chain | None = None) -> dict[str, Any]:
+def plan(job: Job, processes: int = 1, chain: Chain | None = None, *, process: int = 0) -> dict[str, Any]:
     """Sizes, and the calls that a whole run would make, found by playing a round on copies.
 
     The round is as large as those of the run, so what would be refused in one is refused here. Its reward is
     free, and its networks answer with zeros.
 
     Args:
-        processes: That share the batch.
+        processes: That share the batch; all of them plan in step, if they have found each other.
+        process: Which of them this is.
         chain: What is sampled; the job's policy by default.
 
     Raises:
@@ -63,9 +67,13 @@ def plan(job: Job, processes: int = 1, chain: Chain | None = None) -> dict[str, 
         algorithm = copy.deepcopy(job.algorithm)
         algorithm.setup(job.policy, job.cond(2))
         policy = job.policy if chain is None else chain(objective, algorithm)
+        if training.parallel == "fsdp":
+            check_shardable(policy, job.objective.reference, algorithm)
         if chain is None and training.evaluate <= FEW:
             _try_view(job)
-        played = _play(policy, objective, algorithm, job.cond(share))
+        cond = share_of_round(job, 0, process, processes)
+        with together(processes):
+            played = _play(policy, objective, algorithm, cond)
     trainable = sum(p.numel() for p in job.policy.parameters() if p.requires_grad)
     calls = training.rounds * processes
     return {
@@ -78,6 +86,29 @@ def plan(job: Job, processes: int = 1, chain: Chain | None = None) -> dict[str, 
         "reward_calls": calls * reward.calls + 2 * training.evaluate + 16 * training.check_start,
         "network_calls": {"forward": calls * played.calls.forward, "backward": calls * played.calls.backward},
     }
+
+
+def share_of_round(job: Job, number: int, process: int, processes: int) -> Cond:
+    """The conditions of a round that fall to one process.
+
+    All processes draw those of the whole round alike, and each takes its part, so that none is lost or asked
+    for twice, and what belongs together, such as a group, lies side by side.
+    """
+    batch, seed = job.training.batch, job.training.seed
+    per_process(job.training, processes)
+    if processes == 1:
+        return job.cond(batch)
+    seed_round(seed, number, DEALER)
+    with together(1):  # each has all conditions
+        whole = job.algorithm.arrange(job.cond(batch), number)
+    seed_round(seed, number, process)
+    share, left = divmod(batch_size(whole), processes)
+    if left:
+        raise ValueError(
+            f"a batch of {batch} makes {batch_size(whole)} chains in whole groups, which {processes}"
+            " processes cannot share equally; make it a multiple of the group's size and of their number"
+        )
+    return take(whole, torch.arange(share) + share * process)
 
 
 def per_process(training: Training, processes: int) -> int:

@@ -131,6 +131,15 @@ def judge(job: Job, folder: Path, name: str) -> tuple[ScoredSamples, dict[str, A
     return seen, row
 
 
+def attend(job: Job, folder: Path) -> None:
+    """Passes through the networks with the process that judges a run, for networks that are sharded."""
+    load_policy(folder, job.policy)
+    free = Objective(_nothing, job.objective.reference, job.objective.alpha)
+    evaluate(job.policy, free, job.judging(job.training.evaluate), {}, seed=job.training.seed)
+    if job.view.exact is not None:
+        job.view.exact(job.policy)
+
+
 def look(job: Job, place: Path, count: int, seed: int) -> ScoredSamples:
     """Evaluates the policy, and keeps its samples."""
     seen = evaluate(job.policy, job.objective, job.judging(count), job.gold, seed=seed)
@@ -138,13 +147,18 @@ def look(job: Job, place: Path, count: int, seed: int) -> ScoredSamples:
     return seen
 
 
-def keep(job: Job, seen: ScoredSamples, place: Path) -> None:
-    """Writes pictures and numbers of samples into files whose paths begin with `place`."""
+def keep(job: Job, seen: ScoredSamples, place: Path, *, clusters: bool = True) -> None:
+    """Writes pictures and numbers of samples into files whose paths begin with `place`.
+
+    Args:
+        clusters: Say which samples are alike, if the domain can tell.
+    """
     with adding(place.parent) as new:
         if job.view.draw is not None:
             job.view.draw(seen, new / place.name)
         spelt = job.view.spell(seen.sample) if job.view.spell is not None else None
-        write_table(new / f"{place.name}.csv", seen, spelt, _clusters(job.view, seen))
+        alike = _clusters(job.view, seen) if clusters else None
+        write_table(new / f"{place.name}.csv", seen, spelt, alike)
 
 
 def _clusters(view: View, seen: ScoredSamples) -> list[str | None] | None:

@@ -5,6 +5,7 @@
         ema.safetensors          its moving average, if asked for
         training.safetensors     tensors of the optimizer
         training.json            its numbers, the scheduler and the seed
+        policy-0.safetensors     of a sharded run, the rows that process 0 holds; so for ema and training
         process-0.*              what each process has for itself: algorithm, generators, counters
         MANIFEST.json            size and SHA-256 of each of these, and of itself
 
@@ -13,7 +14,7 @@ A checkpoint is written beside its place, brought to the disk and then renamed. 
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import safetensors.torch
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
+from torch import Tensor
 
 from difftilt.data.owned import CHECKPOINT, PART, check_inside, discard, sweep
 from difftilt.data.read import UnreadableError, parse_json, read_bytes, read_tensors
@@ -80,8 +82,11 @@ def save(folder: Path, snapshot: Snapshot, accelerator: Accelerator, keep: int =
             sweep(folder.parent)
             temporary.mkdir(parents=True)
         accelerator.wait_for_everyone()
-        for name, packed in snapshot.shared.items() if first else ():
-            _write_packed(temporary, name, packed)
+        for name, packed in snapshot.shared.items():
+            if first:
+                _write_packed(temporary, name, packed)
+            if packed.parts:
+                _write_packed(temporary, f"{name}-{accelerator.process_index}", Packed(None, packed.parts))
         _write_packed(temporary, f"process-{accelerator.process_index}", snapshot.own)
         accelerator.wait_for_everyone()
         if first:
@@ -136,10 +141,13 @@ def read(checkpoint: Path, name: str, hint: Any = Any) -> Tree:
         CheckpointError: If it is something else, or if tensors hold NaN.
     """
     tensors_file, plain_file = checkpoint / f"{name}.safetensors", checkpoint / f"{name}.json"
-    if not tensors_file.exists() and not plain_file.exists():
+    parts = sorted(checkpoint.glob(f"{name}-*.safetensors"), key=lambda part: int(part.stem[len(name) + 1 :]))
+    if not tensors_file.exists() and not plain_file.exists() and not parts:
         return None
     try:
         tensors = read_tensors(tensors_file) if tensors_file.exists() else {}
+        if parts:
+            tensors |= _joined([read_tensors(part) for part in parts])
         plain = parse_json(read_bytes(plain_file), plain_file) if plain_file.exists() else None
     except UnreadableError as error:
         raise CheckpointError(str(error)) from None
@@ -155,6 +163,11 @@ def read(checkpoint: Path, name: str, hint: Any = Any) -> Tree:
         return unpack(Packed(plain, tensors))
     except (KeyError, TypeError, AttributeError, ValueError):
         raise CheckpointError(f"{plain_file} and {tensors_file} do not belong together") from None
+
+
+def _joined(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Whole tensors from the rows that each process held."""
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def run_of_newest(folder: Path) -> tuple[int, dict[str, Any]] | None:

@@ -18,12 +18,13 @@ from accelerate.utils import DistributedType, DynamoBackend, InitProcessGroupKwa
 from torch import Tensor
 
 from difftilt.networks.forward import passes_changed
-from difftilt.training.settings import Precision
+from difftilt.training.settings import Precision, Training
+from difftilt.training.sharding import part_of
 
 SHARED = (DistributedType.NO, *(kind for kind in DistributedType if kind.value.startswith("MULTI_")))
 
 
-def make_accelerator(mixed_precision: Precision = "no", timeout_minutes: float = 10.0) -> Accelerator:
+def make_accelerator(mixed_precision: Precision = "no", timeout_minutes: float = 60.0) -> Accelerator:
     """The device and the process group of a run.
 
     Args:
@@ -42,6 +43,11 @@ def make_accelerator(mixed_precision: Precision = "no", timeout_minutes: float =
             f"{asked} processes were started, but they found {accelerator.num_processes}; use torchrun"
         )
     return accelerator
+
+
+def accelerator_of(training: Training) -> Accelerator:
+    """The one that a training asks for."""
+    return make_accelerator(training.mixed_precision, training.process_timeout)
 
 
 def check_accelerator(accelerator: Accelerator) -> None:
@@ -93,11 +99,11 @@ def finish(accelerator: Accelerator) -> None:
 
 
 def start_alike(modules: Iterable[nn.Module], accelerator: Accelerator) -> None:
-    """Gives every process the weights and buffers of the first one."""
+    """Gives every process the weights and buffers of the first one, but for what is sharded by now."""
     if accelerator.num_processes > 1:
         for module in modules:
             for value in module.state_dict().values():
-                if isinstance(value, Tensor):
+                if isinstance(value, Tensor) and part_of(value) is None:
                     broadcast(value)
 
 

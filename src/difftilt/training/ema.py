@@ -7,6 +7,8 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from difftilt.training.sharding import placed
+
 
 class EMA:
     """average <- decay * average + (1 - decay) * weights, after every gradient step.
@@ -53,4 +55,4 @@ class EMA:
 @torch.no_grad()
 def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
     for name, tensor in target.items():
-        tensor.copy_(source[name])
+        tensor.copy_(placed(source[name], tensor))

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from difftilt.conditions import on_device_of
+from difftilt.data.across import together
 from difftilt.objective import Algorithm, Loss, Objective
 from difftilt.policy import Policy
 from difftilt.shapes import Cond
@@ -19,6 +20,7 @@ from difftilt.training.distributed import autocast, check_accelerator
 from difftilt.training.kl_controller import KLController
 from difftilt.training.seeds import seed_round
 from difftilt.training.settings import Training
+from difftilt.training.sharding import clip, part_of
 
 
 class NonFiniteError(FloatingPointError):
@@ -57,7 +59,9 @@ def fit(
     training, accelerator = training or Training(), accelerator or Accelerator()
     check_accelerator(accelerator)
     accumulate, batches = training.accumulate, iter(conds)
-    with autocast(denoisers(policy, objective.reference, algorithm), training.mixed_precision, accelerator):
+    networks = denoisers(policy, objective.reference, algorithm)
+    in_step = together(accelerator.num_processes)
+    with autocast(networks, training.mixed_precision, accelerator), in_step:
         for number in itertools.count(start):
             seed_round(training.seed, number, accelerator.process_index)
             cond = next(batches, None)
@@ -149,11 +153,13 @@ def _average_gradients(
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     for p, gradient in zip(parameters, gradients, strict=True):
         p.grad = gradient
-    if accelerator.num_processes > 1:
-        flat = torch.cat([g.flatten() for g in gradients])
+    whole = [g for g in gradients if part_of(g) is None]  # parts are means already
+    if accelerator.num_processes > 1 and whole:
+        flat = torch.cat([g.flatten() for g in whole])
         flat = cast(Tensor, accelerator.reduce(flat, "mean"))
-        for g, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        for g, part in zip(whole, flat.split([g.numel() for g in whole]), strict=True):
             g.copy_(part.view_as(g))
     if rescale != 1:
-        torch._foreach_mul_(gradients, rescale)
-    return torch.nn.utils.clip_grad_norm_(parameters, max_norm).item()
+        for g in gradients:
+            g.mul_(rescale)
+    return clip(parameters, max_norm)

@@ -7,7 +7,8 @@ from difftilt.objective import Algorithm
 from difftilt.policy import Policy
 from difftilt.training import checkpoint
 from difftilt.training.checkpoint import CheckpointError
-from difftilt.training.state import Own, Saved, load_weights
+from difftilt.training.own import Own
+from difftilt.training.state import Saved, load_weights
 from difftilt.training.train import Totals
 
 

@@ -7,6 +7,7 @@ import torch
 
 # round numbers that no run reaches, for what is drawn outside of its rounds
 EVALUATION, SETUP = 2**32 - 1, 2**32 - 2
+DEALER = 2**32 - 1  # a process that no run has, for what all processes draw alike
 
 
 def seed_round(seed: int, round: int, process: int = 0) -> None:

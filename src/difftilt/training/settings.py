@@ -11,6 +11,7 @@ from difftilt.settings import Count, Natural, Positive, Rate, Threads
 Schedule = Literal["constant", "linear", "cosine"]
 TrackerName = Literal["tensorboard", "wandb"]
 Precision = Literal["no", "bf16"]
+Parallel = Literal["ddp", "fsdp"]
 MonitorName = Literal["collapse", "exploration", "generalisation", "updates", "kl"]
 
 
@@ -37,6 +38,10 @@ class Training(Scoring):
         check_start: Starts x_T, at least 3, from which to measure before training what a frozen
             distribution of x_T costs, by 16 samples each; 0 is off.
         mixed_precision: Precision of the network's passes; densities stay in float32 or better.
+        parallel: What several processes hold. `ddp`: all weights each, which suits adapters and small models.
+            `fsdp`: a part of the weights, gradients and moments each, for full fine-tuning of large ones.
+        process_timeout: Minutes that a process waits for the others, above 0; the first one judges the model
+            while they wait.
         threads: CPU threads of torch, 1 to 256. Small networks are often fastest with one, and a second one
             costs more than it brings whenever the other core is busy.
         stop_on: Monitors that end the run with the round in which they speak; docs/monitors.md says what each
@@ -60,6 +65,8 @@ class Training(Scoring):
     evaluate: Annotated[int, at.Ge(2)] = 512
     check_start: Natural = 0
     mixed_precision: Precision = "no"
+    parallel: Parallel = "ddp"
+    process_timeout: Positive = 60.0
     threads: Threads = 1
     stop_on: tuple[MonitorName, ...] = ()
     log_to: tuple[TrackerName, ...] = ()

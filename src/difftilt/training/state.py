@@ -4,7 +4,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -21,7 +21,9 @@ from difftilt.training.checkpoint import Snapshot
 from difftilt.training.ema import EMA
 from difftilt.training.kl_controller import KLController
 from difftilt.training.manifest import CheckpointError
+from difftilt.training.own import own_of
 from difftilt.training.settings import Training
+from difftilt.training.sharding import placed
 from difftilt.training.tree import pack
 
 Scheduler = torch.optim.lr_scheduler.LRScheduler
@@ -41,18 +43,6 @@ class Saved(TypedDict):
     scheduler: dict[str, Any] | None
     kl_controller: dict[str, Any] | None
     body: str | None
-
-
-class Own(TypedDict):
-    """The plain part of `process-N` in a checkpoint."""
-
-    algorithm: dict[str, Any]
-    reward: dict[str, Any]
-    diversity: NotRequired[dict[str, Any]]
-    forward: int
-    backward: int
-    random: dict[str, Any]
-    generators: list[Any]
 
 
 @dataclass
@@ -146,12 +136,11 @@ class State:
             CheckpointError: If it is whole, but holds the state of something else.
         """
         training = checkpoint.read(path, "training", Saved)
-        own = checkpoint.read(path, f"process-{self.accelerator.process_index}", Own)
         if training is None:
             raise CheckpointError(f"{path} holds no training.json; bring the checkpoint back from a copy")
         self._check(path, training)
-        if own is None:
-            raise CheckpointError(f"{path} lacks the state of a process; bring it back from a copy")
+        process, processes = self.accelerator.process_index, self.accelerator.num_processes
+        own = own_of(path, process, processes, training["processes"])
         load_weights(self.policy, checkpoint.read(path, "policy") or {})  # it may have nothing to train
         try:
             self._restore(path, training, own)
@@ -163,7 +152,7 @@ class State:
 
     def _restore(self, path: Path, training: dict[str, Any], own: dict[str, Any]) -> None:
         asked = [group.get("initial_lr") for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(training["optimizer"])
+        self.optimizer.load_state_dict(self._placed(training["optimizer"]))
         if self.scheduler is not None:
             self.scheduler.load_state_dict(training["scheduler"])
             self._scale_rates(self.scheduler, asked)
@@ -185,6 +174,19 @@ class State:
         if self.body is not None:
             self.body.load_state_dict(own["body"])
 
+    def _placed(self, optimizer: dict[str, Any]) -> dict[str, Any]:
+        """The optimizer's state with the moments where their parameters are."""
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+
+        def moment(x: Any, p: Tensor) -> Any:
+            return placed(x, p) if isinstance(x, Tensor) and x.shape == p.shape else x
+
+        moments = {
+            number: {name: moment(x, parameters[number]) for name, x in state.items()}
+            for number, state in optimizer["state"].items()
+        }
+        return optimizer | {"state": moments}
+
     def _scale_rates(self, scheduler: Scheduler, asked: Sequence[float | None]) -> None:
         """Where another learning rate is asked for than the checkpoint has, later ones are in proportion."""
         for i, (group, rate) in enumerate(zip(self.optimizer.param_groups, asked, strict=True)):
@@ -196,7 +198,6 @@ class State:
         ema = None if checkpoint.read(path, "ema") is None else "one"
         present = {
             "seed": (training["seed"], self.training.seed),
-            "number of processes": (training["processes"], self.accelerator.num_processes),
             "target KL": (
                 training["kl_controller"] and training["kl_controller"].get("target_kl"),
                 self.target_kl,
@@ -231,7 +232,7 @@ def load_weights(model: nn.Module, saved: dict[str, Tensor]) -> None:
             f"the saved weights and the model differ in '{wrong[0]}' and {len(wrong) - 1} other tensors;"
             " build the model as it was when the run was started"
         )
-    model.load_state_dict(saved, strict=False)
+    model.load_state_dict({name: placed(x, present[name]) for name, x in saved.items()}, strict=False)
 
 
 def _random_state() -> dict[str, Any]:

@@ -1,12 +1,14 @@
 """What `state_dict` functions return, as tensors and JSON: nothing has to be pickled."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from difftilt.training.sharding import part_of
 
 # Nested mappings and lists of tensors, arrays, numbers, texts and None
 Tree = Any
@@ -20,10 +22,12 @@ class Packed:
     Args:
         plain: The tree as JSON, with names where tensors were; None if the tree was a mapping of tensors.
         tensors: By their names.
+        parts: Of tensors that are sharded: what this process holds of them, by rows.
     """
 
     plain: Any
     tensors: dict[str, Tensor] = field(default_factory=dict)
+    parts: dict[str, Tensor] = field(default_factory=dict)
 
 
 def pack(tree: Tree) -> Packed:
@@ -32,10 +36,10 @@ def pack(tree: Tree) -> Packed:
     Raises:
         ValueError: If something in it is neither a tensor nor JSON.
     """
-    tensors: dict[str, Tensor] = {}
-    plain = _pack(tree, "", tensors)
+    found = Packed(None)
+    plain = _pack(tree, "", found)
     flat = isinstance(tree, Mapping) and all(isinstance(value, Tensor) for value in tree.values())
-    return Packed(None if flat else plain, tensors)
+    return replace(found, plain=None if flat else plain)
 
 
 def unpack(packed: Packed) -> Tree:
@@ -43,22 +47,24 @@ def unpack(packed: Packed) -> Tree:
     return dict(packed.tensors) if packed.plain is None else _unpack(packed.plain, packed.tensors)
 
 
-def _pack(tree: Tree, path: str, tensors: dict[str, Tensor]) -> Any:
+def _pack(tree: Tree, path: str, found: Packed) -> Any:
     if isinstance(tree, Tensor):
-        tensors[path] = tree.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        part = part_of(tree)
+        kept, x = (found.tensors, tree) if part is None else (found.parts, part)
+        kept[path] = x.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         return {"__tensor__": path}
     if isinstance(tree, np.ndarray) and tree.dtype.kind in "fiub":
-        return {"__array__": _pack(torch.from_numpy(tree.copy()), path, tensors)}
+        return {"__array__": _pack(torch.from_numpy(tree.copy()), path, found)}
     if isinstance(tree, np.generic):
         tree = tree.item()
     inner = f"{path}." if path else ""
     if isinstance(tree, Mapping):
-        items = {key: _pack(value, f"{inner}{key}", tensors) for key, value in tree.items()}
+        items = {key: _pack(value, f"{inner}{key}", found) for key, value in tree.items()}
         if all(isinstance(key, str) for key in items) and not items.keys() & _MARKS:
             return items
         return {"__items__": [[key, value] for key, value in items.items()]}
     if isinstance(tree, list | tuple | np.ndarray):
-        return [_pack(value, f"{inner}{i}", tensors) for i, value in enumerate(tree)]
+        return [_pack(value, f"{inner}{i}", found) for i, value in enumerate(tree)]
     if tree is None or isinstance(tree, bool | int | float | str):
         return tree
     raise ValueError(

@@ -4,6 +4,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from difftilt.data.across import gathered
 from difftilt.networks.features import condition_features, waves
 from difftilt.policy import Policy
 from difftilt.shapes import Cond, PerSample, Some, State, Step
@@ -55,6 +56,7 @@ class ValueNetwork(nn.Module):
             least: The smallest deviation that is believed.
         """
         if not self.calibrated:
+            values = gathered(values)
             self.centre.copy_(values.mean())
             self.scale.copy_(values.std(correction=0).clamp(min=least))
             self.calibrated.fill_(True)
