@@ -30,7 +30,7 @@ test: $(VENV)/installed-dev
 # Without the checks of shapes and types, which cost half of the time: commands, which are run as users run them, processes
 # that are killed, and the long runs that prove algorithms. All other tests make them, with a run of every algorithm.
 CHECKED := tests/training/test_every_algorithm.py tests/training/test_fit.py
-UNTYPED := $(filter-out $(CHECKED),$(wildcard tests/training/test_*.py)) tests/test_docs.py tests/test_import.py \
+UNTYPED := $(filter-out $(CHECKED),$(wildcard tests/training/test_*.py)) tests/test_docs.py tests/test_import.py tests/test_review.py \
 	$(addprefix tests/,algorithms cli domains exact experiment lab rewards)
 
 typed: $(VENV)/installed-dev

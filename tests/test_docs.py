@@ -107,6 +107,7 @@ def test_the_map_of_the_folders_is_that_of_the_tree():
         ("steering", "document_steering"),
         ("learned", "document_learned"),
         ("which", "document_which"),
+        ("review", "document_review"),
     ],
 )
 def test_measured_tables_are_those_of_the_results(name, script, monkeypatch):
