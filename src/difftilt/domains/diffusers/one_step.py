@@ -64,13 +64,30 @@ class OneStep(nn.Module):
         self._times: list[float] = self.scheduler.timesteps.tolist()
 
     def forward(self, x: State, time: Tensor, cond: Cond) -> Output:
-        try:
-            return self._step(x, time, cond)
-        except Ragged:
-            ids = context({name: cond[name] for name in (PROMPT, NEGATIVE) if name in cond})
-            rows = [(ids == number).nonzero()[:, 0] for number in ids.unique()]
-            made = [self._step(x[part], time[part], take(cond, part)) for part in rows]
-            return torch.cat(made)[torch.cat(rows).argsort()]
+        return _in_passes(self._step, x, time, cond)
+
+    @torch.no_grad()
+    def deployed(self, x: State, cond: Cond, generator: torch.Generator) -> Sample:
+        """The images of the pipeline's own call, with its own scheduler, from x_T: what its users see.
+
+        Args:
+            generator: Of the noise that its scheduler may draw at each step.
+        """
+        start = x / self._scale().to(x)
+
+        def run(x: State, time: Tensor, cond: Cond) -> Sample:
+            view = copy.copy(self._view)
+            view._skip, view.scheduler = lambda: False, copy.deepcopy(view.scheduler)
+            view.prepare_latents = _starting_at(view.prepare_latents, x)
+            return self._asked(view, cond, "pt", generator)[0]
+
+        return _in_passes(run, start, start.new_zeros(len(x)), cond)
+
+    def _scale(self) -> Tensor:
+        """What the pipeline's scheduler multiplies its first latents by before the network sees them."""
+        own, one = copy.deepcopy(self.scheduler), torch.ones(1)
+        scaled = "scale_model_input" in dir(own)
+        return own.scale_model_input(one, own.timesteps[0]) if scaled else one
 
     def images(self, x: State) -> Sample:
         """Latents to images or videos in [0, 1], by the pipeline's own means."""
@@ -94,14 +111,15 @@ class OneStep(nn.Module):
             raise ValueError(f"a {type(view).__name__} took no step at time {time[0].item()}")
         return end.output
 
-    def _asked(self, view: Any, cond: Cond, kind: str) -> Any:
+    def _asked(self, view: Any, cond: Cond, kind: str, generator: torch.Generator | None = None) -> Any:
         """The pipeline's call, with gradients."""
         if PROMPT not in cond:
             raise ValueError(f"a pipeline reads condition '{PROMPT}', a text per sample, but got {[*cond]}")
         count, call = batch_size(cond), dict(self._call)
         if NEGATIVE in cond or NEGATIVE in call:
             call[NEGATIVE] = list(cond.get(NEGATIVE, [call.get(NEGATIVE)] * count))
-        generator = torch.Generator(view._execution_device).manual_seed(0)  # the global ones do not move
+        if generator is None:  # the global ones do not move
+            generator = torch.Generator(view._execution_device).manual_seed(0)
         return inspect.unwrap(type(self._view).__call__)(
             view, prompt=list(cond[PROMPT]), num_inference_steps=self.steps, output_type=kind,
             generator=generator, return_dict=False, **call,
@@ -141,6 +159,25 @@ class Unconditional(nn.Module):
     def images(self, x: State) -> Sample:
         """States to images in [0, 1]."""
         return (x / 2 + 0.5).clamp(0, 1)
+
+    @torch.no_grad()
+    def deployed(self, x: State, cond: Cond, generator: torch.Generator) -> Sample:
+        """The images that the pipeline's scheduler makes of x_T, as in `OneStep`."""
+        own = copy.deepcopy(self.scheduler)
+        for time in own.timesteps:
+            x = own.step(self(x, time, cond), time, x, generator=generator).prev_sample
+        return self.images(x)
+
+
+def _in_passes(run: Callable[[State, Tensor, Cond], Any], x: State, time: Tensor, cond: Cond) -> Any:
+    """What a pipeline makes of all rows: of each prompt's apart, where encodings differ in shape."""
+    try:
+        return run(x, time, cond)
+    except Ragged:
+        ids = context({name: cond[name] for name in (PROMPT, NEGATIVE) if name in cond})
+        rows = [(ids == number).nonzero()[:, 0] for number in ids.unique()]
+        made = [run(x[part], time[part], take(cond, part)) for part in rows]
+        return torch.cat(made)[torch.cat(rows).argsort()]
 
 
 def denoisers_of(pipe: Any) -> dict[str, nn.Module]:

@@ -9,7 +9,7 @@ that. The weights are diffusers' own, so that `pipe("a cat")` draws from what wa
 """
 
 import inspect
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn as nn
@@ -137,6 +137,20 @@ def _parted(decode: Decode, size: int | None) -> Decode:
         return in_parts(part, torch.arange(len(x), device=x.device).split(size or len(x)))
 
     return whole
+
+
+def deployed(policy: GaussianPolicy, x: State, cond: Cond) -> Sample:
+    """What `pipe(...)` draws with the weights as they are, from given x_T, by its own scheduler's steps.
+
+    Args:
+        policy: Made by `pipeline_policy`.
+        x: x_T of the chain, one row per condition.
+    """
+    network = cast(MicroBatch, policy.network)
+    step, generator = step_of(network), torch.Generator(x.device).manual_seed(0)
+    parts = torch.arange(len(x), device=x.device).split(network.size or len(x))
+    images = torch.cat([step.deployed(x[rows], take(cond, rows), generator) for rows in parts])
+    return images.to(torch.promote_types(images.dtype, torch.float32))
 
 
 def _images(network: MicroBatch, x: State) -> Sample:

@@ -20,7 +20,7 @@ from difftilt.data.prompts import columns, read_prompts
 from difftilt.domains.diffusers.checks import pipeline_checks
 from difftilt.domains.diffusers.lora import coverage, how_to_load, load_lora, lora, save_lora
 from difftilt.domains.diffusers.one_step import Unconditional
-from difftilt.domains.diffusers.pipeline import pipeline_policy, step_of
+from difftilt.domains.diffusers.pipeline import deployed, pipeline_policy, step_of
 from difftilt.domains.diffusers.view import image_view
 from difftilt.experiment.job import Job, tune
 from difftilt.experiment.reward import find_reward
@@ -32,6 +32,12 @@ from difftilt.shapes import Cond
 from difftilt.training.settings import Training
 
 Rows = Sequence[Mapping[str, Any]]
+ROWS = (  # of the card
+    ("reward of the chain", "reward"),
+    ("KL of the chain, nats", "kl_nats"),
+    ("J", "objective"),
+    ("reward of `pipe(...)`", "deployed_reward"),
+)
 ALGORITHM = PPO(epochs=1, minibatches=2, advantage="leave_one_out")
 TRAINING = Training(rounds=50, batch=32, learning_rate=3e-4, evaluate=32, save_every=5)
 REWARDS = {
@@ -134,6 +140,7 @@ def pipeline(
         view=view,
         export=partial(export, policy, loaded, pipe, reward),
         checks=partial(pipeline_checks, policy, loaded, steps, settings),
+        deployed=partial(deployed, policy),
     )
 
 
@@ -243,7 +250,7 @@ def export(
     numbers = "\n".join(
         f"| {name} | {summary['before'][key]:.4g} ± {summary['before'][f'{key}_se']:.2g} |"
         f" {summary[key]:.4g} ± {summary[f'{key}_se']:.2g} |"
-        for name, key in (("reward", "reward"), ("KL, nats", "kl_nats"), ("J", "objective"))
+        for name, key in ROWS
     )
     text = f"""# LoRA of {pipe}, tuned towards {reward}
 
