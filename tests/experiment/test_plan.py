@@ -85,7 +85,7 @@ def test_what_is_deployed_is_judged_and_budgeted_for():
     job = replace(digits(reward="ink", steps=2, training=training), deployed=lambda x, cond: x)
     assert plan(job)["reward_calls"] == 3 * 32 + 4 * 8
     short = replace(job, training=replace(training, reward_budget=32))
-    with pytest.raises(ValueError, match="about 32 samples, of the chain and as deployed, .* but got 32"):
+    with pytest.raises(ValueError, match=r"about 32 samples, of the chain and as deployed, .* but got 32"):
         plan(short)
 
 
