@@ -103,8 +103,10 @@ def pipeline(
         reward: What to maximise: `jpeg` or `png`, minus the kilobytes of the image; `symmetry`, minus the
             mean squared difference from the mirror image; `ocr`, how much of the text in column `text`, or in
             double quotes in the prompt, can be read, 0 to 1; clip:FOLDER_OR_ID, agreement with the prompt by
-            a CLIP model such as yuvalkirstain/PickScore_v1; or FILE.py:NAME of images (batch, 3, height,
-            width) or videos (batch, frames, 3, height, width) in [0, 1], http://HOST/PATH, or
+            a CLIP model such as yuvalkirstain/PickScore_v1; aesthetic:CLIP:FILE, a head on a CLIP model's
+            features; http://HOST/v1/chat/completions#MODEL, what a model that sees answers; or FILE.py:NAME
+            of images (batch, 3, height, width) or videos (batch, frames, 3, height, width) in [0, 1],
+            http://HOST/PATH, or
             command:COMMAND.
         alpha: Weight of the KL to the pretrained model, above 0, in units of the reward per nat.
         target_kl: KL to the pretrained model that tuning shall end with, above 0, in nats; alpha is then only
