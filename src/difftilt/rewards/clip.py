@@ -87,7 +87,7 @@ class CLIP:
 class PromptAgreement:
     """The logit that a CLIP model gives an image and its own prompt; differentiable.
 
-    Of CLIP it is a hundred times the cosine between the two embeddings; of PickScore, HPS, and of other models
+    Of CLIP it is a hundred times the cosine between the two embeddings; of PickScore, HPS and other models
     that were trained on what people prefer and have CLIP's form, it is their score as published. Of a video
     it is the mean over the frames. Images are scaled such that the shorter side fits, and cut to a square.
 
@@ -131,13 +131,13 @@ class PromptAgreement:
 class Aesthetic:
     """What a head makes of the features that a CLIP model has of an image; differentiable.
 
-    The head is linear layers, one after the other, on the normalised embedding, as LAION's aesthetic predictor;
-    its file names them in their order, such as layers.0.weight. Where the file's metadata says so, each but the
-    last is followed by `activation`, relu or gelu. Of a video it is the mean over the frames.
+    The head is linear layers, one after the other, on the normalised embedding, as LAION's aesthetic
+    predictor; its file names them in their order, such as layers.0.weight. Where the file's metadata says so,
+    each but the last is followed by `activation`, relu or gelu. Of a video it is the mean over the frames.
 
     Args:
-        name: `CLIP:HEAD`: a CLIP model as in `PromptAgreement`, and the head's safetensors file, or the name of
-            a model on the Hugging Face hub that has one called model.safetensors.
+        name: `CLIP:HEAD`: a CLIP model as in `PromptAgreement`, and the head's safetensors file, or the name
+            of a model on the Hugging Face hub that has one called model.safetensors.
 
     Raises:
         ValueError: When it is called, if there is no such model or head, or they do not fit.
@@ -149,7 +149,8 @@ class Aesthetic:
         clip, _, head = name.rpartition(":")
         if not clip or not head:
             raise ValueError(
-                f"the reward 'aesthetic:' needs a CLIP model and a head, aesthetic:CLIP:FILE, but got {name!r}"
+                "the reward 'aesthetic:' needs a CLIP model and a head, aesthetic:CLIP:FILE, but got"
+                f" {name!r}"
             )
         self.__name__, self._file = f"aesthetic:{name}", head
         self._clip = CLIP(clip, self.__name__)
@@ -164,11 +165,11 @@ class Aesthetic:
         found = model.to(images.device).get_image_features(pixel_values=images.float())
         features = found if isinstance(found, Tensor) else found.pooler_output
         head = self._head.to(images.device)
-        first = head[0].weight.shape[1]
+        first = next(head.parameters()).shape[1]
         if features.shape[1] != first:
             raise ValueError(
-                f"the head {self._file} reads {first} features, but {self._clip.name} has {features.shape[1]};"
-                " take the CLIP model that it was trained with"
+                f"the head {self._file} reads {first} features, but {self._clip.name} has"
+                f" {features.shape[1]}; take the CLIP model that it was trained with"
             )
         return head(F.normalize(features, dim=1))[:, 0]
 
@@ -208,7 +209,7 @@ def load_head(path: Path) -> nn.Sequential:
     widths = [tuple(tensors[n].shape) for n in names]
     if not names or widths[-1][0] != 1 or any(a[0] != b[1] for a, b in pairwise(widths)):
         raise ValueError(
-            f"the head {path} must hold linear layers down to one number, but got {dict(zip(names, widths))}"
+            f"the head {path} must hold linear layers down to one number, but got layers of {widths}"
         )
     layers: list[nn.Module] = []
     for name in names:

@@ -17,17 +17,17 @@ KEY = "DIFFTILT_JUDGE_KEY"  # the variable of the environment that holds the key
 FRAMES = 4  # of a video that are shown
 NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?")
 QUESTION = (
-    "How well does this show what was asked for, from 0 for not at all to 10 for perfectly? Answer with a number"
-    " and nothing else. Asked for was: {prompt}"
+    "How well does this show what was asked for, from 0 for not at all to 10 for perfectly? Answer with a"
+    " number and nothing else. Asked for was: {prompt}"
 )
 
 
 class JudgeReward:
     """The number that a model answers when it is shown a sample and asked about it; black-box.
 
-    It posts one request per sample, with temperature 0. What is asked is the sample's condition `question`, or
-    else how well it shows the prompt, 0 to 10. The reward is the first number of the answer; a sample whose
-    answer has none has no reward.
+    It posts one request per sample, with temperature 0. What is asked is the sample's condition `question`,
+    or else how well it shows the prompt, 0 to 10. The reward is the first number of the answer; a sample
+    whose answer has none has no reward.
 
     Args:
         url: Such as http://localhost:8000/v1/chat/completions#NAME, where NAME is the model to be asked.
@@ -35,7 +35,8 @@ class JudgeReward:
         timeout: Seconds that one answer may take, above 0.
 
     Raises:
-        ValueError: When it is called, if the server cannot be reached, takes too long, or answers anything else.
+        ValueError: When it is called, if the server cannot be reached, takes too long, or answers anything
+            else.
     """
 
     def __init__(self, url: str, spell: Callable[[Sample], list[str]] | None, timeout: float):

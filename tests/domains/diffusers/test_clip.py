@@ -1,6 +1,7 @@
 """Rewards of CLIP models, and of heads on their features, on tiny ones of random weights."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ def head(path: Path, widths: tuple[int, ...], **metadata: str) -> Path:
     """A head whose layers have numbers of two digits, as dropout between them counts, too."""
     torch.manual_seed(1)
     layers = {}
-    for i, (into, out) in enumerate(zip(widths, widths[1:], strict=False)):
+    for i, (into, out) in enumerate(pairwise(widths)):
         layers[f"layers.{4 * i}.weight"] = torch.randn(out, into)
         layers[f"layers.{4 * i}.bias"] = torch.randn(out)
     save_file(layers, path, metadata=metadata or None)
@@ -99,9 +100,8 @@ def test_a_head_reads_the_normalised_features_of_clip(folder, tmp_path, activati
     from transformers import CLIPModel
 
     widths = (8, 6, 5, 4, 1)
-    file = head(
-        tmp_path / "head.safetensors", widths, **({} if activation == "none" else {"activation": "relu"})
-    )
+    said = {} if activation == "none" else {"activation": activation}
+    file = head(tmp_path / "head.safetensors", widths, **said)
     reward = find_reward(f"aesthetic:{folder}:{file}", {}, None, 1)
     assert isinstance(reward, Aesthetic)
     image = torch.rand(2, 3, SIDE, SIDE, requires_grad=True)
@@ -111,7 +111,7 @@ def test_a_head_reads_the_normalised_features_of_clip(folder, tmp_path, activati
     seen = model.vision_model(pixel_values=(image - mean) / std).pooler_output
     x = torch.nn.functional.normalize(model.visual_projection(seen), dim=1)
     torch.manual_seed(1)
-    for i, (into, out) in enumerate(zip(widths, widths[1:], strict=False)):
+    for i, (into, out) in enumerate(pairwise(widths)):
         x = x @ torch.randn(out, into).T + torch.randn(out)
         x = x.relu() if activation == "relu" and i < 3 else x
     torch.testing.assert_close(found, x[:, 0])
@@ -122,7 +122,7 @@ def test_a_head_reads_the_normalised_features_of_clip(folder, tmp_path, activati
 
 def test_a_head_that_does_not_fit_is_told(folder, tmp_path):
     file = head(tmp_path / "head.safetensors", (7, 3, 1))
-    with pytest.raises(ValueError, match="reads 7 features, but .* has 8; take the CLIP model"):
+    with pytest.raises(ValueError, match=r"reads 7 features, but .* has 8; take the CLIP model"):
         Aesthetic(f"{folder}:{file}")(torch.rand(1, 3, SIDE, SIDE), {})
     with pytest.raises(ValueError, match="linear layers down to one number, but got"):
         load_head(head(tmp_path / "wide.safetensors", (8, 3, 2)))
