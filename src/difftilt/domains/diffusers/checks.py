@@ -12,7 +12,6 @@ from torch import Tensor
 
 from difftilt.data.read import read_tensors
 from difftilt.domains.diffusers.lora import coverage, save_lora
-from difftilt.domains.diffusers.one_step import ANY, PROMPT
 from difftilt.domains.diffusers.pipeline import step_of
 from difftilt.domains.diffusers.self_check import Run, apart, check_step, watched
 from difftilt.experiment.job import Finding
@@ -56,7 +55,7 @@ def deployed(policy: GaussianPolicy, kind: str, run: Run) -> Finding:
     quiet = copy.copy(policy)
     quiet.noise = Euler(1e-6) if policy.prediction_type == "flow_prediction" else DDIM(1e-6)
     seen, _, image = run
-    x, cond = seen[0][0].to(policy.sigma.dtype), {PROMPT: [ANY]}
+    x, cond = seen[0][0].to(policy.sigma.dtype), step_of(policy.network).example
     for t in range(policy.steps, 0, -1):
         x = quiet(x, level(x, t), cond).mean
     gap = apart(policy.decode(x, cond), image)
@@ -111,7 +110,7 @@ def kept_of_a_row(policy: GaussianPolicy, weights: set[int]) -> int:
             kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
         return x
 
-    cond = {PROMPT: [ANY]}
+    cond = step_of(policy.network).example
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         x = policy.initial(cond).sample()
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):

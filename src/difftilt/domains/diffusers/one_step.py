@@ -14,13 +14,14 @@ from typing import Any
 
 import torch
 import torch.nn as nn
+from PIL import Image
 from torch import Tensor
 
 from difftilt.conditions import batch_size, context, take
-from difftilt.domains.diffusers.prompts import Ragged, RememberedPrompts
+from difftilt.domains.diffusers.prompts import Ragged, RememberedPrompts, alike, opened
 from difftilt.shapes import Cond, Output, Sample, State
 
-PROMPT, NEGATIVE = "prompt", "negative_prompt"  # conditions that a pipeline reads
+PROMPT, NEGATIVE, IMAGE = "prompt", "negative_prompt", "image"  # conditions that a pipeline reads
 ANY = "a photo"  # a prompt where it makes no difference which
 
 
@@ -43,6 +44,7 @@ class OneStep(nn.Module):
     Attributes:
         scheduler: As the pipeline sets it up.
         shape: Of one state.
+        example: Any condition of one row.
     """
 
     def __init__(self, pipe: Any, steps: int, call: dict[str, Any]):
@@ -50,8 +52,9 @@ class OneStep(nn.Module):
         self.denoisers = nn.ModuleDict(denoisers_of(pipe))
         self.steps, self._call, self._view = steps, call, _quiet(pipe)
         self._skips = "self.interrupt" in inspect.getsource(type(pipe).__call__)
+        self.example = example(pipe)
         with torch.no_grad(), self._ending(lambda kind: {"step": _stop}) as view:
-            first = _stopped(lambda: self._asked(view, {PROMPT: [ANY]}, "latent"))
+            first = _stopped(lambda: self._asked(view, self.example, "latent"))
         if first is None:
             raise ValueError(f"a {type(pipe).__name__} never asks its scheduler for a step")
         self.scheduler, self.shape = first.scheduler, tuple(first.sample.shape[1:])
@@ -93,7 +96,7 @@ class OneStep(nn.Module):
         """Latents to images or videos in [0, 1], by the pipeline's own means."""
         times = torch.empty(0, device=x.device)
         with self._ending(lambda kind: _at(kind, times), x) as view:
-            return self._asked(view, {PROMPT: [ANY] * len(x)}, "pt")[0]
+            return self._asked(view, {name: one * len(x) for name, one in self.example.items()}, "pt")[0]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "OneStep":
         raise ValueError(
@@ -118,6 +121,8 @@ class OneStep(nn.Module):
         count, call = batch_size(cond), dict(self._call)
         if NEGATIVE in cond or NEGATIVE in call:
             call[NEGATIVE] = list(cond.get(NEGATIVE, [call.get(NEGATIVE)] * count))
+        if IMAGE in cond and IMAGE in self.example:
+            call[IMAGE] = alike([opened(image) for image in cond[IMAGE]])
         if generator is None:  # the global ones do not move
             generator = torch.Generator(view._execution_device).manual_seed(0)
         return inspect.unwrap(type(self._view).__call__)(
@@ -143,6 +148,7 @@ class Unconditional(nn.Module):
 
     def __init__(self, pipe: Any, steps: int):
         super().__init__()
+        self.example = example(pipe)
         self.denoisers = nn.ModuleDict(denoisers_of(pipe))
         self.scheduler = copy.deepcopy(pipe.scheduler)
         self.scheduler.set_timesteps(steps)
@@ -174,10 +180,21 @@ def _in_passes(run: Callable[[State, Tensor, Cond], Any], x: State, time: Tensor
     try:
         return run(x, time, cond)
     except Ragged:
-        ids = context({name: cond[name] for name in (PROMPT, NEGATIVE) if name in cond})
+        ids = context({name: cond[name] for name in (PROMPT, NEGATIVE, IMAGE) if name in cond})
         rows = [(ids == number).nonzero()[:, 0] for number in ids.unique()]
         made = [run(x[part], time[part], take(cond, part)) for part in rows]
         return torch.cat(made)[torch.cat(rows).argsort()]
+
+
+def takes_images(pipe: Any) -> bool:
+    """Whether each prompt of a pipeline may come with an image, such as one to be edited."""
+    return IMAGE in inspect.signature(type(pipe).__call__).parameters
+
+
+def example(pipe: Any) -> dict[str, Any]:
+    """A condition of one row, where it makes no difference which."""
+    image = Image.linear_gradient("L").resize((64, 64)).convert("RGB")
+    return {PROMPT: [ANY], IMAGE: [image]} if takes_images(pipe) else {PROMPT: [ANY]}
 
 
 def denoisers_of(pipe: Any) -> dict[str, nn.Module]:

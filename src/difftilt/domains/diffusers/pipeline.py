@@ -5,7 +5,8 @@
     reference = lora(policy)
 
 Its condition is the prompt: {"prompt": ["a cat", ...]}, with {"negative_prompt": [...]} where rows differ in
-that. The weights are diffusers' own, so that `pipe("a cat")` draws from what was trained.
+that, and {"image": [...]}, pictures or their files, where the pipeline edits them. The weights are diffusers'
+own, so that `pipe("a cat")` draws from what was trained.
 """
 
 import inspect
@@ -15,7 +16,7 @@ import torch
 import torch.nn as nn
 
 from difftilt.conditions import take
-from difftilt.domains.diffusers.one_step import PROMPT, OneStep, Unconditional, denoisers_of
+from difftilt.domains.diffusers.one_step import PROMPT, OneStep, Unconditional, denoisers_of, takes_images
 from difftilt.domains.diffusers.scheduler import asked_schedule, chain_noise, network_settings
 from difftilt.domains.diffusers.self_check import check_step, watched
 from difftilt.networks.adapters import AdaptersOff, adapters_off
@@ -98,6 +99,12 @@ def one_step(pipe: Any, steps: int, call: dict[str, Any]) -> OneStep | Unconditi
             f"got a {name} whose parts are moved off the device between calls, which training cannot do; load"
             " it without CPU offload, in bfloat16 or with a smaller micro_batch"
         )
+    encoder: Any = getattr(pipe, "encode_prompt", None)
+    if "strength" in known or (
+        takes_images(pipe) and encoder is not None and "image" in inspect.signature(encoder).parameters
+    ):
+        how = "starts from a noised image" if "strength" in known else "encodes prompts together with images"
+        raise ValueError(f"a {name} {how}, which no chain here does; take one that starts from noise alone")
     parts, prompted = denoisers_of(pipe), PROMPT in known
     if not parts or (getattr(pipe, "encode_prompt", None) is None if prompted else [*parts] != ["unet"]):
         raise ValueError(

@@ -1,11 +1,13 @@
-"""What a pipeline makes of prompts: each is encoded once, and remembered as long as there is room."""
+"""What a pipeline makes of prompts, each encoded once and remembered while there is room, and of images."""
 
 import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 ROOM = 2**30  # bytes that encodings of prompts may take
@@ -51,6 +53,29 @@ class RememberedPrompts:
         while self._held > self._room:
             self._held -= _bytes(self._known.popitem(last=False)[1])
         return made
+
+
+def opened(image: Any) -> Any:
+    """An image from its file, or as it is.
+
+    Raises:
+        ValueError: If the file holds none.
+    """
+    if not isinstance(image, str | Path):
+        return image
+    try:
+        with Image.open(image) as found:
+            return found.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{image} cannot be read as an image ({error})") from error
+
+
+def alike(images: list[Any]) -> list[Any]:
+    """Images, if they are of one size, and can share a pass."""
+    sizes = {image.size if isinstance(image, Image.Image) else tuple(image.shape) for image in images}
+    if len(sizes) > 1:
+        raise Ragged
+    return images
 
 
 def _entry(name: str, value: Any, i: int, count: int) -> Any:

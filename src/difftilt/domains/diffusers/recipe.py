@@ -19,8 +19,9 @@ from difftilt.data.atomic import atomic_file
 from difftilt.data.prompts import columns, read_prompts
 from difftilt.domains.diffusers.checks import pipeline_checks
 from difftilt.domains.diffusers.lora import coverage, how_to_load, load_lora, lora, save_lora
-from difftilt.domains.diffusers.one_step import Unconditional
+from difftilt.domains.diffusers.one_step import IMAGE, PROMPT, Unconditional, takes_images
 from difftilt.domains.diffusers.pipeline import deployed, pipeline_policy, step_of
+from difftilt.domains.diffusers.prompts import opened
 from difftilt.domains.diffusers.view import image_view
 from difftilt.experiment.job import Job, tune
 from difftilt.experiment.reward import find_reward
@@ -97,7 +98,8 @@ def pipeline(
         pipe: The pipeline: a folder, or a name on the Hugging Face hub.
         prompts: A file of prompts: text with one a line; CSV with a column `prompt`, and JSON lines with
             objects that have one. What else a row holds reaches the reward by its name, and
-            `negative_prompt` the pipeline. Not for pipelines without prompts.
+            `negative_prompt` the pipeline, as does `image`, the file of the picture that it is to edit, from
+            the folder of the prompts on. Not for pipelines without prompts.
         held_out: Share of the prompts, in [0, 1], that judge the model and are never trained on; with 0, or a
             single prompt, all do both.
         reward: What to maximise: `jpeg` or `png`, minus the kilobytes of the image; `symmetry`, minus the
@@ -124,6 +126,8 @@ def pipeline(
     """
     rows, settings = [] if prompts is None else read_prompts(prompts), call_settings(call)
     loaded = load_pipeline(pipe, dtype)
+    if prompts is not None and takes_images(loaded):
+        rows = [with_image(row, prompts.parent) for row in rows]
     policy = pipeline_policy(loaded, steps, noise_level=noise_level, micro_batch=micro_batch, **settings)
     reference = adapted(policy, adapters, training.seed)
     view, each = image_view(), algorithm.group_size if isinstance(algorithm, GRPO) else samples_per_prompt
@@ -208,6 +212,22 @@ def checkpointed(denoiser: Any) -> None:
     for part in denoiser.modules():
         if isinstance(part, torch.nn.modules.dropout._DropoutNd):
             part.p = 0.0
+
+
+def with_image(row: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
+    """A row of the prompts with the file of its image, if it has one, wherever the command runs.
+
+    Raises:
+        UsageError: If the file is no image.
+    """
+    if IMAGE not in row:
+        return row
+    path = (folder / str(row[IMAGE])).resolve()
+    try:
+        opened(path)
+    except ValueError as error:
+        raise UsageError(f"prompt {str(row[PROMPT])[:40]!r}: {error}") from error
+    return {**row, IMAGE: str(path)}
 
 
 def divided(policy: Policy, rows: Rows, held_out: float) -> tuple[Rows, Rows]:
