@@ -12,6 +12,7 @@ from torch import Tensor
 
 from difftilt.data.read import read_tensors
 from difftilt.domains.diffusers.lora import coverage, save_lora
+from difftilt.domains.diffusers.one_step import ANY, PROMPT
 from difftilt.domains.diffusers.pipeline import step_of
 from difftilt.domains.diffusers.self_check import Run, apart, check_step, watched
 from difftilt.experiment.job import Finding
@@ -55,7 +56,7 @@ def deployed(policy: GaussianPolicy, kind: str, run: Run) -> Finding:
     quiet = copy.copy(policy)
     quiet.noise = Euler(1e-6) if policy.prediction_type == "flow_prediction" else DDIM(1e-6)
     seen, _, image = run
-    x, cond = seen[0][0].to(policy.sigma.dtype), step_of(policy.network).example
+    x, cond = seen[0][0].to(policy.sigma.dtype), {PROMPT: [ANY]}
     for t in range(policy.steps, 0, -1):
         x = quiet(x, level(x, t), cond).mean
     gap = apart(policy.decode(x, cond), image)
@@ -83,11 +84,7 @@ def reloaded(policy: GaussianPolicy) -> Finding:
 
 def memory(policy: GaussianPolicy, pipe: Any) -> Finding:
     """What weights take, and what a row keeps for its backward pass; how many rows GPUs hold of that."""
-    parts = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
-    weights = {p.data_ptr(): p.nbytes for part in parts for p in part.parameters()}
-    tuned = {p.data_ptr(): p.nbytes for p in policy.parameters() if p.requires_grad}
-    fixed = sum((weights | tuned).values()) + 3 * sum(tuned.values())  # gradients, and Adam's two means
-    row = kept_of_a_row(policy, {*weights, *tuned})
+    fixed, row = planned(policy, pipe)
     text = f"Weights, gradients and Adam's state take {_shown(fixed)}, and a row keeps {_shown(row)} for its"
     text += " backward pass: "
     fitting = {card: int((card * GIB * SPARE - fixed) / max(row, 1)) for card in CARDS}
@@ -95,6 +92,15 @@ def memory(policy: GaussianPolicy, pipe: Any) -> Finding:
         return Finding(f"{text}too much for a GPU of {CARDS[-1]} GiB; make images smaller.")
     told = ", ".join(f"{rows:,} on one of {card} GiB" for card, rows in fitting.items() if rows > 0)
     return Finding(f"{text}a micro-batch may have about so many rows on a GPU: {told}.")
+
+
+def planned(policy: GaussianPolicy, pipe: Any) -> tuple[int, int]:
+    """Bytes that weights, gradients and Adam's state take, and that a row keeps for its backward pass."""
+    parts = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
+    weights = {p.data_ptr(): p.nbytes for part in parts for p in part.parameters()}
+    tuned = {p.data_ptr(): p.nbytes for p in policy.parameters() if p.requires_grad}
+    fixed = sum((weights | tuned).values()) + 3 * sum(tuned.values())  # gradients, and Adam's two means
+    return fixed, kept_of_a_row(policy, {*weights, *tuned})
 
 
 def kept_of_a_row(policy: GaussianPolicy, weights: set[int]) -> int:
@@ -110,7 +116,7 @@ def kept_of_a_row(policy: GaussianPolicy, weights: set[int]) -> int:
             kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
         return x
 
-    cond = step_of(policy.network).example
+    cond = {PROMPT: [ANY]}
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         x = policy.initial(cond).sample()
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 import torch.nn as nn
-from PIL import Image
 from torch import Tensor
 
 from difftilt.conditions import batch_size, context, take
@@ -44,7 +43,6 @@ class OneStep(nn.Module):
     Attributes:
         scheduler: As the pipeline sets it up.
         shape: Of one state.
-        example: Any condition of one row.
     """
 
     def __init__(self, pipe: Any, steps: int, call: dict[str, Any]):
@@ -52,9 +50,9 @@ class OneStep(nn.Module):
         self.denoisers = nn.ModuleDict(denoisers_of(pipe))
         self.steps, self._call, self._view = steps, call, _quiet(pipe)
         self._skips = "self.interrupt" in inspect.getsource(type(pipe).__call__)
-        self.example = example(pipe)
+        self._edits = takes_images(pipe)
         with torch.no_grad(), self._ending(lambda kind: {"step": _stop}) as view:
-            first = _stopped(lambda: self._asked(view, self.example, "latent"))
+            first = _stopped(lambda: self._asked(view, {PROMPT: [ANY]}, "latent"))
         if first is None:
             raise ValueError(f"a {type(pipe).__name__} never asks its scheduler for a step")
         self.scheduler, self.shape = first.scheduler, tuple(first.sample.shape[1:])
@@ -96,7 +94,7 @@ class OneStep(nn.Module):
         """Latents to images or videos in [0, 1], by the pipeline's own means."""
         times = torch.empty(0, device=x.device)
         with self._ending(lambda kind: _at(kind, times), x) as view:
-            return self._asked(view, {name: one * len(x) for name, one in self.example.items()}, "pt")[0]
+            return self._asked(view, {PROMPT: [ANY] * len(x)}, "pt")[0]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "OneStep":
         raise ValueError(
@@ -121,7 +119,7 @@ class OneStep(nn.Module):
         count, call = batch_size(cond), dict(self._call)
         if NEGATIVE in cond or NEGATIVE in call:
             call[NEGATIVE] = list(cond.get(NEGATIVE, [call.get(NEGATIVE)] * count))
-        if IMAGE in cond and IMAGE in self.example:
+        if IMAGE in cond and self._edits:
             call[IMAGE] = alike([opened(image) for image in cond[IMAGE]])
         if generator is None:  # the global ones do not move
             generator = torch.Generator(view._execution_device).manual_seed(0)
@@ -148,7 +146,6 @@ class Unconditional(nn.Module):
 
     def __init__(self, pipe: Any, steps: int):
         super().__init__()
-        self.example = example(pipe)
         self.denoisers = nn.ModuleDict(denoisers_of(pipe))
         self.scheduler = copy.deepcopy(pipe.scheduler)
         self.scheduler.set_timesteps(steps)
@@ -189,12 +186,6 @@ def _in_passes(run: Callable[[State, Tensor, Cond], Any], x: State, time: Tensor
 def takes_images(pipe: Any) -> bool:
     """Whether each prompt of a pipeline may come with an image, such as one to be edited."""
     return IMAGE in inspect.signature(type(pipe).__call__).parameters
-
-
-def example(pipe: Any) -> dict[str, Any]:
-    """A condition of one row, where it makes no difference which."""
-    image = Image.linear_gradient("L").resize((64, 64)).convert("RGB")
-    return {PROMPT: [ANY], IMAGE: [image]} if takes_images(pipe) else {PROMPT: [ANY]}
 
 
 def denoisers_of(pipe: Any) -> dict[str, nn.Module]:

@@ -2,13 +2,15 @@
 
 import inspect
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
+
+from difftilt.settings import UsageError
 
 ROOM = 2**30  # bytes that encodings of prompts may take
 
@@ -68,6 +70,26 @@ def opened(image: Any) -> Any:
             return found.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{image} cannot be read as an image ({error})") from error
+
+
+def with_images(rows: Sequence[Mapping[str, Any]], folder: Path) -> list[dict[str, Any]]:
+    """Rows of prompts whose `image`, if they have one, is named such that it is found from anywhere.
+
+    Args:
+        folder: From which the files are named.
+
+    Raises:
+        UsageError: If a file holds no image.
+    """
+    found = []
+    for row in rows:
+        path = (folder / str(row["image"])).resolve() if "image" in row else None
+        try:
+            opened(path)
+        except ValueError as error:
+            raise UsageError(f"prompt {str(row['prompt'])[:40]!r}: {error}") from error
+        found.append({**row, **({} if path is None else {"image": str(path)})})
+    return found
 
 
 def alike(images: list[Any]) -> list[Any]:

@@ -19,9 +19,9 @@ from difftilt.data.atomic import atomic_file
 from difftilt.data.prompts import columns, read_prompts
 from difftilt.domains.diffusers.checks import pipeline_checks
 from difftilt.domains.diffusers.lora import coverage, how_to_load, load_lora, lora, save_lora
-from difftilt.domains.diffusers.one_step import IMAGE, PROMPT, Unconditional, takes_images
+from difftilt.domains.diffusers.one_step import Unconditional, takes_images
 from difftilt.domains.diffusers.pipeline import deployed, pipeline_policy, step_of
-from difftilt.domains.diffusers.prompts import opened
+from difftilt.domains.diffusers.prompts import with_images
 from difftilt.domains.diffusers.view import image_view
 from difftilt.experiment.job import Job, tune
 from difftilt.experiment.reward import find_reward
@@ -127,7 +127,7 @@ def pipeline(
     rows, settings = [] if prompts is None else read_prompts(prompts), call_settings(call)
     loaded = load_pipeline(pipe, dtype)
     if prompts is not None and takes_images(loaded):
-        rows = [with_image(row, prompts.parent) for row in rows]
+        rows = with_images(rows, prompts.parent)
     policy = pipeline_policy(loaded, steps, noise_level=noise_level, micro_batch=micro_batch, **settings)
     reference = adapted(policy, adapters, training.seed)
     view, each = image_view(), algorithm.group_size if isinstance(algorithm, GRPO) else samples_per_prompt
@@ -212,22 +212,6 @@ def checkpointed(denoiser: Any) -> None:
     for part in denoiser.modules():
         if isinstance(part, torch.nn.modules.dropout._DropoutNd):
             part.p = 0.0
-
-
-def with_image(row: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
-    """A row of the prompts with the file of its image, if it has one, wherever the command runs.
-
-    Raises:
-        UsageError: If the file is no image.
-    """
-    if IMAGE not in row:
-        return row
-    path = (folder / str(row[IMAGE])).resolve()
-    try:
-        opened(path)
-    except ValueError as error:
-        raise UsageError(f"prompt {str(row[PROMPT])[:40]!r}: {error}") from error
-    return {**row, IMAGE: str(path)}
 
 
 def divided(policy: Policy, rows: Rows, held_out: float) -> tuple[Rows, Rows]:
