@@ -4,7 +4,7 @@
     python benchmarks/gpu.py --tiny        # the same code on the CPU, on networks of a few thousand weights
 
 Weights are random, and prompts are embeddings of random numbers: neither makes a difference to time and
-memory. A round is PPO of LoRA on 512 x 512 images, by a reward that costs nothing. It takes at most ten minutes.
+memory. A round is PPO of LoRA on 512 x 512 images, by a reward that costs nothing. At most ten minutes.
 """
 
 import argparse

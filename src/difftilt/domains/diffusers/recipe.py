@@ -126,12 +126,10 @@ def pipeline(
     """
     rows, settings = [] if prompts is None else read_prompts(prompts), call_settings(call)
     loaded = load_pipeline(pipe, dtype)
-    if prompts is not None and takes_images(loaded):
-        rows = with_images(rows, prompts.parent)
     policy = pipeline_policy(loaded, steps, noise_level=noise_level, micro_batch=micro_batch, **settings)
     reference = adapted(policy, adapters, training.seed)
     view, each = image_view(), algorithm.group_size if isinstance(algorithm, GRPO) else samples_per_prompt
-    learned, judged = divided(policy, rows, held_out)
+    learned, judged = divided(policy, shown(rows, prompts, loaded), held_out)
     return tune(
         policy,
         find_reward(reward, REWARDS, view.spell, training.reward_timeout),
@@ -148,6 +146,11 @@ def pipeline(
         checks=partial(pipeline_checks, policy, loaded, steps, settings),
         deployed=partial(deployed, policy),
     )
+
+
+def shown(rows: Rows, prompts: Path | None, loaded: Any) -> Rows:
+    """The rows of a file of prompts, with their images where the pipeline edits some."""
+    return with_images(rows, prompts.parent) if prompts is not None and takes_images(loaded) else rows
 
 
 def adapted(policy: Policy, adapters: Adapters, seed: int) -> Policy:
