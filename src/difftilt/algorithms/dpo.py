@@ -47,7 +47,7 @@ class DPO(Algorithm):
     minibatches: Count = 4
 
     def losses(self, policy: Policy, objective: Objective, cond: Cond) -> Iterator[Loss]:
-        seen = objective.sample(policy, _twice(cond, objective.reward.round))
+        seen = objective.sample(policy, self.arrange(cond, objective.reward.round))
         ids = context(seen.path.cond).to(seen.reward.device)
         logit = seen.reward.double() / seen.alpha
         for _ in range(self.epochs):
@@ -55,6 +55,9 @@ class DPO(Algorithm):
                 gain = self._gain(policy, objective.reference, seen, index)
                 prefers = preferences(logit[index], ids[index], drawn=self.labels == "drawn")
                 yield Loss(preference_loss(gain, prefers), seen.stats())
+
+    def arrange(self, cond: Cond, round: int) -> Cond:
+        return _twice(cond, round)
 
     def _gain(self, policy: Policy, reference: Policy, seen: Experience, index: Index) -> PerLevel:
         """h of some chains, one row per estimate of it."""
