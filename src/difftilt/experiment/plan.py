@@ -57,11 +57,7 @@ def plan(job: Job, processes: int = 1, chain: Chain | None = None, *, process: i
             f"a target KL needs an evaluation of {FEWEST_REWARDS} samples or more to start from, but got"
             f" {training.evaluate}; raise evaluate"
         )
-    if training.reward_budget is not None and training.reward_budget <= 2 * job.judged:
-        raise ValueError(
-            f"both evaluations ask about {2 * job.judged} samples, of the chain and as deployed, so a reward"
-            f" budget must be above that, but got {training.reward_budget}; raise it, or evaluate fewer"
-        )
+    _check_budget(job)
     check_trackers(training.log_to)
     with torch.no_grad():
         state = job.policy.initial(job.cond(1)).sample()
@@ -114,6 +110,16 @@ def share_of_round(job: Job, number: int, process: int, processes: int) -> Cond:
             " processes cannot share equally; make it a multiple of the group's size and of their number"
         )
     return take(whole, torch.arange(share) + share * process)
+
+
+def _check_budget(job: Job) -> None:
+    """Raises ValueError if the budget of the reward does not exceed what both evaluations ask about."""
+    budget = job.training.reward_budget
+    if budget is not None and budget <= 2 * job.judged:
+        raise ValueError(
+            f"both evaluations ask about {2 * job.judged} samples, of the chain and as deployed, so a reward"
+            f" budget must be above that, but got {budget}; raise it, or evaluate fewer"
+        )
 
 
 def per_process(training: Training, processes: int) -> int:
