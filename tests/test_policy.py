@@ -21,6 +21,7 @@ from difftilt.guidance.flip_guided import FlipGuided
 from difftilt.guidance.start import TunedStart
 from difftilt.guidance.tempered import Tempered
 from difftilt.guidance.value_guided import ValueGuided
+from difftilt.guidance.window import Window
 from difftilt.objective import Objective
 from difftilt.policy import Policy, Trajectory, Transitions, chain, decide, path_log_prob, rollout
 from difftilt.processes.gaussian import GaussianPolicy
@@ -125,6 +126,11 @@ def corrected() -> Corrected:
     return Corrected(policy, policy, "gibbs", 1, 0.1)
 
 
+def window() -> Window:
+    policy = GaussianPolicy(Network(2, 2), linear(STEPS + 2), (2,), prediction_type="sample")
+    return Window(policy, torch.linspace(-1, 1, 2 * BATCH).double().view(BATCH, 2), STEPS + 1, STEPS)
+
+
 CASES: list[Callable[[], Policy]] = [
     gaussian,
     Tokens,
@@ -138,6 +144,7 @@ CASES: list[Callable[[], Policy]] = [
     guided,
     flip_guided,
     corrected,
+    window,
 ]
 
 

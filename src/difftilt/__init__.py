@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from difftilt.algorithms.backprop import Backprop as Backprop
     from difftilt.algorithms.choices import AnyAlgorithm as AnyAlgorithm
     from difftilt.algorithms.distill import Distill as Distill
+    from difftilt.algorithms.dpo import DPO as DPO
     from difftilt.algorithms.grpo import GRPO as GRPO
     from difftilt.algorithms.nft import NFT as NFT
     from difftilt.algorithms.path_consistency import PathConsistency as PathConsistency
@@ -90,6 +91,7 @@ _PUBLIC = {
     "algorithms.backprop": ("Backprop",),
     "algorithms.choices": ("AnyAlgorithm",),
     "algorithms.distill": ("Distill",),
+    "algorithms.dpo": ("DPO",),
     "algorithms.grpo": ("GRPO",),
     "algorithms.nft": ("NFT",),
     "algorithms.path_consistency": ("PathConsistency",),

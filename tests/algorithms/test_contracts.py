@@ -31,7 +31,14 @@ SETTINGS: dict[str, dict[str, Any]] = {"Distill": {"sampler": SMC(particles=8)}}
 REMAINS = 0.08  # at the optimum, of the gradient's length at the reference
 ALIGNED = 0.98  # cosine with grad J away from the optimum
 # where the expected gradient is that of another divergence from the same optimum, which also falls along it
-UPHILL = {"AdjointMatching": 0.9, "RewardWeighted": 0.6, "PathConsistency": 0.6, "NFT": 0.6, "Distill": 0.6}
+UPHILL = {
+    "AdjointMatching": 0.9,
+    "RewardWeighted": 0.6,
+    "PathConsistency": 0.6,
+    "NFT": 0.6,
+    "Distill": 0.6,
+    "DPO": 0.6,
+}
 FEW = 2000  # samples that tell a broken copy
 REACHED = 0.1  # share of the gap to J* that may remain after training
 

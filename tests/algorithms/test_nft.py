@@ -30,10 +30,12 @@ def of_level(error, t):
     return torch.stack([error[t == level].mean() for level in t.tolist()])
 
 
-@pytest.mark.parametrize("strength", [0.3, 1.0, 2.0])
-def test_at_the_old_policy_the_gradient_is_that_of_the_weighted_regression(strength):
+@pytest.mark.parametrize(
+    "settings", [{"strength": 0.3}, {"strength": 1.0}, {"strength": 2.0}, {"form": "advantage"}]
+)
+def test_at_the_old_policy_the_gradient_is_that_of_the_weighted_regression(settings):
     """-E a_t (2 q - 1) <x_0 - y, y'> times 2 / (D mean |x_0 - y|), the mean over the level; same noise."""
-    problem, algorithm = prepared(strength=strength)
+    problem, algorithm = prepared(**settings)
     chains, policy = experience(problem).path, problem.elsewhere
     good = torch.rand(32, dtype=F64)
     torch.manual_seed(1)

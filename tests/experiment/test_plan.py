@@ -1,6 +1,7 @@
 """A trial round says what a round would say; what can be refused is refused before anything is touched."""
 
 import typing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,15 @@ def test_processes_share_a_round():
     assert plan(job, 4)["reward_calls"] == plan(job)["reward_calls"] == 3 * 32 + 2 * 8
     with pytest.raises(ValueError, match="32, which 5 processes cannot share"):
         plan(job, 5)
+
+
+def test_what_is_deployed_is_judged_and_budgeted_for():
+    training = Training(rounds=3, batch=32, evaluate=8, reward_budget=40)
+    job = replace(digits(reward="ink", steps=2, training=training), deployed=lambda x, cond: x)
+    assert plan(job)["reward_calls"] == 3 * 32 + 4 * 8
+    short = replace(job, training=replace(training, reward_budget=32))
+    with pytest.raises(ValueError, match=r"about 32 samples, of the chain and as deployed, .* but got 32"):
+        plan(short)
 
 
 REFUSED = {

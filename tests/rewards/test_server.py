@@ -15,6 +15,7 @@ from PIL import Image
 from difftilt.conditions import unconditional
 from difftilt.experiment.reward import find_reward
 from difftilt.guard import Guard
+from difftilt.rewards.judge import KEY, JudgeReward
 from difftilt.rewards.server import ServerReward
 
 
@@ -25,6 +26,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self.server.got = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.key = self.headers.get("Authorization")
         code, parts, pause = self.server.answer
         self.send_response(code)
         self.end_headers()
@@ -112,3 +114,43 @@ def test_a_url_names_a_reward_and_its_port_is_no_weight():
     assert (first.name, first.weight, second.name) == ("http://localhost:8000", 0.5, "http://h:80/x")
     found = find_reward("https://localhost:8000", {}, None, 1)
     assert isinstance(found, ServerReward) and found.url == "https://localhost:8000"
+
+
+def judge(server: Any, text: Any, spell: Any = None) -> Any:
+    """A reward that asks a model which says a text, or that gets something else altogether."""
+    answer = (
+        {"choices": [{"message": {"role": "assistant", "content": text}}]} if isinstance(text, str) else text
+    )
+    server.answer = 200, [json.dumps(answer).encode()], 0
+    url = f"http://127.0.0.1:{server.server_port}/v1/chat/completions#org/model-7b"
+    return find_reward(url, {}, spell, 0.5)
+
+
+def test_a_model_is_shown_each_sample_and_asked_about_it(running, monkeypatch):
+    monkeypatch.delenv(KEY, raising=False)
+    reward = judge(running, "I would say 7.5 of 10.")
+    assert isinstance(reward, JudgeReward)
+    assert reward(torch.rand(2, 3, 4, 4), {"prompt": ["a cat", "a dog"]}).tolist() == [7.5, 7.5]
+    assert running.got["model"] == "org/model-7b" and running.got["temperature"] == 0 and running.key is None
+    (message,) = running.got["messages"]
+    question, shown = message["content"]
+    assert question["text"].endswith("Asked for was: a dog")
+    assert shown["image_url"]["url"].startswith("data:image/png;base64,")
+    monkeypatch.setenv(KEY, "secret")
+    reward(torch.rand(1, 9, 3, 4, 4), {"question": ["Is it red? 1 or 0"]})  # a video
+    assert running.key == "Bearer secret"
+    question, *frames = running.got["messages"][0]["content"]
+    assert question["text"] == "Is it red? 1 or 0" and len(frames) == 4
+    judge(running, "-2", spell=lambda x: ["ACGT"])(torch.zeros(1, 4).long(), unconditional(1))
+    assert running.got["messages"][0]["content"][1] == {"type": "text", "text": "ACGT"}
+
+
+def test_a_judge_that_says_no_number_gives_no_reward(running):
+    guard = Guard(judge(running, "I cannot see it."), on_error="drop")
+    assert guard(torch.rand(2, 3, 4, 4), unconditional(2)).isnan().all()
+
+
+@pytest.mark.parametrize("answer", [{"rewards": [1]}, {"choices": []}, [1], {"choices": [{"message": {}}]}])
+def test_what_is_no_chat_completion_is_refused_in_a_sentence(running, answer):
+    with pytest.raises(ValueError, match="which is no chat completion"):
+        judge(running, answer)(torch.rand(1, 3, 4, 4), {"prompt": ["a"]})

@@ -7,6 +7,7 @@ import torch
 from toy_run import Job, remains
 
 from difftilt import (
+    DPO,
     GRPO,
     NFT,
     PPO,
@@ -31,6 +32,7 @@ KINDS = {
     "path-consistency": lambda: PathConsistency(pairs="all", target_decay=0.5, explore=0.3, replay=24),
     "trajectory-balance": lambda: TrajectoryBalance(log_z="scalar", explore=0.3),
     "nft": lambda: NFT(decay=0.5),
+    "dpo": lambda: DPO(labels="drawn"),
     "distill": lambda: Distill(SMC(particles=4)),
 }
 
@@ -94,6 +96,7 @@ PASSES = {  # forward and backward per sample and step of five, as docs/algorith
     "adjoint-matching": (AdjointMatching(share=0.5, epochs=2), 3 + 1, 1 + 1),
     "backprop": (Backprop(minibatches=2), 2, 2 - 1 / 5),
     "nft": (NFT(levels=8), 2 + 2 * 8 / 5, 8 / 5),
+    "dpo": (DPO(epochs=2), 2 + 2, 2),
 }
 
 

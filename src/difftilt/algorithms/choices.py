@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from difftilt.algorithms.adjoint_matching import AdjointMatching
 from difftilt.algorithms.backprop import Backprop
 from difftilt.algorithms.distill import Distill
+from difftilt.algorithms.dpo import DPO
 from difftilt.algorithms.grpo import GRPO
 from difftilt.algorithms.nft import NFT
 from difftilt.algorithms.path_consistency import PathConsistency
@@ -28,11 +29,12 @@ AnyAlgorithm = (
     | PathConsistency
     | TrajectoryBalance
     | NFT
+    | DPO
     | Distill
     | Algorithm
 )
 # name: (settings, one line of help)
-PRESETS: Mapping[str, tuple[PPO, str]] = {
+PRESETS: Mapping[str, tuple[Algorithm, str]] = {
     "ddpo-sf": (
         PPO(epochs=1, minibatches=1, kl="reward"),
         "DDPO-SF (Black et al., 2024): PPO as one step of REINFORCE.",
@@ -48,6 +50,26 @@ PRESETS: Mapping[str, tuple[PPO, str]] = {
     "rloo": (
         PPO(advantage="leave_one_out", epochs=1, kl="reward"),
         "RLOO (Ahmadian et al., 2024): PPO less the mean of the other samples.",
+    ),
+    "dance-grpo": (
+        GRPO(epochs=1, share=0.6, shared_noise=True),
+        "DanceGRPO (Xue et al., 2025): GRPO on a share of the steps, from one x_T per context.",
+    ),
+    "flow-grpo-fast": (
+        GRPO(epochs=1, window=2),
+        "Flow-GRPO-Fast (Liu et al., 2025): GRPO with noise at two steps, anywhere, and none elsewhere.",
+    ),
+    "mix-grpo": (
+        GRPO(epochs=1, window=4, slide=25),
+        "MixGRPO (Li et al., 2025): GRPO with noise in a window of steps that slides to the data.",
+    ),
+    "awm": (
+        NFT(form="advantage", consistency=1.0),
+        "AWM (Xue et al., 2025): denoising losses of one's own samples, weighted by their advantage.",
+    ),
+    "diffusion-dpo": (
+        DPO(form="denoising"),
+        "Diffusion-DPO (Wallace et al., 2024): DPO on samples that are noised again.",
     ),
 }
 

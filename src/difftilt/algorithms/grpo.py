@@ -1,6 +1,8 @@
 """Group relative policy optimization (Shao et al., 2024) of a diffusion chain.
 
-https://arxiv.org/abs/2402.03300
+https://arxiv.org/abs/2402.03300; on flows, Flow-GRPO (Liu et al., 2025), https://arxiv.org/abs/2505.05470;
+DanceGRPO (Xue et al., 2025), https://arxiv.org/abs/2505.07818; MixGRPO (Li et al., 2025),
+https://arxiv.org/abs/2507.21802.
 """
 
 from collections.abc import Iterator
@@ -14,9 +16,10 @@ from difftilt.algorithms import advantages
 from difftilt.algorithms.minibatches import minibatches
 from difftilt.conditions import batch_size, repeat, take
 from difftilt.data.across import context, gathered
+from difftilt.guidance.window import Window, without_noise
 from difftilt.objective import Algorithm, Loss, Objective, to_go
 from difftilt.policy import Policy, check_ratio, decide
-from difftilt.settings import Count
+from difftilt.settings import Count, Natural, Share
 from difftilt.shapes import Cond, Counts
 
 
@@ -40,6 +43,15 @@ class GRPO(Algorithm):
         clip_per_dim: Clip the ratio per dimension instead, w^(1 / D).
         epochs: Passes over the rows of a round, at least 1.
         minibatches: Gradient steps per pass over shuffled (t, sample) rows, at least 1.
+        share: Of these rows that are trained on in a pass, in (0, 1]; they are drawn at random, as in
+            DanceGRPO, and leave the expected gradient as it is.
+        shared_noise: Let all samples of a context begin with one x_T, as in DanceGRPO. Not with a
+            distribution of x_T that is tuned.
+        window: Draw noise at so many consecutive steps only, and train on these; the others are those of the
+            probability-flow ODE. Samples are compared for what these steps did, but the optimum is that of
+            such chains and not p_r; the KL that a round logs is that of the window.
+        slide: Rounds after which the window moves by a step, from noise to data and again, as in MixGRPO;
+            with 0 it lies anywhere at random in each round, as in Flow-GRPO-Fast.
     """
 
     group_size: Annotated[int, at.Ge(2)] = 16
@@ -47,13 +59,19 @@ class GRPO(Algorithm):
     clip_per_dim: bool = False
     epochs: Count = 2
     minibatches: Count = 4
+    share: Share = 1.0
+    shared_noise: bool = False
+    window: Count | None = None
+    slide: Natural = 0
 
     def __post_init__(self):
         super().__post_init__()
         self.register_buffer("checked", torch.tensor(False))
 
     def losses(self, policy: Policy, objective: Objective, cond: Cond) -> Iterator[Loss]:
-        seen = objective.sample(policy, self.arrange(cond, objective.reward.round), keep=True)
+        cond = self.arrange(cond, objective.reward.round)
+        policy, objective = self._noisy(policy, objective, cond)
+        seen = objective.sample(policy, cond, keep=True)
         path, alpha = seen.path, objective.alpha
         if not self.checked:
             check_ratio(policy, path)
@@ -65,7 +83,7 @@ class GRPO(Algorithm):
         dimensions = path.states[0, 0].numel() if self.clip_per_dim else 1
 
         for _ in range(self.epochs):
-            for index, share in minibatches(path, self.minibatches):
+            for index, share in minibatches(path, self.minibatches, self.share):
                 rows = path.transitions(index)
                 step = decide(policy, rows)
                 log_w = step.log_prob(rows.x_next) - path.log_prob.flatten()[index]
@@ -73,6 +91,29 @@ class GRPO(Algorithm):
                 loss = alpha * step.kl(seen.base(index)) / spread.flatten()[index] - gain
                 clipped = advantages.clipped(log_w, self.clip, dimensions)
                 yield Loss(loss.mean() * len(path.log_prob), seen.stats() | {"clipped": clipped}, share)
+
+    def _noisy(self, policy: Policy, objective: Objective, cond: Cond) -> tuple[Policy, Objective]:
+        """The chain as it is sampled, and its problem: of the steps that draw noise, from a given start."""
+        if self.window is None and not self.shared_noise:
+            return policy, objective
+        start = policy.initial(cond)
+        x = start.sample()
+        if start.log_prob(x).requires_grad:
+            raise ValueError(
+                "a window and shared noise begin with a given x_T, but the distribution of x_T is tuned here;"
+                " leave either out"
+            )
+        steps, round = policy.steps, objective.reward.round
+        count = min(self.window or steps, steps)
+        places = steps - count + 1  # that the window can be in
+        moved = round // self.slide % places if self.slide else int(torch.randint(places, ()))
+        with torch.no_grad():
+            if self.shared_noise:
+                ids = context(cond)
+                x = x[[int((ids == number).nonzero()[0]) for number in ids]]
+            x = without_noise(policy, x, steps, steps - moved, cond)
+        chain, reference = (Window(p, x, steps - moved, count) for p in (policy, objective.reference))
+        return chain, Objective(objective.reward, reference, objective.alpha, objective.diversity)
 
     def arrange(self, cond: Cond, round: int) -> Cond:
         size, batch = self.group_size, batch_size(cond)

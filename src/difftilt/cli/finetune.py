@@ -31,6 +31,7 @@ from difftilt.cli.tables import show_json, show_numbers
 from difftilt.cli.value import resume_value
 from difftilt.data.owned import RUN
 from difftilt.data.read import read_json
+from difftilt.evaluation.run_folder import estimate
 from difftilt.evaluation.schema import Summary
 from difftilt.experiment.finetune import finetune, make_run
 from difftilt.experiment.job import Job
@@ -223,6 +224,16 @@ def resume_options(
     """
 
 
+def deployed_line(summary: Mapping[str, Any]) -> str:
+    """What the deployed sampler earns beside the chain, whose reward and KL are in the table."""
+    now, gap = estimate(summary, "deployed_reward"), estimate(summary, "deployed_gap")
+    before = estimate(summary["before"], "deployed_reward")
+    return (
+        f"as deployed, from the same noise: reward {before} before, {now} after, which is the chain's"
+        f" {gap and gap.signed}, of {summary['deployed_samples']} samples"
+    )
+
+
 def conclude(summary: Mapping[str, Any], folder: Path) -> None:
     """Prints what a run achieved: never the reward without its KL, error bars and number of calls."""
     if not summary:
@@ -236,6 +247,8 @@ def conclude(summary: Mapping[str, Any], folder: Path) -> None:
         f" {summary['seconds']:.0f} s",
         soft_wrap=True,
     )
+    if "deployed_reward" in summary:
+        console.print(deployed_line(summary), soft_wrap=True)
     for what in ("dropped", "penalised"):
         if summary.get(what):
             console.print(f"{summary[what]} samples had no valid reward and were {what}", soft_wrap=True)

@@ -13,7 +13,7 @@ from difftilt.data.atomic import atomic_file
 from difftilt.guard import Reward
 from difftilt.objective import Experience, Objective, outcome, standard_error
 from difftilt.policy import Policy
-from difftilt.shapes import Cond, PerSample, State
+from difftilt.shapes import Cond, PerSample, Sample, State
 from difftilt.training.seeds import EVALUATION, seed_round
 
 
@@ -26,15 +26,17 @@ class ScoredSamples:
         gold: Rewards that training never sees.
         parts: What each reward said, where the reward is made of several; NaN where one was not asked.
         cond: What each was asked to be.
+        start: x_T of each, where a chain drew them.
     """
 
-    sample: State
+    sample: Sample
     reward: PerSample
     kl: PerSample
     gold: Mapping[str, PerSample]
     alpha: float
     parts: Mapping[str, PerSample] = field(default_factory=dict)
     cond: Cond = field(default_factory=dict)
+    start: State | None = None
 
     def scores(self) -> dict[str, PerSample]:
         """Reward, KL in nats, gold rewards and parts of the reward of every sample."""
@@ -95,6 +97,7 @@ def evaluate(
         objective.alpha,
         {name: torch.cat(answers) for name, answers in parts.items()},
         concat([s.path.cond for s in seen]),
+        torch.cat([s.path.states[0] for s in seen]),
     )
 
 

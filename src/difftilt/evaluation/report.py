@@ -105,6 +105,8 @@ def render(run: Run) -> str:
         first="pretrained" if run.before or result.finished else "first round",
         way=result.way and _percent(result.way),
         is_proxy=_is_proxy(run),
+        deployed=_change(run.before, run.summary, "deployed_reward"),
+        gap=estimate(run.summary, "deployed_gap"),
         parts={name: Change(*found) for name, *found in _scores(run.before, run.summary, "parts")},
         headline=headline(result),
         achieved=[finding.text for finding in said if finding.kind == "achieved"],

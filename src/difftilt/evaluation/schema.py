@@ -58,6 +58,11 @@ class Numbers(TypedDict, total=False):
     family: Text
     family_share: Number
     family_share_se: Number
+    deployed_reward: Number
+    deployed_reward_se: Number
+    deployed_gap: Number
+    deployed_gap_se: Number
+    deployed_samples: int | None
     proxy_for: list[str] | None
     warnings: list[str] | None
     alarms: list[str] | None

@@ -7,6 +7,7 @@
     learned:runs/reward    for rewards: what difftilt reward fit learned from measurements
     http://host:80/score   for rewards: a server that reads samples and writes numbers as JSON
     clip:FOLDER_OR_ID      for rewards of images: a CLIP model
+    aesthetic:CLIP:HEAD    for rewards of images: a CLIP model, and a head on its features
 
 A run folder never decides which code is executed. What a run was made of is written into its run.json with
 its hash, and signed with a key that only this user's account holds. Code that was changed, or that a run from
@@ -34,8 +35,9 @@ GROUPS = {"recipe": "difftilt.recipes", "reward": "difftilt.rewards", "algorithm
 COMMAND = "command:"  # begins a reward that is asked through a shell command
 LEARNED = "learned:"  # begins a reward that was learned, in a folder
 CLIP = "clip:"  # begins a reward that is a CLIP model, in a folder or on the Hugging Face hub
+AESTHETIC = "aesthetic:"  # begins a reward that is a head on the features of a CLIP model
 SERVER = ("http://", "https://")  # begin a reward that a server computes
-ELSEWHERE = (COMMAND, LEARNED, CLIP, *SERVER)
+ELSEWHERE = (COMMAND, LEARNED, CLIP, AESTHETIC, *SERVER)
 _found: dict[str, Any] = {}  # what was found outside of the package, by the text that named it
 
 
@@ -183,6 +185,9 @@ def _fingerprint(text: str) -> dict[str, str]:
         path = (Path(text.removeprefix(CLIP)) / "model.safetensors").resolve()
         return {"file": str(path), "sha256": _digest(path)} if path.is_file() else {}
     place, _, _ = text.rpartition(":")
+    if text.startswith(AESTHETIC):
+        path = Path(text.rpartition(":")[2]).resolve()
+        return {"file": str(path), "sha256": _digest(path)} if path.is_file() else {}
     if place.endswith(".py"):
         path = Path(place).resolve()
     else:

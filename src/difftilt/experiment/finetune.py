@@ -105,7 +105,8 @@ def _ended(
         alarms: What the monitors said.
     """
     load_policy(folder, job.policy)
-    summary = judge(job, folder, "after")[1] | costs(job, load_totals(folder)) | {"before": before}
+    row = judge(job, folder, "after")[1]
+    summary = row | costs(job, load_totals(folder), row["reward_calls"]) | {"before": before}
     summary |= {"warnings": [*before["warnings"], *ended], "ended": " ".join(ended), "alarms": alarms}
     if job.target_kl is not None:
         summary["target_kl"] = job.target_kl
@@ -215,12 +216,12 @@ def within_budget(job: Job, accelerator: Accelerator) -> Iterator[list[str]]:
     """
     guard, budget, ended = job.objective.reward, job.training.reward_budget, []
     if budget is not None:
-        guard.budget = (budget - job.training.evaluate) // accelerator.num_processes
+        guard.budget = (budget - job.judged) // accelerator.num_processes
     try:
         yield ended
     except BudgetSpent as spent:
         ended.append(
-            f"training ended early: {spent}, with {job.training.evaluate} kept for the evaluation; go on with"
+            f"training ended early: {spent}, with {job.judged} kept for the evaluation; go on with"
             " --reward-budget and a larger number"
         )
     guard.budget = budget
@@ -242,10 +243,10 @@ def place(job: Job, accelerator: Accelerator) -> None:
         module.to(accelerator.device)
 
 
-def costs(job: Job, totals: Totals) -> dict[str, Any]:
-    """What the run has spent; the reward calls include those of both evaluations."""
+def costs(job: Job, totals: Totals, judged: int) -> dict[str, Any]:
+    """What the run has spent, with `judged` reward calls in its last evaluation."""
     return {
-        "reward_calls": totals.reward_calls + job.training.evaluate,
+        "reward_calls": totals.reward_calls + judged,
         "network_calls": {"forward": totals.network_calls, "backward": totals.network_calls_backward},
         "rounds": totals.rounds,
         "gradient_steps": totals.steps,

@@ -85,7 +85,7 @@ def _fit(
     totals = load_totals(folder)
     load_algorithm(folder, regression)
     summary = check(regression.value(objective), objective, job.cond(training.evaluate), training.seed)
-    summary |= costs(job, totals) | {"warnings": ended}
+    summary |= costs(job, totals, training.evaluate) | {"warnings": ended}
     write_json(folder / "summary.json", summary)
     return summary
 

@@ -19,10 +19,11 @@ from difftilt.rewards.combined import Part
 from difftilt.rewards.diversity import Alike, DiversityFilter, texts_alike
 from difftilt.rewards.scoring import guarded
 from difftilt.settings import UsageError, choose, kebab
-from difftilt.shapes import Cond, State
+from difftilt.shapes import Cond, Sample, State
 from difftilt.training.settings import Training
 
 Export = Callable[[Path, Mapping[str, Any]], None]
+Deployed = Callable[[State, Cond], Sample]
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,8 @@ class Job:
         held_out: As `cond`, of conditions that judge the model; those that it learns from by default.
         export: Writes the tuned model for others into a folder, with what summary.json says.
         checks: What can be checked of this kind of model alone, for `doctor`.
+        deployed: What users of the tuned model draw from given x_T and conditions, where that is not what the
+            chain draws: by a sampler without its noise, or with a last step that is tuned, too.
     """
 
     policy: Policy
@@ -116,6 +119,12 @@ class Job:
     held_out: Callable[[int], Cond] | None = None
     export: Export | None = None
     checks: Callable[[], Iterable[Finding]] | None = None
+    deployed: Deployed | None = None
+
+    @property
+    def judged(self) -> int:
+        """Samples that an evaluation asks the reward about."""
+        return self.training.evaluate * (1 if self.deployed is None else 2)
 
     def judging(self, count: int) -> Cond:
         """Conditions to judge the model by."""
@@ -143,6 +152,7 @@ def tune(
     held_out: Callable[[int], Cond] | None = None,
     export: Export | None = None,
     checks: Callable[[], Iterable[Finding]] | None = None,
+    deployed: Deployed | None = None,
 ) -> Job:
     """The job of tuning a chain towards a reward.
 
@@ -164,6 +174,7 @@ def tune(
         held_out: As `cond`, for conditions that judge the model; those that it learns from by default.
         export: Writes the tuned model for others into a folder of the run, given what summary.json says.
         checks: What can be checked of this kind of model alone, for `doctor`.
+        deployed: What users of the tuned model draw from given x_T, where that is not what the chain draws.
     """
     training, view = training or Training(), view or View()
     if not isinstance(reward, Guard):
@@ -184,6 +195,7 @@ def tune(
         held_out,
         export,
         checks,
+        deployed,
     )
 
 

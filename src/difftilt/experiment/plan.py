@@ -57,6 +57,7 @@ def plan(job: Job, processes: int = 1, chain: Chain | None = None, *, process: i
             f"a target KL needs an evaluation of {FEWEST_REWARDS} samples or more to start from, but got"
             f" {training.evaluate}; raise evaluate"
         )
+    _check_budget(job)
     check_trackers(training.log_to)
     with torch.no_grad():
         state = job.policy.initial(job.cond(1)).sample()
@@ -83,7 +84,7 @@ def plan(job: Job, processes: int = 1, chain: Chain | None = None, *, process: i
         "decisions_per_sample": job.policy.steps + 1,
         "stored_states_mib": round(stored * processes / MIB, 1),
         "gradient_steps": training.rounds * math.ceil(played.losses / training.accumulate),
-        "reward_calls": calls * reward.calls + 2 * training.evaluate + 16 * training.check_start,
+        "reward_calls": calls * reward.calls + 2 * job.judged + 16 * training.check_start,
         "network_calls": {"forward": calls * played.calls.forward, "backward": calls * played.calls.backward},
     }
 
@@ -109,6 +110,16 @@ def share_of_round(job: Job, number: int, process: int, processes: int) -> Cond:
             " processes cannot share equally; make it a multiple of the group's size and of their number"
         )
     return take(whole, torch.arange(share) + share * process)
+
+
+def _check_budget(job: Job) -> None:
+    """Raises ValueError if the budget of the reward does not exceed what both evaluations ask about."""
+    budget = job.training.reward_budget
+    if budget is not None and budget <= 2 * job.judged:
+        raise ValueError(
+            f"both evaluations ask about {2 * job.judged} samples, of the chain and as deployed, so a reward"
+            f" budget must be above that, but got {budget}; raise it, or evaluate fewer"
+        )
 
 
 def per_process(training: Training, processes: int) -> int:

@@ -5,11 +5,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from difftilt.experiment.code import CLIP, COMMAND, LEARNED, SERVER, find
+from difftilt.experiment.code import AESTHETIC, CLIP, COMMAND, LEARNED, SERVER, find
 from difftilt.guard import Reward
-from difftilt.rewards.clip import PromptAgreement
+from difftilt.rewards.clip import Aesthetic, PromptAgreement
 from difftilt.rewards.combined import Part, is_combined, parse_terms
 from difftilt.rewards.command import CommandReward
+from difftilt.rewards.judge import PATH, JudgeReward
 from difftilt.rewards.saved import load_reward
 from difftilt.rewards.scoring import Spell
 from difftilt.rewards.server import ServerReward
@@ -27,8 +28,9 @@ def find_reward(text: str, known: Mapping[str, Reward], spell: Spell, timeout: f
     Args:
         text: A name in `known`, one that a package registers, `FILE.py:NAME`, `PACKAGE.MODULE:NAME`, or
             `command:COMMAND`, see `CommandReward`; `http://HOST/PATH`, see `ServerReward`; `learned:DIR`, see
-            `LearnedReward`; or `clip:MODEL`, see `PromptAgreement`. Several, with weights and shapes, as in
-            `qed:0.3 + dock.py:score:0.7@sigmoid(-6,-9)`; see `parse_terms`.
+            `LearnedReward`; `http://HOST/v1/chat/completions#MODEL`, see `JudgeReward`; `clip:MODEL`, see
+            `PromptAgreement`; or `aesthetic:CLIP:HEAD`, see `Aesthetic`. Several, with weights and shapes, as
+            in `qed:0.3 + dock.py:score:0.7@sigmoid(-6,-9)`; see `parse_terms`.
         known: The recipe's own rewards.
         spell: Writes samples as text, if they are text.
         timeout: Seconds that a command or a server may take for a batch, above 0.
@@ -44,10 +46,13 @@ def _one(text: str, known: Mapping[str, Reward], spell: Spell, timeout: float) -
     if text.startswith(COMMAND):
         return CommandReward(text.removeprefix(COMMAND), lambda sample: lines_of(sample, spell), timeout)
     if text.startswith(SERVER):
-        return ServerReward(text, spell, timeout)
-    if text.startswith(CLIP):
+        judge = text.partition("#")[0].endswith(PATH)
+        return JudgeReward(text, spell, timeout) if judge else ServerReward(text, spell, timeout)
+    if text.startswith((CLIP, AESTHETIC)):
         if spell is not None:
             raise UsageError(f"{text} looks at images, but the samples of this recipe are text")
+        if text.startswith(AESTHETIC):
+            return Aesthetic(text.removeprefix(AESTHETIC))
         return PromptAgreement(text.removeprefix(CLIP))
     if text.startswith(LEARNED):
         if spell is None:

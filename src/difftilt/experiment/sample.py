@@ -16,7 +16,7 @@ from rich.text import Text
 from difftilt.data.owned import adding
 from difftilt.evaluation.estimate import mean
 from difftilt.evaluation.evaluate import ScoredSamples, evaluate, write_table
-from difftilt.experiment.job import Job, View
+from difftilt.experiment.job import Deployed, Job, View
 from difftilt.guard import Guard
 from difftilt.guidance.tempered import Tempered
 from difftilt.objective import Objective, Value, standard_error
@@ -110,12 +110,16 @@ def steer(
 def judge(job: Job, folder: Path, name: str) -> tuple[ScoredSamples, dict[str, Any]]:
     """Evaluates the policy, writes its samples under a name, and returns them with their numbers.
 
-    The same seed serves every name, so that pictures before and after start from the same noise.
+    The same seed serves every name, so that pictures before and after start from the same noise. The numbers
+    count the reward calls of this evaluation.
     """
+    calls = job.objective.reward.calls
     seen, view = look(job, folder / "samples" / name, job.training.evaluate, job.training.seed), job.view
     row = seen.summary()
     if job.proxy_for:
         row["proxy_for"] = list(job.proxy_for)
+    if job.deployed is not None:
+        row |= as_deployed(job, job.deployed, seen)
     if view.diversity is not None:
         row["diversity"] = view.diversity(seen.sample)
     if view.distances is not None:
@@ -128,7 +132,25 @@ def judge(job: Job, folder: Path, name: str) -> tuple[ScoredSamples, dict[str, A
         row |= {"exact": dict(view.exact(job.policy)), "exact_note": view.exact_note}
     if view.optimum is not None:
         row["optimum"] = dict(view.optimum())
-    return seen, row
+    return seen, row | {"reward_calls": job.objective.reward.calls - calls}
+
+
+@torch.no_grad()
+def as_deployed(job: Job, deployed: Deployed, seen: ScoredSamples) -> dict[str, Any]:
+    """The reward of what users draw from the same x_T and conditions, and how far it is above the chain's."""
+    if seen.start is None:
+        raise ValueError("samples of a chain are needed, with the x_T that each began with")
+    reward = job.objective.reward(deployed(seen.start, seen.cond), seen.cond).double()
+    valid = reward.isfinite()
+    if not valid.any():
+        return {}
+    found, gap = mean(reward[valid]), mean((reward - seen.reward)[valid])
+    row = {
+        "deployed_reward": found.value,
+        "deployed_reward_se": found.se,
+        "deployed_samples": int(valid.sum()),
+    }
+    return row | {"deployed_gap": gap.value, "deployed_gap_se": gap.se}
 
 
 def attend(job: Job, folder: Path) -> None:

@@ -90,6 +90,12 @@ class GaussianPolicy(Diffusion):
         mean, std = self._step(x_0, x_0 if self.clip_noise else guess, x, t, self.noise)
         return Gaussian(mean, (std * self._expand(self.log_std[t]).exp()).expand_as(mean))
 
+    def without_noise(self, x: State, t: Step, cond: Cond) -> Real:
+        """x_{t-1} by a step of the probability-flow ODE, DDIM's of eta = 0, which draws nothing."""
+        guess = self._guess(self.network(x, self.time[t], cond), x, t)
+        x_0, (a, s), (a_next, s_next) = self._clipped(guess), self._level(t), self._level(t - 1)
+        return a_next * x_0 + s_next * (x - a * (x_0 if self.clip_noise else guess)) / s
+
     def posterior(self, x_0: State, x: State, t: Step) -> Gaussian:
         mean, std = self._step(x_0, x_0, x, t, DDPM)
         return Gaussian(mean, std.clamp(min=SHARP).expand_as(mean))

@@ -1,5 +1,6 @@
 """Rewards of images, shape (batch, channels, height, width) with values in [0, 1]."""
 
+import base64
 from collections.abc import Callable
 from io import BytesIO
 
@@ -101,6 +102,12 @@ def check_range(sample: Real) -> None:
             f"images have values in [0, 1], but got {low:.4g} to {high:.4g}; map them in the chain's decode,"
             " from [-1, 1] by (x.clamp(-1, 1) + 1) / 2"
         )
+
+
+def pngs(images: Real) -> list[str]:
+    """Images as data: URLs of PNG files."""
+    files = [base64.b64encode(encoded(picture, "PNG")).decode() for picture in pictures(images)]
+    return [f"data:image/png;base64,{file}" for file in files]
 
 
 def encoded(picture: Image.Image, format: str, **options: int) -> bytes:

@@ -1,9 +1,8 @@
 """A reward that a server computes: samples go there as JSON, numbers come back as JSON."""
 
-import base64
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http.client import HTTPException, HTTPResponse
 from typing import Any
 from urllib.error import HTTPError
@@ -12,7 +11,7 @@ from urllib.request import Request, urlopen
 import torch
 from torch import Tensor
 
-from difftilt.rewards.image import encoded, pictures
+from difftilt.rewards.image import pngs
 from difftilt.shapes import Cond, PerSample, Sample
 
 MOST = 1 << 24  # bytes of an answer that are read
@@ -41,36 +40,47 @@ class ServerReward:
 
     def __call__(self, sample: Sample, cond: Cond) -> PerSample:
         asked = {"samples": self._written(sample), "conditions": _conditions(cond)}
-        request = Request(self.url, json.dumps(asked).encode(), {"Content-Type": "application/json"})
-        try:
-            with urlopen(request, timeout=self._timeout) as answer:
-                content = _read(answer, time.monotonic() + self._timeout)
-        except HTTPError as error:
-            said = " ".join(error.read(200).decode(errors="replace").split())
-            raise ValueError(f"{self.url} answered with code {error.code}: {said or error.reason}") from None
-        except TimeoutError:
-            raise ValueError(
-                f"{self.url} took longer than {self._timeout:g} seconds for {len(sample)} samples; raise"
-                " --reward-timeout, or score fewer at a time with --batch"
-            ) from None
-        except (OSError, HTTPException, ValueError) as error:
-            why = getattr(error, "reason", None) or error
-            raise ValueError(f"{self.url} cannot be asked: {why or type(error).__name__}") from None
+        content = posted(self.url, asked, self._timeout, len(sample))
         return torch.tensor(_numbers(content, len(sample), self.url), dtype=torch.float64)
 
     def _written(self, sample: Sample) -> list[Any]:
         if self._spell is not None:
             return self._spell(sample)
         if sample.is_floating_point() and sample.ndim == 5:
-            return [_pngs(video) for video in sample]
+            return [pngs(video) for video in sample]
         if sample.is_floating_point() and sample.ndim == 4 and sample.shape[1] in (1, 3):
-            return _pngs(sample)
+            return pngs(sample)
         return sample.tolist()
 
 
-def _pngs(images: Tensor) -> list[str]:
-    files = [base64.b64encode(encoded(picture, "PNG")).decode() for picture in pictures(images)]
-    return [f"data:image/png;base64,{file}" for file in files]
+def posted(
+    url: str, asked: Mapping[str, Any], timeout: float, samples: int, headers: Mapping[str, str] | None = None
+) -> bytes:
+    """What a server answers to JSON.
+
+    Args:
+        timeout: Seconds that it may take, above 0.
+        samples: That it is asked about, for messages.
+        headers: Of the request, besides its type.
+
+    Raises:
+        ValueError: In one sentence, if there is no answer in time.
+    """
+    about = {"Content-Type": "application/json", **(headers or {})}
+    try:
+        with urlopen(Request(url, json.dumps(asked).encode(), about), timeout=timeout) as answer:
+            return _read(answer, time.monotonic() + timeout)
+    except HTTPError as error:
+        said = " ".join(error.read(200).decode(errors="replace").split())
+        raise ValueError(f"{url} answered with code {error.code}: {said or error.reason}") from None
+    except TimeoutError:
+        raise ValueError(
+            f"{url} took longer than {timeout:g} seconds for {samples} samples; raise --reward-timeout, or"
+            " score fewer at a time with --batch"
+        ) from None
+    except (OSError, HTTPException, ValueError) as error:
+        why = getattr(error, "reason", None) or error
+        raise ValueError(f"{url} cannot be asked: {why or type(error).__name__}") from None
 
 
 def _conditions(cond: Cond) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from difftilt.algorithms.backprop import Backprop
 from difftilt.algorithms.ppo import PPO
 from difftilt.domains.diffusers.lora import coverage, how_to_load, load_lora, lora, save_lora
 from difftilt.domains.diffusers.one_step import ANY
-from difftilt.domains.diffusers.pipeline import pipeline_policy, step_of
+from difftilt.domains.diffusers.pipeline import deployed, pipeline_policy, step_of
 from difftilt.domains.diffusers.self_check import check_step, watched
 from difftilt.objective import Objective
 from difftilt.policy import level, path_log_prob
@@ -117,6 +117,20 @@ def test_adapters_tune_the_pipeline_and_reload_into_plain_diffusers(name, tmp_pa
     load_lora(again, tmp_path)
     second = lora(again)
     assert again(x, t, COND).mean.equal(own) and second(x, t, COND).mean.equal(base)
+
+
+@families("sdxl", "qwen")
+def test_what_is_deployed_is_the_pipelines_own_call_with_the_tuned_weights(name):
+    if name == "ddpm":
+        pytest.skip("it has drawn x_T from the generator of its steps")
+    policy, _, pipe, call = tuned(name)
+    seen, _, image = watched(pipe, STEPS, call)
+    x, cond = torch.cat([seen[0][0], torch.randn(1, *policy.shape)]).float(), {"prompt": [ANY, "a dog"]}
+    own = deployed(policy, x, cond)
+    torch.testing.assert_close(own[:1], image.float(), rtol=0, atol=1e-5)
+    untuned = drawn(tiny.build(name)[0], call).float()
+    assert not torch.allclose(own[:1], untuned, rtol=0, atol=1e-5)
+    assert not torch.allclose(own, policy.decode(x, cond), atol=1e-2)
 
 
 @families("qwen")

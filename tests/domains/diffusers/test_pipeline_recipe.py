@@ -1,6 +1,7 @@
 """The recipe `pipeline`, from a folder to an adapter: prompts, judges, sheets, Ctrl-C, resume, samples."""
 
 import csv
+import json
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,16 @@ def test_a_run_from_a_folder_to_an_adapter_stopped_by_ctrl_c_and_resumed(folder,
     with Image.open("halves/samples/after.1.png") as sheet:
         assert sheet.width >= 4 * 192 and sheet.height > 192
 
+    summary = json.loads(Path("halves/summary.json").read_text())
+    assert summary["reward_calls"] == 2 * 2 * 4 + 2 * 4  # each evaluation is of the chain and as deployed
+    gap = summary["deployed_reward"] - summary["reward"]
+    assert summary["deployed_gap"] == pytest.approx(gap) and summary["deployed_gap_se"] > 0
+    assert summary["before"]["deployed_reward_se"] > 0
+    assert "as deployed, from the same noise: reward" in told.out
+    assert "Reward as deployed" in Path("halves/report.html").read_text()
+
     card = Path("halves/adapter/README.md").read_text()
+    assert "| reward of `pipe(...)` |" in card
     exec(card.partition("```python\n")[2].partition("```")[0].replace("THIS_FOLDER", "halves/adapter"), {})
 
 

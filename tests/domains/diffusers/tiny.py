@@ -137,6 +137,12 @@ def flux(guidance: bool = True) -> tuple[Any, dict[str, Any]]:
     return pipe, {"guidance_scale": 3.5, **SQUARE, "max_sequence_length": 16}
 
 
+def kontext() -> tuple[Any, dict[str, Any]]:
+    made, call = flux()
+    pipe = library().FluxKontextPipeline(**{k: v for k, v in made.components.items() if v is not None})
+    return pipe, {**call, "max_area": 32**2, "_auto_resize": False}
+
+
 def flux_guided() -> tuple[Any, dict[str, Any]]:
     pipe, call = flux(False)
     return pipe, call | {"negative_prompt": "bad", "true_cfg_scale": 3.0}
@@ -464,7 +470,7 @@ Family = Callable[[], tuple[Any, dict[str, Any]]]
 FAMILIES: dict[str, Family] = {
     f.__name__: f
     for f in (
-        *(sd1, sdxl, sd3, flux, flux_guided, flux2, qwen, zimage, sana, pixart, lumina2),
+        *(sd1, sdxl, sd3, flux, kontext, flux_guided, flux2, qwen, zimage, sana, pixart, lumina2),
         *(klein, chroma, auraflow, cogview4, wan, wan22, ltx, cogvideox, hunyuan, ddpm, ddim),
     )
 }

@@ -84,11 +84,7 @@ def reloaded(policy: GaussianPolicy) -> Finding:
 
 def memory(policy: GaussianPolicy, pipe: Any) -> Finding:
     """What weights take, and what a row keeps for its backward pass; how many rows GPUs hold of that."""
-    parts = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
-    weights = {p.data_ptr(): p.nbytes for part in parts for p in part.parameters()}
-    tuned = {p.data_ptr(): p.nbytes for p in policy.parameters() if p.requires_grad}
-    fixed = sum((weights | tuned).values()) + 3 * sum(tuned.values())  # gradients, and Adam's two means
-    row = kept_of_a_row(policy, {*weights, *tuned})
+    fixed, row = planned(policy, pipe)
     text = f"Weights, gradients and Adam's state take {_shown(fixed)}, and a row keeps {_shown(row)} for its"
     text += " backward pass: "
     fitting = {card: int((card * GIB * SPARE - fixed) / max(row, 1)) for card in CARDS}
@@ -96,6 +92,15 @@ def memory(policy: GaussianPolicy, pipe: Any) -> Finding:
         return Finding(f"{text}too much for a GPU of {CARDS[-1]} GiB; make images smaller.")
     told = ", ".join(f"{rows:,} on one of {card} GiB" for card, rows in fitting.items() if rows > 0)
     return Finding(f"{text}a micro-batch may have about so many rows on a GPU: {told}.")
+
+
+def planned(policy: GaussianPolicy, pipe: Any) -> tuple[int, int]:
+    """Bytes that weights, gradients and Adam's state take, and that a row keeps for its backward pass."""
+    parts = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
+    weights = {p.data_ptr(): p.nbytes for part in parts for p in part.parameters()}
+    tuned = {p.data_ptr(): p.nbytes for p in policy.parameters() if p.requires_grad}
+    fixed = sum((weights | tuned).values()) + 3 * sum(tuned.values())  # gradients, and Adam's two means
+    return fixed, kept_of_a_row(policy, {*weights, *tuned})
 
 
 def kept_of_a_row(policy: GaussianPolicy, weights: set[int]) -> int:

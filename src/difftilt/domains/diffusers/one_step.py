@@ -17,10 +17,10 @@ import torch.nn as nn
 from torch import Tensor
 
 from difftilt.conditions import batch_size, context, take
-from difftilt.domains.diffusers.prompts import Ragged, RememberedPrompts
+from difftilt.domains.diffusers.prompts import Ragged, RememberedPrompts, alike, opened
 from difftilt.shapes import Cond, Output, Sample, State
 
-PROMPT, NEGATIVE = "prompt", "negative_prompt"  # conditions that a pipeline reads
+PROMPT, NEGATIVE, IMAGE = "prompt", "negative_prompt", "image"  # conditions that a pipeline reads
 ANY = "a photo"  # a prompt where it makes no difference which
 
 
@@ -50,6 +50,7 @@ class OneStep(nn.Module):
         self.denoisers = nn.ModuleDict(denoisers_of(pipe))
         self.steps, self._call, self._view = steps, call, _quiet(pipe)
         self._skips = "self.interrupt" in inspect.getsource(type(pipe).__call__)
+        self._edits = takes_images(pipe)
         with torch.no_grad(), self._ending(lambda kind: {"step": _stop}) as view:
             first = _stopped(lambda: self._asked(view, {PROMPT: [ANY]}, "latent"))
         if first is None:
@@ -64,13 +65,30 @@ class OneStep(nn.Module):
         self._times: list[float] = self.scheduler.timesteps.tolist()
 
     def forward(self, x: State, time: Tensor, cond: Cond) -> Output:
-        try:
-            return self._step(x, time, cond)
-        except Ragged:
-            ids = context({name: cond[name] for name in (PROMPT, NEGATIVE) if name in cond})
-            rows = [(ids == number).nonzero()[:, 0] for number in ids.unique()]
-            made = [self._step(x[part], time[part], take(cond, part)) for part in rows]
-            return torch.cat(made)[torch.cat(rows).argsort()]
+        return _in_passes(self._step, x, time, cond)
+
+    @torch.no_grad()
+    def deployed(self, x: State, cond: Cond, generator: torch.Generator) -> Sample:
+        """The images of the pipeline's own call, with its own scheduler, from x_T: what its users see.
+
+        Args:
+            generator: Of the noise that its scheduler may draw at each step.
+        """
+        start = x / self._scale().to(x)
+
+        def run(x: State, time: Tensor, cond: Cond) -> Sample:
+            view = copy.copy(self._view)
+            view._skip, view.scheduler = lambda: False, copy.deepcopy(view.scheduler)
+            view.prepare_latents = _starting_at(view.prepare_latents, x)
+            return self._asked(view, cond, "pt", generator)[0]
+
+        return _in_passes(run, start, start.new_zeros(len(x)), cond)
+
+    def _scale(self) -> Tensor:
+        """What the pipeline's scheduler multiplies its first latents by before the network sees them."""
+        own, one = copy.deepcopy(self.scheduler), torch.ones(1)
+        scaled = "scale_model_input" in dir(own)
+        return own.scale_model_input(one, own.timesteps[0]) if scaled else one
 
     def images(self, x: State) -> Sample:
         """Latents to images or videos in [0, 1], by the pipeline's own means."""
@@ -94,14 +112,17 @@ class OneStep(nn.Module):
             raise ValueError(f"a {type(view).__name__} took no step at time {time[0].item()}")
         return end.output
 
-    def _asked(self, view: Any, cond: Cond, kind: str) -> Any:
+    def _asked(self, view: Any, cond: Cond, kind: str, generator: torch.Generator | None = None) -> Any:
         """The pipeline's call, with gradients."""
         if PROMPT not in cond:
             raise ValueError(f"a pipeline reads condition '{PROMPT}', a text per sample, but got {[*cond]}")
         count, call = batch_size(cond), dict(self._call)
         if NEGATIVE in cond or NEGATIVE in call:
             call[NEGATIVE] = list(cond.get(NEGATIVE, [call.get(NEGATIVE)] * count))
-        generator = torch.Generator(view._execution_device).manual_seed(0)  # the global ones do not move
+        if IMAGE in cond and self._edits:
+            call[IMAGE] = alike([opened(image) for image in cond[IMAGE]])
+        if generator is None:  # the global ones do not move
+            generator = torch.Generator(view._execution_device).manual_seed(0)
         return inspect.unwrap(type(self._view).__call__)(
             view, prompt=list(cond[PROMPT]), num_inference_steps=self.steps, output_type=kind,
             generator=generator, return_dict=False, **call,
@@ -141,6 +162,30 @@ class Unconditional(nn.Module):
     def images(self, x: State) -> Sample:
         """States to images in [0, 1]."""
         return (x / 2 + 0.5).clamp(0, 1)
+
+    @torch.no_grad()
+    def deployed(self, x: State, cond: Cond, generator: torch.Generator) -> Sample:
+        """The images that the pipeline's scheduler makes of x_T, as in `OneStep`."""
+        own = copy.deepcopy(self.scheduler)
+        for time in own.timesteps:
+            x = own.step(self(x, time, cond), time, x, generator=generator).prev_sample
+        return self.images(x)
+
+
+def _in_passes(run: Callable[[State, Tensor, Cond], Any], x: State, time: Tensor, cond: Cond) -> Any:
+    """What a pipeline makes of all rows: of each prompt's apart, where encodings differ in shape."""
+    try:
+        return run(x, time, cond)
+    except Ragged:
+        ids = context({name: cond[name] for name in (PROMPT, NEGATIVE, IMAGE) if name in cond})
+        rows = [(ids == number).nonzero()[:, 0] for number in ids.unique()]
+        made = [run(x[part], time[part], take(cond, part)) for part in rows]
+        return torch.cat(made)[torch.cat(rows).argsort()]
+
+
+def takes_images(pipe: Any) -> bool:
+    """Whether each prompt of a pipeline may come with an image, such as one to be edited."""
+    return IMAGE in inspect.signature(type(pipe).__call__).parameters
 
 
 def denoisers_of(pipe: Any) -> dict[str, nn.Module]:

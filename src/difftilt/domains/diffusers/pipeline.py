@@ -5,17 +5,18 @@
     reference = lora(policy)
 
 Its condition is the prompt: {"prompt": ["a cat", ...]}, with {"negative_prompt": [...]} where rows differ in
-that. The weights are diffusers' own, so that `pipe("a cat")` draws from what was trained.
+that, and {"image": [...]}, pictures or their files, where the pipeline edits them. The weights are diffusers'
+own, so that `pipe("a cat")` draws from what was trained.
 """
 
 import inspect
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn as nn
 
 from difftilt.conditions import take
-from difftilt.domains.diffusers.one_step import PROMPT, OneStep, Unconditional, denoisers_of
+from difftilt.domains.diffusers.one_step import PROMPT, OneStep, Unconditional, denoisers_of, takes_images
 from difftilt.domains.diffusers.scheduler import asked_schedule, chain_noise, network_settings
 from difftilt.domains.diffusers.self_check import check_step, watched
 from difftilt.networks.adapters import AdaptersOff, adapters_off
@@ -98,6 +99,12 @@ def one_step(pipe: Any, steps: int, call: dict[str, Any]) -> OneStep | Unconditi
             f"got a {name} whose parts are moved off the device between calls, which training cannot do; load"
             " it without CPU offload, in bfloat16 or with a smaller micro_batch"
         )
+    encoder: Any = getattr(pipe, "encode_prompt", None)
+    if "strength" in known or (
+        takes_images(pipe) and encoder is not None and "image" in inspect.signature(encoder).parameters
+    ):
+        how = "starts from a noised image" if "strength" in known else "encodes prompts together with images"
+        raise ValueError(f"a {name} {how}, which no chain here does; take one that starts from noise alone")
     parts, prompted = denoisers_of(pipe), PROMPT in known
     if not parts or (getattr(pipe, "encode_prompt", None) is None if prompted else [*parts] != ["unet"]):
         raise ValueError(
@@ -137,6 +144,20 @@ def _parted(decode: Decode, size: int | None) -> Decode:
         return in_parts(part, torch.arange(len(x), device=x.device).split(size or len(x)))
 
     return whole
+
+
+def deployed(policy: GaussianPolicy, x: State, cond: Cond) -> Sample:
+    """What `pipe(...)` draws with the weights as they are, from given x_T, by its own scheduler's steps.
+
+    Args:
+        policy: Made by `pipeline_policy`.
+        x: x_T of the chain, one row per condition.
+    """
+    network = cast(MicroBatch, policy.network)
+    step, generator = step_of(network), torch.Generator(x.device).manual_seed(0)
+    parts = torch.arange(len(x), device=x.device).split(network.size or len(x))
+    images = torch.cat([step.deployed(x[rows], take(cond, rows), generator) for rows in parts])
+    return images.to(torch.promote_types(images.dtype, torch.float32))
 
 
 def _images(network: MicroBatch, x: State) -> Sample:

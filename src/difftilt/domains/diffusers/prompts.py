@@ -1,12 +1,16 @@
-"""What a pipeline makes of prompts: each is encoded once, and remembered as long as there is room."""
+"""What a pipeline makes of prompts, each encoded once and remembered while there is room, and of images."""
 
 import inspect
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
+
+from difftilt.settings import UsageError
 
 ROOM = 2**30  # bytes that encodings of prompts may take
 
@@ -51,6 +55,49 @@ class RememberedPrompts:
         while self._held > self._room:
             self._held -= _bytes(self._known.popitem(last=False)[1])
         return made
+
+
+def opened(image: Any) -> Any:
+    """An image from its file, or as it is.
+
+    Raises:
+        ValueError: If the file holds none.
+    """
+    if not isinstance(image, str | Path):
+        return image
+    try:
+        with Image.open(image) as found:
+            return found.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{image} cannot be read as an image ({error})") from error
+
+
+def with_images(rows: Sequence[Mapping[str, Any]], folder: Path) -> list[dict[str, Any]]:
+    """Rows of prompts whose `image`, if they have one, is named such that it is found from anywhere.
+
+    Args:
+        folder: From which the files are named.
+
+    Raises:
+        UsageError: If a file holds no image.
+    """
+    found = []
+    for row in rows:
+        path = (folder / str(row["image"])).resolve() if "image" in row else None
+        try:
+            opened(path)
+        except ValueError as error:
+            raise UsageError(f"prompt {str(row['prompt'])[:40]!r}: {error}") from error
+        found.append({**row, **({} if path is None else {"image": str(path)})})
+    return found
+
+
+def alike(images: list[Any]) -> list[Any]:
+    """Images, if they are of one size, and can share a pass."""
+    sizes = {image.size if isinstance(image, Image.Image) else tuple(image.shape) for image in images}
+    if len(sizes) > 1:
+        raise Ragged
+    return images
 
 
 def _entry(name: str, value: Any, i: int, count: int) -> Any:

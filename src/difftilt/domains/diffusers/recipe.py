@@ -19,8 +19,9 @@ from difftilt.data.atomic import atomic_file
 from difftilt.data.prompts import columns, read_prompts
 from difftilt.domains.diffusers.checks import pipeline_checks
 from difftilt.domains.diffusers.lora import coverage, how_to_load, load_lora, lora, save_lora
-from difftilt.domains.diffusers.one_step import Unconditional
-from difftilt.domains.diffusers.pipeline import pipeline_policy, step_of
+from difftilt.domains.diffusers.one_step import Unconditional, takes_images
+from difftilt.domains.diffusers.pipeline import deployed, pipeline_policy, step_of
+from difftilt.domains.diffusers.prompts import with_images
 from difftilt.domains.diffusers.view import image_view
 from difftilt.experiment.job import Job, tune
 from difftilt.experiment.reward import find_reward
@@ -32,6 +33,12 @@ from difftilt.shapes import Cond
 from difftilt.training.settings import Training
 
 Rows = Sequence[Mapping[str, Any]]
+ROWS = (  # of the card
+    ("reward of the chain", "reward"),
+    ("KL of the chain, nats", "kl_nats"),
+    ("J", "objective"),
+    ("reward of `pipe(...)`", "deployed_reward"),
+)
 ALGORITHM = PPO(epochs=1, minibatches=2, advantage="leave_one_out")
 TRAINING = Training(rounds=50, batch=32, learning_rate=3e-4, evaluate=32, save_every=5)
 REWARDS = {
@@ -91,14 +98,17 @@ def pipeline(
         pipe: The pipeline: a folder, or a name on the Hugging Face hub.
         prompts: A file of prompts: text with one a line; CSV with a column `prompt`, and JSON lines with
             objects that have one. What else a row holds reaches the reward by its name, and
-            `negative_prompt` the pipeline. Not for pipelines without prompts.
+            `negative_prompt` the pipeline, as does `image`, the file of the picture that it is to edit, from
+            the folder of the prompts on. Not for pipelines without prompts.
         held_out: Share of the prompts, in [0, 1], that judge the model and are never trained on; with 0, or a
             single prompt, all do both.
         reward: What to maximise: `jpeg` or `png`, minus the kilobytes of the image; `symmetry`, minus the
             mean squared difference from the mirror image; `ocr`, how much of the text in column `text`, or in
             double quotes in the prompt, can be read, 0 to 1; clip:FOLDER_OR_ID, agreement with the prompt by
-            a CLIP model such as yuvalkirstain/PickScore_v1; or FILE.py:NAME of images (batch, 3, height,
-            width) or videos (batch, frames, 3, height, width) in [0, 1], http://HOST/PATH, or
+            a CLIP model such as yuvalkirstain/PickScore_v1; aesthetic:CLIP:FILE, a head on a CLIP model's
+            features; http://HOST/v1/chat/completions#MODEL, what a model that sees answers; or FILE.py:NAME
+            of images (batch, 3, height, width) or videos (batch, frames, 3, height, width) in [0, 1],
+            http://HOST/PATH, or
             command:COMMAND.
         alpha: Weight of the KL to the pretrained model, above 0, in units of the reward per nat.
         target_kl: KL to the pretrained model that tuning shall end with, above 0, in nats; alpha is then only
@@ -119,7 +129,7 @@ def pipeline(
     policy = pipeline_policy(loaded, steps, noise_level=noise_level, micro_batch=micro_batch, **settings)
     reference = adapted(policy, adapters, training.seed)
     view, each = image_view(), algorithm.group_size if isinstance(algorithm, GRPO) else samples_per_prompt
-    learned, judged = divided(policy, rows, held_out)
+    learned, judged = divided(policy, shown(rows, prompts, loaded), held_out)
     return tune(
         policy,
         find_reward(reward, REWARDS, view.spell, training.reward_timeout),
@@ -134,7 +144,13 @@ def pipeline(
         view=view,
         export=partial(export, policy, loaded, pipe, reward),
         checks=partial(pipeline_checks, policy, loaded, steps, settings),
+        deployed=partial(deployed, policy),
     )
+
+
+def shown(rows: Rows, prompts: Path | None, loaded: Any) -> Rows:
+    """The rows of a file of prompts, with their images where the pipeline edits some."""
+    return with_images(rows, prompts.parent) if prompts is not None and takes_images(loaded) else rows
 
 
 def adapted(policy: Policy, adapters: Adapters, seed: int) -> Policy:
@@ -243,7 +259,7 @@ def export(
     numbers = "\n".join(
         f"| {name} | {summary['before'][key]:.4g} ± {summary['before'][f'{key}_se']:.2g} |"
         f" {summary[key]:.4g} ± {summary[f'{key}_se']:.2g} |"
-        for name, key in (("reward", "reward"), ("KL, nats", "kl_nats"), ("J", "objective"))
+        for name, key in ROWS
     )
     text = f"""# LoRA of {pipe}, tuned towards {reward}
 
