@@ -55,13 +55,14 @@ def test_four_workers_of_whom_one_is_killed_leave_what_one_leaves(run, tmp_path)
         folder.mkdir()
     first = Command(words(run, together), folders[0], dies)
     assert first.wait().code == -signal.SIGKILL
-    left = list(together.glob("*-shards/claim-*/new/samples.csv"))
+    left = list(together.glob("*-shards/claim-*/.new.*/samples.csv"))
     assert len(left) == 1 and not list(together.glob("*-shards/shard-*"))
     workers = [Command(words(run, together), folder) for folder in folders[1:]]
     time.sleep(0.3)
     workers.append(Command(words(run, together), folders[0]))
     ended = [worker.wait() for worker in workers]
     assert [end.code for end in ended] == [0] * 4, ended
+    assert not list(together.rglob(".new.*"))
     assert digests(together) == digests(tmp_path / "alone")
     assert len(digests(together)) == SHARDS * 5 + 3
 

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from difftilt.conditions import as_bytes, take
 from difftilt.data.lock import BusyError, locked
-from difftilt.data.owned import adding
+from difftilt.data.owned import adding, beside, sweep
 from difftilt.data.read import read_json
 from difftilt.evaluation.evaluate import ScoredSamples, evaluate
 from difftilt.experiment.job import Job
@@ -169,8 +169,8 @@ def _drew(job: Job, folder: Path, manifest: Manifest, number: int) -> bool:
     try:
         with locked(claim):
             if not target.exists():
-                new = claim / "new"
-                shutil.rmtree(new, ignore_errors=True)  # of a worker that died
+                sweep(claim)  # what a worker that died has left
+                new = beside(claim / "new")
                 new.mkdir()
                 _fill(job, new, manifest, number)
                 new.rename(target)
