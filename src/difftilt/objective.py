@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate, groupby
 from typing import Any, ClassVar, cast
@@ -13,7 +13,7 @@ import torch.nn as nn
 from difftilt.answers import Filter, repeats, variance
 from difftilt.conditions import batch_size, deal
 from difftilt.guard import Guard, Reward, RewardError
-from difftilt.policy import Policy, Trajectory, chain, law
+from difftilt.policy import Decision, Policy, Trajectory, chain, law
 from difftilt.settings import check_settings
 from difftilt.shapes import Cond, Index, PerSample, PerStep, Sample, Scalar, Some, State, Step
 from difftilt.transition import Joined, Transition, rows_of
@@ -78,13 +78,26 @@ class Objective:
                 f"the reference takes {self.reference.steps} steps and the policy {policy.steps}; their KL"
                 " needs one number of steps"
             )
-        parts = [cond] if gradient or self.reward.overlap == 1 else deal(cond, self.reward.overlap)
-        drawn = []
-        for part in parts:
-            drawn.append(self._drawn(policy, part, gradient, keep))
+        drawn: list[_Drawn] = []
+        for part in [cond] if gradient or self.reward.overlap == 1 else deal(cond, self.reward.overlap):
+            drawn.append(now := _Drawn())
+            for d in chain(policy, part):
+                base = d.step if policy is self.reference else law(self.reference, d.x, d.t, part)
+                now.add(d, base, keep)
+            x_0 = now.states[-1]
+            if gradient and not x_0.is_floating_point():
+                raise ValueError(
+                    f"the reward has no gradient in states of type {x_0.dtype}; use an algorithm that needs"
+                    " none, such as ppo"
+                )
+            with torch.set_grad_enabled(gradient):
+                now.sample = policy.decode(x_0.requires_grad_(gradient), part)
             if part is not cond:
-                self.reward.prefetch(drawn[-1].sample, part, batch_size(cond))
-        whole = _side_by_side(drawn)
+                self.reward.prefetch(now.sample, part, batch_size(cond))
+        return self._judged(_side_by_side(drawn), cond, gradient, keep)
+
+    def _judged(self, whole: "_Drawn", cond: Cond, gradient: bool, keep: bool) -> "Experience":
+        """Chains with their rewards, but for those that have no valid one."""
         with torch.set_grad_enabled(gradient):
             reward, valid = self.score(whole.sample, cond)
             slope = torch.autograd.grad(reward.sum(), whole.states[-1])[0][valid] if gradient else None
@@ -101,37 +114,24 @@ class Objective:
         price = self.alpha * self.diversity(path.sample)
         return replace(seen, reward=seen.reward - price, earned=seen.reward)
 
-    def _drawn(self, policy: Policy, cond: Cond, gradient: bool, keep: bool) -> "_Drawn":
-        """Chains that nobody has judged yet; with gradients, x_0 has one through the decoder."""
-        states, log_prob, log_ratio, kl, kept = [], [], [], [], []
-        for d in chain(policy, cond):
-            base = d.step if policy is self.reference else law(self.reference, d.x, d.t, cond)
-            states.append(d.x_next)
-            log_prob.append(d.step.log_prob(d.x_next))
-            log_ratio.append(log_prob[-1] - base.log_prob(d.x_next))
-            kl.append(d.step.kl(base))
-            if keep:
-                kept.append(base)
-        if gradient and not states[-1].is_floating_point():
-            raise ValueError(
-                f"the reward has no gradient in states of type {states[-1].dtype}; use an algorithm that"
-                " needs none, such as ppo"
-            )
-        with torch.set_grad_enabled(gradient):
-            sample = policy.decode(states[-1].requires_grad_(gradient), cond)
-        return _Drawn(sample, states, log_prob, log_ratio, kl, kept)
 
-
-@dataclass(frozen=True)
+@dataclass
 class _Drawn:
     """Samples, and what belongs to each decision of their chains, decision by decision."""
 
-    sample: Sample
-    states: list[State]
-    log_prob: list[PerSample]
-    log_ratio: list[PerSample]
-    kl: list[PerSample]
-    kept: list[Transition]
+    sample: Sample = field(default_factory=lambda: torch.empty(0))
+    states: list[State] = field(default_factory=list)
+    log_prob: list[PerSample] = field(default_factory=list)
+    log_ratio: list[PerSample] = field(default_factory=list)
+    kl: list[PerSample] = field(default_factory=list)
+    kept: list[Transition] = field(default_factory=list)
+
+    def add(self, d: Decision, base: Transition, keep: bool) -> None:
+        self.states.append(d.x_next)
+        self.log_prob.append(d.step.log_prob(d.x_next))
+        self.log_ratio.append(self.log_prob[-1] - base.log_prob(d.x_next))
+        self.kl.append(d.step.kl(base))
+        self.kept += [base] * keep
 
 
 def _side_by_side(drawn: Sequence[_Drawn]) -> _Drawn:

@@ -40,10 +40,8 @@ from difftilt.experiment.record import VALUE, read_run, to_json, write_json
 from difftilt.settings import Count, UsageError
 from difftilt.training.distributed import accelerator_of, finish
 
-AGAIN = (
-    "TORCHELASTIC_RESTART_COUNT",
-    "SLURM_RESTART_COUNT",
-)  # how often a launcher has started this line anew
+# how often a launcher has started this line anew
+AGAIN = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
 SEEDS = "seeds.json"  # names the folders of one run over several seeds
 
 
@@ -86,7 +84,9 @@ def finetune_command(words: list[str]) -> None:
     if started_again:
         jobs = {folder: job} if options.seeds == 1 else _seeded(folder, recipe, settings, options.seeds)
         with watch.resumable(folder), going_on(list(jobs), first):
-            _tune(jobs, folder, accelerator)
+            for place, each in jobs.items():
+                conclude(finetune(each, place, accelerator), place)
+            _end(jobs, folder, accelerator)
         return
     sizes = plan(job, accelerator.num_processes, process=accelerator.process_index)
     if options.dry_run:
@@ -103,7 +103,9 @@ def finetune_command(words: list[str]) -> None:
         if options.seeds > 1 and first:
             write_json(folder / SEEDS, {"runs": [place.name for place in jobs]})
         accelerator.wait_for_everyone()
-        _tune(jobs, folder, accelerator)
+        for place, each in jobs.items():
+            conclude(finetune(each, place, accelerator), place)
+        _end(jobs, folder, accelerator)
 
 
 def _started_again() -> bool:
@@ -111,10 +113,8 @@ def _started_again() -> bool:
     return any(int(os.environ.get(name) or 0) > 0 for name in AGAIN)
 
 
-def _tune(jobs: Mapping[Path, Job], folder: Path, accelerator: Accelerator) -> None:
-    """Trains each job in its folder from where it stands, and compares them if there are several."""
-    for place, each in jobs.items():
-        conclude(finetune(each, place, accelerator), place)
+def _end(jobs: Mapping[Path, Job], folder: Path, accelerator: Accelerator) -> None:
+    """Compares jobs that are done, if there are several."""
     if len(jobs) > 1 and accelerator.is_main_process:
         show_comparison(list(jobs), folder)
     finish(accelerator)
