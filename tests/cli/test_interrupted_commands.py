@@ -16,6 +16,7 @@ import torch
 from commands import Command, Ended
 from killed import fingerprint
 
+from difftilt.cli import door
 from difftilt.cli import finetune as tuning
 from difftilt.domains.digits import pretrain
 from difftilt.evaluation import comparison
@@ -50,6 +51,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 # phase: (command, what is called then, which of its calls)
 Place = tuple[list[str], Any, str, int]
 RUNS: dict[str, Place] = {
+    "first steps": (TUNE, door, "_open_streams", 1),
     "start-up": (TUNE, tuning, "plan", 1),
     "first evaluation": (TUNE, sample, "evaluate", 1),
     "a reward of the first evaluation": (TUNE, Guard, "_call", 2),
@@ -121,7 +123,7 @@ def test_a_run_is_ended_in_a_phase_and_goes_on(phase, unbroken, tmp_path):
     number, folder = SIGNALS[list(RUNS).index(phase) % 3], tmp_path / "run"
     ended = Command([*words, "--out", str(folder)], tmp_path, hit(owner, name, call, [number])).wait()
     check(ended, number)
-    if phase == "start-up":
+    if phase in ("first steps", "start-up"):
         assert not folder.exists()
         return
     assert f"difftilt resume {folder}" in ended.said[0]

@@ -48,10 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: Those of the process by default, which then has no other purpose.
     """
-    if arguments is None:
-        enter()
-    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        if arguments is None:
+            enter()
+        words = list(sys.argv[1:] if arguments is None else arguments)
         try:
             choose_command(words)(words[1:])
         except SystemExit as stop:
