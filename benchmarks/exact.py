@@ -255,15 +255,7 @@ def main() -> None:
 def run(name: str, algorithm_name: str, seed: int) -> dict[str, Any]:
     """Trains once and measures exactly; the exact references are not part of the time."""
     task, entry = TASKS[name], ALGORITHMS[algorithm_name].for_task(name)
-    torch.manual_seed(seed)
-    reference, policy = task.chain(False), task.chain(True)
-    objective = Objective(task.reward, reference.requires_grad_(False), task.alpha)
-    algorithm, counter = entry.algorithm(), NetworkCalls()
-    wall, cpu = time.perf_counter(), time.process_time()
-    algorithm.setup(policy, unconditional(2))
-    with counter.watching(denoisers(policy, reference, algorithm)):
-        train(policy, objective, algorithm, entry, seed)
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    policy, objective, algorithm, cost = trained(task, entry, seed)
     with torch.no_grad():
         found, optimum, fixed = task.measure(policy, objective)
     gap, excess = ((level - found.objective.item()) / task.alpha for level in (optimum, fixed))
@@ -280,14 +272,30 @@ def run(name: str, algorithm_name: str, seed: int) -> dict[str, Any]:
         "reward": found.reward.item(),
         "kl_nats": found.kl.item(),
         "reward_calls": objective.reward.calls,
-        "network_calls": {"forward": counter.forward, "backward": counter.backward},
-        "seconds": wall,
-        "cpu_seconds": cpu,
+        **cost,
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         / (2**20 if sys.platform == "darwin" else 2**10),
         "settings": to_json(algorithm)
         | {k: v for k, v in vars(entry).items() if k not in ("algorithm", "on")},
     }
+
+
+def trained(task: Task, entry: Entry, seed: int) -> tuple[Policy, Objective, Algorithm, dict[str, Any]]:
+    """A task's chain, tuned; its problem, what tuned it, and the passes and seconds that this took."""
+    torch.manual_seed(seed)
+    reference, policy = task.chain(False), task.chain(True)
+    objective = Objective(task.reward, reference.requires_grad_(False), task.alpha)
+    algorithm, counter = entry.algorithm(), NetworkCalls()
+    wall, cpu = time.perf_counter(), time.process_time()
+    algorithm.setup(policy, unconditional(2))
+    with counter.watching(denoisers(policy, reference, algorithm)):
+        train(policy, objective, algorithm, entry, seed)
+    cost = {
+        "network_calls": {"forward": counter.forward, "backward": counter.backward},
+        "seconds": time.perf_counter() - wall,
+        "cpu_seconds": time.process_time() - cpu,
+    }
+    return policy, objective, algorithm, cost
 
 
 def train(policy: Policy, objective: Objective, algorithm: Algorithm, entry: Entry, seed: int) -> None:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 
 import torch
-from exact import ALGORITHMS, TASKS, train
+from exact import ALGORITHMS, TASKS, trained
 from review_experiments import as_world, learn
 from review_verdict import Claim, Measured, Prediction, Size, Table, cell
 from review_worlds import (
@@ -28,13 +28,11 @@ from review_worlds import train as train_job
 from difftilt.algorithms.choices import AnyAlgorithm
 from difftilt.algorithms.ppo import PPO
 from difftilt.algorithms.reward_weighted import RewardWeighted
-from difftilt.conditions import unconditional
 from difftilt.domains.utr.recipe import utr
 from difftilt.evaluation.evaluate import ScoredSamples, evaluate
 from difftilt.exact import grid
 from difftilt.experiment.job import Job
 from difftilt.networks.bundle import user_folder
-from difftilt.objective import Objective
 from difftilt.shapes import PerSample, Points
 from difftilt.training.alpha import expected_tilt
 from difftilt.training.settings import Training
@@ -171,15 +169,11 @@ def on_the_line(size: Size, seed: int, found: Measured) -> dict[str, float]:
     for method in RIVALS:
         entry = ALGORITHMS[method].for_task("gmm-x")
         entry = dataclasses.replace(entry, batch=size.of(512, 16), rounds=size.of(12, 1), ema=0.0)
-        torch.manual_seed(seed)
-        reference, policy = task.chain(False), task.chain(True)
-        objective = Objective(task.reward, reference.requires_grad_(False), task.alpha)
-        algorithm = entry.algorithm()
-        algorithm.setup(policy, unconditional(2))
-        train(policy, objective, algorithm, entry, seed)
+        policy, objective, *_ = trained(task, entry, seed)
         with torch.no_grad():
             axis = grid.Axis(-8, 8, 401)
-            now, start = (grid.evaluate(objective, each, axis).objective for each in (policy, reference))
+            chains = policy, objective.reference
+            now, start = (grid.evaluate(objective, each, axis).objective for each in chains)
         gain[method] = (now - start).item()
         found.reward_calls += objective.reward.calls
     return gain

@@ -8,16 +8,14 @@ import statistics
 from collections.abc import Iterator
 
 import torch
-from exact import ALGORITHMS, TASKS, train
+from exact import ALGORITHMS, TASKS, trained
 from landscape import RATE
 from learned import World, ensemble, make_world, measured
 from review_verdict import Claim, Measured, Prediction, Size, Table, cell
 from review_worlds import Tuned, Words, dna, tune_words
 
-from difftilt.conditions import unconditional
 from difftilt.data.landscape import GB1 as GB1_FILE
 from difftilt.data.store import locate
-from difftilt.objective import Objective
 from difftilt.rewards.ensemble import Ensemble
 from difftilt.rewards.learned import Prediction as Guess
 from difftilt.shapes import Points
@@ -134,12 +132,7 @@ def with_gradients(size: Size, found: Measured) -> Table:
                 ALGORITHMS[name].for_task("lqg16"), batch=size.of(512, 16), rounds=size.of(20, 2), ema=0.0,
                 learning_rate=5e-3,
             )  # fmt: skip
-            torch.manual_seed(seed)
-            reference, policy = task.chain(False), task.chain(True)
-            objective = Objective(task.reward, reference.requires_grad_(False), task.alpha)
-            algorithm = entry.algorithm()
-            algorithm.setup(policy, unconditional(2))
-            train(policy, objective, algorithm, entry, seed)
+            policy, objective, *_ = trained(task, entry, seed)
             with torch.no_grad():
                 held.append(task.measure(policy, objective))
             found.reward_calls += objective.reward.calls
