@@ -86,6 +86,16 @@ def test_a_lost_shard_is_drawn_again_to_the_same_bytes(run, tmp_path, capsys):
     assert digests(tmp_path) == whole
 
 
+@pytest.mark.parametrize("name", ["numbers.safetensors", "shard.json"])
+def test_a_damaged_shard_is_refused_by_name(name, run, tmp_path, capsys):
+    main(words(run, tmp_path))
+    path = next(tmp_path.glob(f"*-shards/shard-00003/{name}"))
+    path.write_bytes(b"{}")
+    capsys.readouterr()
+    said = refused(words(run, tmp_path), capsys)
+    assert str(path) in said and said.count("difftilt: ") == 1 and "Traceback" not in said
+
+
 def refused(line: list[str], capsys) -> str:
     with pytest.raises(SystemExit):
         main(line)

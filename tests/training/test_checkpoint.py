@@ -11,6 +11,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from faults import at_operation
+from safetensors.torch import save_file
 from toy_run import Job, make_policy, remains
 
 from difftilt.training.checkpoint import CheckpointError, CheckpointWarning, Snapshot, newest, read, save
@@ -190,6 +191,21 @@ def test_loading_prefers_the_average(run):
         assert torch.equal(policy.get_parameter(name), average)
         assert torch.equal(plain.get_parameter(name), read(path, "policy")[name])
     assert not torch.equal(*(p.network.get_parameter("layers.0.weight") for p in (policy, plain)))
+
+
+def test_a_file_of_the_users_beside_the_weights_is_no_part_of_them(run):
+    path = run / "checkpoints" / "round-000004"
+    before = read(path, "policy")
+    shutil.copy(path / "policy.safetensors", path / "policy-old.safetensors")
+    assert all(torch.equal(x, before[name]) for name, x in read(path, "policy").items())
+
+
+@pytest.mark.parametrize("other", [{"b": torch.ones(1)}, {"a": torch.ones(1, 3)}])
+def test_parts_that_do_not_belong_together_are_refused_by_name(other, tmp_path):
+    save_file({"a": torch.ones(2, 2)}, tmp_path / "policy-0.safetensors")
+    save_file(other, tmp_path / "policy-1.safetensors")
+    with pytest.raises(CheckpointError, match=r"policy-0.safetensors and .*policy-1.safetensors do not"):
+        read(tmp_path, "policy")
 
 
 def test_trees_come_back_as_they_were():

@@ -78,7 +78,9 @@ def finetune_command(words: list[str]) -> None:
     name = to_json(job.algorithm)["name"].rpartition(":")[2]
     folder = options.out or Path("runs") / f"{recipe.rpartition(':')[2]}-{name}"
     check_writable(folder)
-    started_again = _started_again() and any((folder / name).exists() for name in (RUN, SEEDS))
+    started_again = (
+        not options.dry_run and _started_again() and any((folder / name).exists() for name in (RUN, SEEDS))
+    )
     accelerator = accelerator_of(job.training)
     first = accelerator.is_main_process
     if started_again:

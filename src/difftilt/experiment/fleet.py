@@ -18,17 +18,18 @@ from typing import Any, TypedDict
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from difftilt.conditions import as_bytes, take
 from difftilt.data.lock import BusyError, locked
 from difftilt.data.owned import adding, beside, sweep
-from difftilt.data.read import read_json
+from difftilt.data.read import read_json, read_tensors
 from difftilt.evaluation.evaluate import ScoredSamples, evaluate
 from difftilt.experiment.job import Job
 from difftilt.experiment.record import write_json
 from difftilt.experiment.sample import keep
 from difftilt.policy import Policy
+from difftilt.shapes import Cond
 from difftilt.training.manifest import versions
 from difftilt.training.seeds import DEALER, EVALUATION, seed_round
 
@@ -42,6 +43,12 @@ class Shard(TypedDict):
     first: int
     count: int
     seed: int
+
+
+class Spent(Shard):
+    """`shard.json`: what it is, and the reward calls that it took."""
+
+    reward_calls: int
 
 
 class Manifest(TypedDict):
@@ -95,9 +102,12 @@ def work(job: Job, folder: Path, manifest: Manifest, only: int | None = None) ->
     _enter(folder, manifest)
     torch.set_num_threads(job.training.threads)
     numbers = range(len(manifest["shards"])) if only is None else [only]
+    seed_round(manifest["about"]["seed"], EVALUATION, DEALER)
+    last = manifest["shards"][-1]
+    every = job.judging(last["first"] + last["count"])
     while True:
         missing = [k for k in numbers if not shard_at(folder, k).exists()]
-        drew = [k for k in missing if _drew(job, folder, manifest, k)]
+        drew = [k for k in missing if _drew(job, folder, manifest["shards"][k], every, k)]
         if only is not None or not missing:
             return all(shard_at(folder, k).exists() for k in range(len(manifest["shards"])))
         if not drew:
@@ -136,13 +146,13 @@ def merge(job: Job, manifest: Manifest, place: Path) -> dict[str, Any]:
                 head = rows.readline()
                 table.write(b"" if number else head)
                 shutil.copyfileobj(rows, table)
-    parts = [load_file(shard / NUMBERS) for shard in places]
+    parts = [read_tensors(shard / NUMBERS) for shard in places]
     columns = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     reward, kl = columns.pop("reward"), columns.pop("kl_nats")
     gold = {name: columns[name] for name in job.gold}
     said = {name[5:]: x for name, x in columns.items() if name.startswith("part ")}
     seen = ScoredSamples(torch.empty(len(reward), 0), reward, kl, gold, job.objective.alpha, said)
-    calls = sum(read_json(shard / SHARD)["reward_calls"] for shard in places)
+    calls = sum(read_json(shard / SHARD, Spent)["reward_calls"] for shard in places)
     return seen.summary() | {"shards": len(places), "reward_calls": calls}
 
 
@@ -163,8 +173,12 @@ def _enter(folder: Path, manifest: Manifest) -> None:
     )
 
 
-def _drew(job: Job, folder: Path, manifest: Manifest, number: int) -> bool:
-    """Draws a shard, unless another worker is at it or has done it."""
+def _drew(job: Job, folder: Path, shard: Shard, every: Cond, number: int) -> bool:
+    """Draws a shard, unless another worker is at it or has done it.
+
+    Args:
+        every: The conditions of all shards.
+    """
     target, claim = shard_at(folder, number), folder / f"claim-{number:05d}"
     try:
         with locked(claim):
@@ -172,18 +186,16 @@ def _drew(job: Job, folder: Path, manifest: Manifest, number: int) -> bool:
                 sweep(claim)  # what a worker that died has left
                 new = beside(claim / "new")
                 new.mkdir()
-                _fill(job, new, manifest, number)
+                _fill(job, new, shard, every)
                 new.rename(target)
         return True
     except BusyError:
         return False
 
 
-def _fill(job: Job, new: Path, manifest: Manifest, number: int) -> None:
+def _fill(job: Job, new: Path, shard: Shard, every: Cond) -> None:
     """Writes what a shard holds."""
-    shard, whole, guard = manifest["shards"][number], manifest["shards"][-1], job.objective.reward
-    seed_round(manifest["about"]["seed"], EVALUATION, DEALER)
-    every = job.judging(whole["first"] + whole["count"])
+    guard = job.objective.reward
     rows, calls = torch.arange(shard["first"], shard["first"] + shard["count"]), guard.calls
     seen = evaluate(job.policy, job.objective, take(every, rows), job.gold, seed=shard["seed"])
     keep(job, seen, new / TABLE.removesuffix(".csv"), clusters=False)

@@ -141,13 +141,14 @@ def read(checkpoint: Path, name: str, hint: Any = Any) -> Tree:
         CheckpointError: If it is something else, or if tensors hold NaN.
     """
     tensors_file, plain_file = checkpoint / f"{name}.safetensors", checkpoint / f"{name}.json"
-    parts = sorted(checkpoint.glob(f"{name}-*.safetensors"), key=lambda part: int(part.stem[len(name) + 1 :]))
+    parts = [part for part in checkpoint.glob(f"{name}-*.safetensors") if PART.fullmatch(part.name)]
+    parts.sort(key=lambda part: int(part.stem.rpartition("-")[2]))
     if not tensors_file.exists() and not plain_file.exists() and not parts:
         return None
     try:
         tensors = read_tensors(tensors_file) if tensors_file.exists() else {}
         if parts:
-            tensors |= _joined([read_tensors(part) for part in parts])
+            tensors |= _joined(parts)
         plain = parse_json(read_bytes(plain_file), plain_file) if plain_file.exists() else None
     except UnreadableError as error:
         raise CheckpointError(str(error)) from None
@@ -165,9 +166,13 @@ def read(checkpoint: Path, name: str, hint: Any = Any) -> Tree:
         raise CheckpointError(f"{plain_file} and {tensors_file} do not belong together") from None
 
 
-def _joined(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+def _joined(files: Sequence[Path]) -> dict[str, Tensor]:
     """Whole tensors from the rows that each process held."""
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    parts = [read_tensors(file) for file in files]
+    try:
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    except (KeyError, RuntimeError):  # other names, or other shapes
+        raise CheckpointError(f"{files[0]} and {files[-1]} do not belong together") from None
 
 
 def run_of_newest(folder: Path) -> tuple[int, dict[str, Any]] | None:

@@ -153,13 +153,15 @@ def _average_gradients(
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     for p, gradient in zip(parameters, gradients, strict=True):
         p.grad = gradient
-    whole = [g for g in gradients if part_of(g) is None]  # parts are means already
+    parts = [g for g in gradients if part_of(g) is not None]  # they are means already
+    whole = [g for g in gradients if part_of(g) is None]
     if accelerator.num_processes > 1 and whole:
         flat = torch.cat([g.flatten() for g in whole])
         flat = cast(Tensor, accelerator.reduce(flat, "mean"))
         for g, part in zip(whole, flat.split([g.numel() for g in whole]), strict=True):
             g.copy_(part.view_as(g))
     if rescale != 1:
-        for g in gradients:
+        torch._foreach_mul_(whole, rescale)
+        for g in parts:
             g.mul_(rescale)
     return clip(parameters, max_norm)
