@@ -166,7 +166,12 @@ def rows_as_bytes(x: Tensor) -> list[bytes]:
 def context(cond: Cond) -> Index:
     """A small number per sample, equal where all conditions are equal."""
     keys = context_keys(cond)
-    numbers = {key: i for i, key in enumerate(dict.fromkeys(keys))}
+    return numbered(keys, keys)
+
+
+def numbered(keys: Sequence[str], among: Sequence[str]) -> Index:
+    """Where each key comes among those that differ."""
+    numbers = {key: i for i, key in enumerate(dict.fromkeys(among))}
     return torch.tensor([numbers[key] for key in keys])
 
 

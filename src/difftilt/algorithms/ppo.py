@@ -16,7 +16,7 @@ import torch
 from difftilt.algorithms import advantages
 from difftilt.algorithms.minibatches import minibatches
 from difftilt.conditions import context_keys
-from difftilt.data.across import context, gathered, keys_of
+from difftilt.data.across import context, gathered, gathered_keys
 from difftilt.objective import Algorithm, Experience, Loss, Objective, to_go
 from difftilt.policy import Policy, check_ratio, decide
 from difftilt.settings import Count
@@ -132,7 +132,7 @@ class PPO(Algorithm):
         known = [self.history[key] for key in keys]
         every = gathered(seen.reward)
         mean = [sum(h) / len(h) if len(h) >= MIN_HISTORY else every.mean().item() for h in known]
-        for key, reward in zip(keys_of(seen.path.cond), every.tolist(), strict=True):
+        for key, reward in zip(gathered_keys(keys), every.tolist(), strict=True):
             self.history[key].append(reward)
         return seen.reward.new_tensor(mean)
 

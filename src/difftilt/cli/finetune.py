@@ -27,6 +27,7 @@ from difftilt.cli.runs import (
     taken,
     taking,
 )
+from difftilt.cli.submit import REQUEUED
 from difftilt.cli.tables import show_json, show_numbers
 from difftilt.cli.value import resume_value
 from difftilt.data.owned import RUN
@@ -41,7 +42,7 @@ from difftilt.settings import Count, UsageError
 from difftilt.training.distributed import accelerator_of, finish
 
 # how often a launcher has started this line anew
-AGAIN = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
+AGAIN = ("TORCHELASTIC_RESTART_COUNT", REQUEUED)
 SEEDS = "seeds.json"  # names the folders of one run over several seeds
 
 

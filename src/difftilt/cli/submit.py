@@ -16,7 +16,7 @@ from difftilt.settings import Count, Natural, Positive, UsageError
 
 JOBS = ("finetune", "resume", "sample", "value", "pretrain", "reward")  # what can be submitted
 PORT, POLL = 29500, 0.2  # where machines meet; seconds between two looks
-AGAIN = "SLURM_RESTART_COUNT"  # by which `difftilt finetune` knows that it goes on
+REQUEUED = "SLURM_RESTART_COUNT"  # by which `difftilt finetune` knows that it goes on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Launch:
 
         job, variables = submitit.JobEnvironment(), dict(os.environ)
         if self.again:
-            variables.setdefault(AGAIN, "1")
+            variables.setdefault(REQUEUED, "1")
         line = command(self.words, self.options, job.hostnames[0], job.job_id)
         print("difftilt submit:", *line, flush=True)
         self.child = subprocess.Popen(line, env=variables)

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from difftilt.conditions import context_keys
+from difftilt.conditions import context_keys, numbered
 from difftilt.shapes import Cond, Index
 
 _together = False  # a process is in one process group
@@ -48,9 +48,8 @@ def gathered(x: Tensor, dim: int = -1) -> Tensor:
     return whole.movedim(0, dim).to(x.device)
 
 
-def keys_of(cond: Cond) -> list[str]:
-    """A lasting hash of each sample's conditions, those of all processes."""
-    keys = context_keys(cond, lasting=True)
+def gathered_keys(keys: list[str]) -> list[str]:
+    """The lasting hashes of the conditions of all processes' samples, given one's own."""
     if not _together:
         return keys
     rows = torch.tensor([list(bytes.fromhex(key)) for key in keys], dtype=torch.uint8)
@@ -60,5 +59,4 @@ def keys_of(cond: Cond) -> list[str]:
 def context(cond: Cond) -> Index:
     """A small number per sample, equal where all conditions are equal, in whatever process."""
     keys = context_keys(cond, lasting=_together)
-    numbers = {key: i for i, key in enumerate(dict.fromkeys(keys_of(cond) if _together else keys))}
-    return torch.tensor([numbers[key] for key in keys])
+    return numbered(keys, gathered_keys(keys))
