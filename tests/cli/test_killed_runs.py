@@ -1,5 +1,6 @@
 """A run of a recipe, at its defaults or under a constraint, is killed, goes on as if unbroken, is sampled."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,11 @@ RUNS = {
     "utr": ["utr"],
     "utr, its KL constrained": ["utr", "--target-kl", "0.5"],
 }
+KIND = {words[0]: words for name, words in RUNS.items() if "," not in name}  # each recipe as it is
+BLIND = """
+def charge(sequences, cond):
+    return [sum({"K": 1.0, "D": -1.0}.get(letter, 0.0) for letter in sequence) for sequence in sequences]
+"""
 QUICK = ("digits", "dna", "sequences", "molecules")  # the others are variants of these
 SHORT = ["--rounds", "3", "--batch", "32", "--evaluate", "32", "--save-every", "1"]
 
@@ -61,6 +67,22 @@ def test_a_killed_run_goes_on_and_is_sampled(name, home, tmp_path):
     assert seen["killed"] and seen["resumed"] and not differences(folder, whole), seen
     ended = Command(["sample", str(folder), "--count", "8"], tmp_path).wait()
     assert ended.code == 0 and "samples:" in ended.out, ended
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in KIND]
+)
+def test_a_reward_that_tells_no_samples_apart_is_named(name, home, tmp_path):
+    """As one that takes tokens for letters: nothing raises, and every sample gets 0."""
+    (tmp_path / "blind.py").write_text(BLIND)
+    words = ["finetune", *(word.replace("{home}", str(home)) for word in KIND[name])]
+    ended = Command(
+        [*words, *SHORT, "--reward", f"{tmp_path}/blind.py:charge", "--out", str(tmp_path / "run")], tmp_path
+    ).wait()
+    told = "the reward is 0 for all 32 samples of the pretrained model"
+    assert ended.code == 0 and told in ended.err, ended
+    assert told in json.loads((tmp_path / "run" / "summary.json").read_text())["warnings"][0]
+    assert told in (tmp_path / "run" / "report.html").read_text()
 
 
 BEGINNINGS = {

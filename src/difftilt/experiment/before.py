@@ -17,7 +17,7 @@ from difftilt.experiment.job import Job
 from difftilt.experiment.record import write_json
 from difftilt.experiment.sample import judge
 from difftilt.shapes import PerSample
-from difftilt.training.alpha import meaning_of_alpha, starting_alpha
+from difftilt.training.alpha import meaning_of_alpha, sameness, starting_alpha
 from difftilt.training.tree import Packed, pack, unpack
 
 
@@ -28,7 +28,7 @@ def measured_before(job: Job, folder: Path, accelerator: Accelerator) -> dict[st
         seen, row = judge(job, folder, "before")
         row |= {
             "expected": expectations(seen),
-            "warnings": _warnings(job),
+            "warnings": _warnings(job, seen.reward),
             "start_alpha": _start_alpha(job, seen.reward),
         }
         kept = pack(job.objective.reward.state_dict())
@@ -68,10 +68,9 @@ def _start_alpha(job: Job, rewards: PerSample) -> float:
     return start.alpha
 
 
-def _warnings(job: Job) -> list[str]:
+def _warnings(job: Job, rewards: PerSample) -> list[str]:
     """What is wrong with the problem itself, in sentences, as far as it was asked to be measured."""
-    starts = job.training.check_start
-    if not starts:
-        return []
-    warning = frozen_start_warning(job.policy, job.objective, job.cond(1), starts)
-    return [warning] if warning else []
+    starts, found = job.training.check_start, [sameness(rewards)]
+    if starts:
+        found.append(frozen_start_warning(job.policy, job.objective, job.cond(1), starts))
+    return [warning for warning in found if warning]

@@ -112,12 +112,26 @@ def meaning_of_alpha(rewards: Tensor, alpha: float) -> str:
     """What alpha asks for, in a sentence, and a second one that warns where it suits the reward badly."""
     if (count := int(rewards.isfinite().sum())) < FEWEST_REWARDS:
         return f"got {count} rewards, too few to tell what alpha {alpha:.3g} asks for"
+    if same := sameness(rewards):
+        return same
     tilt = expected_tilt(rewards, alpha)
     sentence = (
         f"alpha {alpha:.3g} asks for a policy {tilt.kl_nats:.2g} ± {tilt.kl_nats_se:.1g} nats from the"
         f" pretrained model, as {tilt.samples} samples tell"
     )
     return f"{sentence}; {tilt.warning}" if tilt.warning else sentence
+
+
+def sameness(rewards: Tensor) -> str | None:
+    """What is wrong with a reward that tells no samples apart, in a sentence, if it does not."""
+    finite = rewards[rewards.isfinite()]
+    if len(finite) < FEWEST_REWARDS or (finite != finite[0]).any():
+        return None
+    return (
+        f"the reward is {finite[0].item():g} for all {len(finite)} samples of the pretrained model, so"
+        " nothing tells which are better; if it should, look at what it is given: a function of (samples,"
+        " conditions) gets tensors, one of (samples) alone gets lines of text where samples can be written so"
+    )
 
 
 def _boundary(beyond: Callable[[float], bool], spread: float) -> float:
