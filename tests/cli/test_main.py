@@ -218,6 +218,13 @@ def test_the_same_seed_is_the_same_run(tmp_path):
 
 
 @pytest.mark.parametrize("name", RECIPES)
+def test_settings_that_do_not_go_together_are_named_first(name, capsys):
+    given = {"pipeline": ["--pipe", "x"], "sequences": ["--model", "x", "--reward", "x"]}.get(name, [])
+    code, said = outcome(["finetune", name, *given, "--reward-overlap", "4"], capsys)
+    assert code == 2 and said.startswith("difftilt: got reward_overlap 4, but no workers"), said
+
+
+@pytest.mark.parametrize("name", RECIPES)
 def test_failures_can_be_treated_in_every_way_in_every_recipe(name):
     """A recipe that penalises them by default can stop at them or leave them out by one option."""
     for words, penalty in {("stop",): None, ("drop",): None, ("penalty", "--penalty", "-2"): -2.0}.items():

@@ -187,6 +187,7 @@ REFUSED = {
     "nothing": ("\n \n", "is empty"),
     "all bad": ("sequence,score\nACGT,x\nACGA,y\n", "2 of 2 rows cannot be used"),
     "no letters": ("sequence,score\nA-1,1\nB-2,2\n", "are not of DNA, RNA or protein"),
+    "odd letters": ("sequence,score\nACGT,1\nAC?T,2\n", "such as 'AC?T' are not of DNA, RNA or protein"),
     "workbook": (b"", "is a workbook of Excel: save its sheet as CSV"),
     "picture": (b"\x89PNG\r\n\x1a\n\x00\x00", "holds no text"),
     "damaged": (gzip.compress(b"sequence,score\n" * 99)[:40], "the file is damaged"),

@@ -240,6 +240,7 @@ def sentence(box: str) -> str:
     plain = re.sub(r"[\u2500-\u257f]|-{4,}|\x1b\[[0-9;]*m", " ", box)
     lines = [" ".join(line.split()) for line in plain.splitlines() if line.strip()]
     text = " ".join(lines[1:] or lines)  # the first line is the box's title
+    text = re.sub(r"^Error parsing [\w.-]+: ", "", text)  # what follows names the settings itself
     return re.sub(r"(?<![.:;,]) (?=(Available|Perhaps|Argument|For) )", "; ", text)
 
 

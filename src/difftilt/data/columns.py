@@ -111,11 +111,15 @@ def score_column(header: list[str], body: Table, asked: str | None, sequence: in
 
 def letters_in(cells: Sequence[str]) -> tuple[str, tuple[str, ...]]:
     """The kind of sequences in a column, and their letters."""
-    kinds = [_kind(cell) for cell in cells if cell]
+    held = [cell for cell in cells if cell]
+    kinds = [_kind(cell) for cell in held]
     most = max(set(kinds), key=kinds.count) if kinds else ""
     if not most or kinds.count(most) <= MOST * len(kinds):
+        odd = next(
+            (cell for cell, kind in zip(held, kinds, strict=True) if not kind or most not in ("", kind)), ""
+        )
         raise ValueError(
-            f"sequences such as {next(filter(None, cells), '')[:40]!r} are not of DNA, RNA or protein: name a"
+            f"sequences such as {odd[:40]!r} are not of DNA, RNA or protein: name a"
             " file of their tokens with --alphabet"
         )
     text = "".join(cells).upper()
