@@ -164,9 +164,9 @@ def measure(name: str, tiny: bool, compiled: bool) -> dict[str, Any]:
     if gpu:
         torch.cuda.reset_peak_memory_stats()
     took = [seconds(a_round) for _ in range(1 if tiny else 3)]
-    # drawn by policy and reference, then once more in parts, which are computed again for their gradient
+    # drawn by policy and reference, then once more with its gradient
     parts = policy.steps * BATCH / MICRO
-    passes = 2 * parts * forward + parts * (forward + both)
+    passes = 2 * parts * forward + parts * both
     peak = torch.cuda.max_memory_allocated() if gpu else None
     plan = fixed + MICRO * row
     return {

@@ -43,7 +43,7 @@ class AdjointMatching(Algorithm):
         seen = objective.sample(policy, cond, gradient=True, keep=True)
         adjoint = self._adjoint(seen, objective.reference).flatten(0, 1)
         for _ in range(self.epochs):
-            for index, share in minibatches(seen.path, self.minibatches, self.share):
+            for index, share in minibatches(policy, seen.path, self.minibatches, self.share):
                 base = _gaussian(seen.base(index))
                 step = _gaussian(decide(policy, seen.path.transitions(index)))
                 shift = (step.mean - base.mean) / base.std - base.std * adjoint[index] / objective.alpha

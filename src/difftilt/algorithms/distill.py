@@ -69,7 +69,7 @@ class Distill(Algorithm):
         samples, decisions = len(weight), policy.steps + 1
         for _ in range(self.epochs):
             for minibatch in deal_rows(decisions, samples, self.minibatches, device=weight.device):
-                for index, share in parts(minibatch, steered.x_0):
+                for index, share in parts(policy, minibatch, steered.x_0):
                     cost = self._cost(policy, steered, index)
                     yield Loss((weight[index % samples] * cost).mean() * decisions, stats, share)
 

@@ -1,16 +1,21 @@
-"""The rows of a gradient step, dealt at random, and in parts of the size that a CPU is quickest with."""
+"""The rows of a gradient step, dealt at random, and in parts that pass the network at once."""
 
 from collections.abc import Iterator
 
+import torch
+
 from difftilt.conditions import deal_rows
-from difftilt.policy import Trajectory
+from difftilt.networks.micro_batch import MicroBatch
+from difftilt.policy import Policy, Trajectory
 from difftilt.shapes import Index, State
 
 AT_ONCE = 16384  # numbers in the states that pass a network at once on a CPU, whose caches hold no more
 LEAST = 8  # rows at once, however large their states are
 
 
-def minibatches(path: Trajectory, count: int, share: float = 1.0) -> Iterator[tuple[Index, float]]:
+def minibatches(
+    policy: Policy, path: Trajectory, count: int, share: float = 1.0
+) -> Iterator[tuple[Index, float]]:
     """Shuffles the rows of the (decision, chain) table and deals a share of them into minibatches.
 
     Args:
@@ -21,19 +26,29 @@ def minibatches(path: Trajectory, count: int, share: float = 1.0) -> Iterator[tu
     """
     decisions, batch = path.log_prob.shape
     for index in deal_rows(decisions, batch, count, share, device=path.log_prob.device):
-        yield from parts(index, path.states[0])
+        yield from parts(policy, index, path.states[0])
 
 
-def parts(index: Index, x: State) -> Iterator[tuple[Index, float]]:
+def parts(policy: Policy, index: Index, x: State) -> Iterator[tuple[Index, float]]:
     """The rows of a minibatch in the parts that pass the network at once, and the share of each.
 
-    Every part holds rows of all decisions. An accelerator takes all rows; `MicroBatch` bounds what it holds.
+    They are those of the policy's `MicroBatch`, which so need not compute anything again for the gradient.
+    Without one, an accelerator takes all rows, and a CPU as many as it is quickest with. Rows of x_T pass no
+    network; every part has some of them.
 
     Args:
-        x: Some states, for their size and device.
+        index: Rows of the (decision, chain) table, decision by decision.
+        x: A state of each chain.
     """
-    rows = max(AT_ONCE // x[0].numel(), LEAST) if x.device.type == "cpu" else len(index)
-    count, ordered = -(-len(index) // rows), index.sort().values
-    for k in range(count):
-        part = ordered[k::count]
+    ordered = index.sort().values
+    start, later = ordered[ordered < len(x)], ordered[ordered >= len(x)]
+    bound = next((module for module in policy.modules() if isinstance(module, MicroBatch)), None)
+    if bound is not None and len(later):
+        passes = bound.parts(later // len(x))
+        pieces = [torch.cat([start[k :: len(passes)], later[rows]]) for k, rows in enumerate(passes)]
+    else:
+        rows = max(AT_ONCE // x[0].numel(), LEAST) if x.device.type == "cpu" else len(index)
+        count = -(-len(index) // rows)
+        pieces = [ordered[k::count] for k in range(count)]
+    for part in pieces:
         yield part, len(part) / len(index)

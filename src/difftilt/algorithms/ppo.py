@@ -88,7 +88,7 @@ class PPO(Algorithm):
         dimensions = path.states[0, 0].numel() if self.clip_per_dim else 1
 
         for _ in range(self.epochs):
-            for index, share in minibatches(path, self.minibatches):
+            for index, share in minibatches(policy, path, self.minibatches):
                 rows = path.transitions(index)
                 step = decide(policy, rows)
                 log_w = step.log_prob(rows.x_next) - path.log_prob.flatten()[index]

@@ -74,7 +74,7 @@ class RewardWeighted(Algorithm):
         )
         ess = effective_share(gathered(weight.mean(0)).log()[None])[0]
         for _ in range(self.epochs):
-            for index, share in minibatches(seen.path, self.minibatches):
+            for index, share in minibatches(policy, seen.path, self.minibatches):
                 cost = self._cost(policy, seen, index)
                 loss = (weight.flatten()[index] * cost).mean() * len(seen.kl)
                 yield Loss(loss, seen.stats() | {"ess": ess}, share)

@@ -15,7 +15,8 @@ from difftilt.shapes import Cond, Index, Output, State
 class MicroBatch(nn.Module):
     """Runs a network on `size` rows at a time: the same result, with the activations of `size` rows.
 
-    Where gradients flow, each part is computed again in the backward pass instead of being kept.
+    Where gradients flow through several parts, each is computed again in the backward pass instead of being
+    kept; losses over rows ask for one part at a time.
 
     Args:
         network: Maps (x, time, cond) to its prediction.
@@ -31,11 +32,14 @@ class MicroBatch(nn.Module):
         self.network, self.size, self.one_time = network, size, one_time
 
     def forward(self, x: State, time: Tensor, cond: Cond) -> Output:
-        groups = [torch.arange(len(x), device=x.device)]
+        return in_parts(lambda rows: self.network(x[rows], time[rows], take(cond, rows)), self.parts(time))
+
+    def parts(self, time: Tensor) -> list[Index]:
+        """The rows that pass together, of all rows with these times."""
+        groups = [torch.arange(len(time), device=time.device)]
         if self.one_time:
             groups = [(time == value).nonzero()[:, 0] for value in time.unique()]
-        parts = [part for rows in groups for part in rows.split(self.size or len(rows))]
-        return in_parts(lambda rows: self.network(x[rows], time[rows], take(cond, rows)), parts)
+        return [part for rows in groups for part in rows.split(self.size or len(rows))]
 
 
 def in_parts(run: Callable[[Index], Any], parts: Sequence[Index]) -> Any:
