@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed import TCPStore
+from torch.distributed.rendezvous import rendezvous
 from toy_run import Job, remains, rounds_saved
 from two_processes import BATCH, LEARN, ROUNDS
 
 from difftilt.conditions import unconditional
-from difftilt.training.distributed import make_accelerator
+from difftilt.training.distributed import FRESH, make_accelerator
 
 SCRIPT = Path(__file__).parent / "two_processes.py"
 
@@ -65,6 +67,23 @@ def test_two_processes_are_one_run(ram):
     assert [(ram / f"preempted-{rank}").read_text() for rank in (0, 1)] == ["4 4", "4 4"]
     assert remains(ram / "broken") == remains(ram / "whole")
     assert {"process-0.json", "process-1.json"} <= remains(ram / "whole").keys()
+
+
+def test_a_restarted_job_does_not_see_what_dead_processes_left_in_the_store(monkeypatch):
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    for name, value in {
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "RANK": "0", "WORLD_SIZE": "1",
+        "TORCHELASTIC_USE_AGENT_STORE": "True", "GROUP_WORLD_SIZE": "1",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    seen = []
+    for attempt in "0", "1", "0":
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", attempt)
+        mine, rank, size = next(rendezvous(f"{FRESH}://", rank=0, world_size=1))
+        seen.append(mine.check(["address"]))
+        mine.set("address", attempt)
+        assert (rank, size) == (0, 1)
+    assert seen == [False, False, True]
 
 
 def test_processes_that_do_not_find_each_other_are_refused(monkeypatch):

@@ -7,7 +7,7 @@ one.) They must share the run's folder.
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, cast
 
@@ -16,12 +16,33 @@ import torch.nn as nn
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, DynamoBackend, InitProcessGroupKwargs, broadcast, gather
 from torch import Tensor
+from torch.distributed import PrefixStore, Store
+from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 
 from difftilt.networks.forward import passes_changed
 from difftilt.training.settings import Precision, Training
 from difftilt.training.sharding import part_of
+from difftilt.training.signals import plain_signals
 
 SHARED = (DistributedType.NO, *(kind for kind in DistributedType if kind.value.startswith("MULTI_")))
+
+
+FRESH = "fresh"  # a scheme of rendezvous
+
+
+def _fresh(url: str, **settings: Any) -> Iterator[tuple[Store, int, int]]:
+    """That of torchrun, apart from what processes of an earlier attempt left in the store.
+
+    torchrun keeps one store for all attempts of a job, in which a process may find where one that is dead
+    listened. Several nodes count their attempts each for themselves, so they cannot be told apart by them.
+    """
+    store, rank, size = next(rendezvous(url.replace(FRESH, "env", 1), **settings))
+    alone = os.environ.get("GROUP_WORLD_SIZE", "1") == "1"
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if alone else "of several nodes"
+    yield PrefixStore(f"attempt {attempt}", store), rank, size
+
+
+register_rendezvous_handler(FRESH, _fresh)
 
 
 def make_accelerator(mixed_precision: Precision = "no", timeout_minutes: float = 60.0) -> Accelerator:
@@ -34,11 +55,13 @@ def make_accelerator(mixed_precision: Precision = "no", timeout_minutes: float =
     _check_precision(mixed_precision)
     if not timeout_minutes > 0:
         raise ValueError(f"the time-out must be above 0 minutes, but got {timeout_minutes}")
-    wait = InitProcessGroupKwargs(timeout=timedelta(minutes=timeout_minutes))
-    accelerator = Accelerator(
-        mixed_precision=mixed_precision, cpu=not torch.cuda.is_available(), kwargs_handlers=[wait]
-    )
-    if accelerator.num_processes != (asked := int(os.environ.get("WORLD_SIZE", "1"))):
+    wait = InitProcessGroupKwargs(init_method=f"{FRESH}://", timeout=timedelta(minutes=timeout_minutes))
+    asked = int(os.environ.get("WORLD_SIZE", "1"))
+    with plain_signals() if asked > 1 else nullcontext():
+        accelerator = Accelerator(
+            mixed_precision=mixed_precision, cpu=not torch.cuda.is_available(), kwargs_handlers=[wait]
+        )
+    if accelerator.num_processes != asked:
         raise ValueError(
             f"{asked} processes were started, but they found {accelerator.num_processes}; use torchrun"
         )
