@@ -12,6 +12,7 @@ from difftilt.experiment.reward import find_reward
 from difftilt.guard import Reward
 from difftilt.rewards import molecule
 from difftilt.rewards.combined import names_in
+from difftilt.rewards.docking import Docking
 from difftilt.settings import Positive, UsageError
 from difftilt.shapes import State
 from difftilt.training.settings import Training
@@ -41,6 +42,9 @@ def molecules(
     wanted: tuple[str, ...] = (),
     forbidden: tuple[str, ...] = (),
     references: tuple[str, ...] = (),
+    receptor: Path | None = None,
+    pocket: str | None = None,
+    box: Positive = 20.0,
     alpha: Positive = 0.07,
     target_kl: Positive | None = None,
     training: Training = TRAINING,
@@ -57,12 +61,17 @@ def molecules(
         reward: What to maximise. In [0, 1]: `qed`, likeness to drugs; `sa`, how easily it is made;
             `druglike`, their product; `alerts`, 1 without PAINS and BRENK alerts; `wanted`, the share of the
             SMARTS that it holds; `forbidden`, 1 if it holds none; `similarity` to the nearest reference;
-            `scaffold`, 1 if it holds a reference's. As they are: `logp`, `mw`, `tpsa`, `rotatable`; give
-            these a shape, such as mw@double-sigmoid(250,350). Or one of your own: FILE.py:NAME,
-            command:COMMAND, http://HOST/PATH or learned:DIR. A function of one argument gets SMILES.
+            `scaffold`, 1 if it holds a reference's. As they are: `logp`, `mw`, `tpsa`, `rotatable`, and
+            `docking`, minus the free energy of binding by AutoDock Vina in kcal/mol, in seconds per molecule
+            (--reward-workers); give these a shape, such as mw@double-sigmoid(250,350). Or one of your own:
+            FILE.py:NAME, command:COMMAND, http://HOST/PATH or learned:DIR. A function of one argument gets
+            SMILES.
         wanted: SMARTS for the reward of that name.
         forbidden: SMARTS for the reward of that name.
         references: SMILES for the rewards `similarity` and `scaffold`.
+        receptor: For `docking`, a PDB file of a protein without ligands and waters, or a PDBQT file.
+        pocket: For `docking`, where: a PDB, SDF or MOL file of a bound ligand, or a point x,y,z in Angstrom.
+        box: Edges of the cube around it in which `docking` searches, above 0, in Angstrom.
         alpha: Weight of the KL to the pretrained model, above 0, in units of the reward per nat.
         target_kl: KL to the pretrained model that tuning shall end with, above 0, in nats; alpha is then only
             where the search for the right one starts.
@@ -72,7 +81,7 @@ def molecules(
     kept = {name: x.long() for name, x in bundle_of(model).tensors("measured").items()}
     looks = Molecules(pieces, kept["known"], kept["held_out"])
     given = {"wanted": wanted, "forbidden": forbidden, "references": references}
-    known = rewards(reward, given, looks.spell)
+    known = rewards(reward, given, lambda: docking(receptor, pocket, box), looks.spell)
     return tune(
         chain_of(network, pieces, deepest),
         find_reward(reward, known, looks.spell, training.reward_timeout),
@@ -86,16 +95,30 @@ def molecules(
     )
 
 
+def docking(receptor: Path | None, pocket: str | None, box: float) -> molecule.Score:
+    """The score of that name."""
+    if receptor is None or pocket is None:
+        missing = "--receptor" if receptor is None else "--pocket"
+        raise UsageError(f"the reward docking needs {missing}, but got none")
+    return Docking(receptor, pocket, box)
+
+
 def rewards(
-    asked: str, given: Mapping[str, Sequence[str]], spell: Callable[[State], list[str]]
+    asked: str,
+    given: Mapping[str, Sequence[str]],
+    dock: Callable[[], molecule.Score],
+    spell: Callable[[State], list[str]],
 ) -> dict[str, Reward]:
     """The recipe's own rewards, by name.
 
     Args:
         asked: The reward as a user wrote it.
         given: The values of the options that some of them need.
+        dock: Makes the score of docking.
     """
     scores = dict(molecule.SCORES)
+    if "docking" in names_in(asked):
+        scores["docking"] = dock()
     for name in set(names_in(asked)) & set(NEEDS):
         option, make = NEEDS[name]
         if not given[option]:
