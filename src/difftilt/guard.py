@@ -63,6 +63,7 @@ class Guard:
         dropped: Samples so far that had no valid reward, and were left out or given the penalty.
         parts: Of a reward that is made of others: what each said of the last batch's valid samples, by name.
         failure: What was wrong with the first bad sample of the last batch; empty if none was.
+        last_failure: The same of the last batch that had one.
         reasons: The same of each bad sample of the last batch, by its row.
     """
 
@@ -87,7 +88,7 @@ class Guard:
         self.max_failures, self.budget, self.overlap = max_failures, budget, overlap
         self.name = name or getattr(reward, "__name__", type(reward).__name__)
         self.calls, self.dropped, self._round = 0, 0, 0
-        self.failure = ""
+        self.failure = self.last_failure = ""
         self.reasons: Mapping[int, str] = {}
         self.parts: Mapping[str, PerSample] = {}
         self._raised: dict[int, str] = {}
@@ -144,7 +145,7 @@ class Guard:
         what = self.reasons[bad[0]]
         if self.on_error == "stop":
             raise self._error(what, bad[0], len(value))
-        self.failure = f"{what} for sample {bad[0]} of {len(value)}"
+        self.failure = self.last_failure = f"{what} for sample {bad[0]} of {len(value)}"
         if len(bad) > self.max_failures * len(value):
             raise RewardError(
                 f"reward '{self.name}' failed for {len(bad)} of {len(value)} samples in round {self.round},"
@@ -164,12 +165,14 @@ class Guard:
         return {
             "calls": self.calls,
             "dropped": self.dropped,
+            "last_failure": self.last_failure,
             "cache": self._cache,
             "reward": None if own is None else own.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.calls, self.dropped, self._cache = state["calls"], state["dropped"], state["cache"]
+        self.last_failure = state["last_failure"]
         own = learner_of(self.reward)
         if (own is None) != (state["reward"] is None):
             saved, now = ("some", "none") if own is None else ("none", "some")

@@ -33,7 +33,7 @@ def receptor(tmp_path_factory):
 
 
 def test_a_molecule_has_one_score_in_any_process_and_larger_ones_bind_better(receptor):
-    score = Docking(receptor, CENTRE, box=12.0, effort=1)
+    score = Docking(receptor, CENTRE, box=12.0, exhaustiveness=1)
     small, large, again = (score(molecule(smiles)) for smiles in ("CO", "Cc1ccccc1O", "CO"))
     assert small == again and 0 < small < large
     with Workers(lambda x, cond: [score(molecule("CO"))] * len(x), 1, 60.0) as workers:
@@ -83,18 +83,18 @@ def test_what_the_recipe_needs_for_docking_is_told(tmp_path):
     given = {name: () for name in ("wanted", "forbidden", "references")}
     for receptor, pocket, missing in ((None, CENTRE, "--receptor"), (tmp_path, None, "--pocket")):
         with pytest.raises(UsageError, match=f"docking needs {missing}"):
-            rewards("docking", given, lambda r=receptor, p=pocket: docking(r, p, 20.0), lambda x: [])
+            rewards("docking", given, lambda r=receptor, p=pocket: docking(r, p, 20.0, 8), lambda x: [])
 
 
 def test_what_is_no_molecule_fails_alone(receptor):
-    score = Docking(receptor, CENTRE, box=12.0, effort=1)
+    score = Docking(receptor, CENTRE, box=12.0, exhaustiveness=1)
     found = scored("c1cccc1", score)
     assert isinstance(found, Failure) and "aromatic" in found.reason
 
 
 @pytest.mark.slow
 def test_of_twenty_molecules_one_hangs_and_nineteen_are_ranked(receptor):
-    score = Docking(receptor, CENTRE, box=14.0, effort=1)
+    score = Docking(receptor, CENTRE, box=14.0, exhaustiveness=1)
     names = ["C" * n + "O" for n in range(1, 11)] + ["c1ccccc1" + "C" * n for n in range(10)]
 
     def hangs(x, cond):

@@ -254,7 +254,9 @@ def conclude(summary: Mapping[str, Any], folder: Path) -> None:
         console.print(deployed_line(summary), soft_wrap=True)
     for what in ("dropped", "penalised"):
         if summary.get(what):
-            console.print(f"{summary[what]} samples had no valid reward and were {what}", soft_wrap=True)
+            why = f", the last as the reward {summary['last_failure']}" if summary.get("last_failure") else ""
+            line = f"{summary[what]} samples had no valid reward and were {what}{why}"
+            console.print(line, markup=False, soft_wrap=True)
     for sentence in summary["warnings"]:
         console.print(f"warning: {sentence}", markup=False, soft_wrap=True)
     console.print(f"report: {folder / 'report.html'}", soft_wrap=True)

@@ -252,4 +252,5 @@ def costs(job: Job, totals: Totals, judged: int) -> dict[str, Any]:
         "gradient_steps": totals.steps,
         "seconds": totals.seconds,
         **job.objective.reward.failures,
+        "last_failure": job.objective.reward.last_failure,
     }

@@ -30,23 +30,23 @@ class Docking:
         pocket: Where to search: a PDB, SDF or MOL file of a bound ligand, or its centre as `x,y,z` in
             Angstrom.
         box: Edges of the cube around that centre, above 0, in Angstrom.
-        effort: Vina's exhaustiveness, at least 1.
+        exhaustiveness: How long to search, at least 1, as Vina counts.
 
     Raises:
         ImportError: If Vina or Meeko is not installed.
         UsageError: If a file cannot be read as what it should be.
     """
 
-    def __init__(self, receptor: Path, pocket: str, box: float = 20.0, effort: int = 8):
+    def __init__(self, receptor: Path, pocket: str, box: float = 20.0, exhaustiveness: int = 8):
         for name in ("vina", "meeko"):
             _library(name)
-        self.centre, self.box, self.effort = _centre(pocket), box, effort
+        self.centre, self.box, self.exhaustiveness = _centre(pocket), box, exhaustiveness
         self._receptor, self._vina, self._process = _receptor(Path(receptor)), None, 0
 
     def __call__(self, found: Any) -> float:
         search = self._search()
         search.set_ligand_from_string(ligand(found))
-        search.dock(exhaustiveness=self.effort, n_poses=1)
+        search.dock(exhaustiveness=self.exhaustiveness, n_poses=1)
         return -float(search.energies(n_poses=1)[0][0])
 
     def _search(self) -> Any:

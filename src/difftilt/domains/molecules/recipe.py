@@ -13,7 +13,7 @@ from difftilt.guard import Reward
 from difftilt.rewards import molecule
 from difftilt.rewards.combined import names_in
 from difftilt.rewards.docking import Docking
-from difftilt.settings import Positive, UsageError
+from difftilt.settings import Count, Positive, UsageError
 from difftilt.shapes import State
 from difftilt.training.settings import Training
 
@@ -45,6 +45,7 @@ def molecules(
     receptor: Path | None = None,
     pocket: str | None = None,
     box: Positive = 20.0,
+    exhaustiveness: Count = 8,
     alpha: Positive = 0.07,
     target_kl: Positive | None = None,
     training: Training = TRAINING,
@@ -72,6 +73,7 @@ def molecules(
         receptor: For `docking`, a PDB file of a protein without ligands and waters, or a PDBQT file.
         pocket: For `docking`, where: a PDB, SDF or MOL file of a bound ligand, or a point x,y,z in Angstrom.
         box: Edges of the cube around it in which `docking` searches, above 0, in Angstrom.
+        exhaustiveness: How long `docking` searches, at least 1, as Vina counts.
         alpha: Weight of the KL to the pretrained model, above 0, in units of the reward per nat.
         target_kl: KL to the pretrained model that tuning shall end with, above 0, in nats; alpha is then only
             where the search for the right one starts.
@@ -81,7 +83,7 @@ def molecules(
     kept = {name: x.long() for name, x in bundle_of(model).tensors("measured").items()}
     looks = Molecules(pieces, kept["known"], kept["held_out"])
     given = {"wanted": wanted, "forbidden": forbidden, "references": references}
-    known = rewards(reward, given, lambda: docking(receptor, pocket, box), looks.spell)
+    known = rewards(reward, given, lambda: docking(receptor, pocket, box, exhaustiveness), looks.spell)
     return tune(
         chain_of(network, pieces, deepest),
         find_reward(reward, known, looks.spell, training.reward_timeout),
@@ -95,12 +97,12 @@ def molecules(
     )
 
 
-def docking(receptor: Path | None, pocket: str | None, box: float) -> molecule.Score:
+def docking(receptor: Path | None, pocket: str | None, box: float, exhaustiveness: int) -> molecule.Score:
     """The score of that name."""
     if receptor is None or pocket is None:
         missing = "--receptor" if receptor is None else "--pocket"
         raise UsageError(f"the reward docking needs {missing}, but got none")
-    return Docking(receptor, pocket, box)
+    return Docking(receptor, pocket, box, exhaustiveness)
 
 
 def rewards(
