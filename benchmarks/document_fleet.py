@@ -52,21 +52,15 @@ def started(found: list[Row]) -> str:
     return (
         f"Measured, two nodes of two workers in one machine, {first['calls']:,} calls of"
         f" {first['call_seconds']:g} s of which {first['faulty']} raise, hang or exit, in turn with and"
-        " without"
-        f" one node killed, {len(killed)} times each, under a load of {min(loads):g} to {max(loads):g} on 2"
-        f" cores:\n\n"
+        f" without one node killed, {len(killed)} times each, under a load of {min(loads):g} to"
+        f" {max(loads):g} on 2 cores:\n\n"
         f"- Of {sum(row['calls'] for row in batches):,} answers {bad} were wrong or missing, and the ledger"
-        " held"
-        f" {'each good one once' if paid else 'NOT each good one once'}. After a loss"
-        f" {min(again)} to {max(again)} samples were begun anew, none more than"
-        f" {'once' if most == 2 else most}.\n"
+        f" held {'each good one once' if paid else 'NOT each good one once'}. After a loss {min(again)} to"
+        f" {max(again)} samples were begun anew, and none was begun more than {most} times.\n"
         f"- Times were {spread(whole)} times those of the ideal schedule, and {spread(killed)} where a node"
-        " was"
-        " lost (the ideal schedule loses it too, and notices at once). Ray takes about a second or two to"
-        " notice.\n"
-        "- First answers of a pool on nodes that run came after"
-        f" {seconds(batches, 'first_answers_seconds')}, of a"
-        f" cluster of its own (`ray://2`) after {seconds(alone, 'first_answers_seconds')}; to leave took"
+        " was lost (the ideal schedule loses it too, and notices at once).\n"
+        f"- First answers of a pool on nodes that run came after {seconds(batches, 'first_answers_seconds')},"
+        f" of a cluster of its own (`ray://2`) after {seconds(alone, 'first_answers_seconds')}; to leave took"
         f" {seconds(batches, 'closed_seconds')} and {seconds(alone, 'closed_seconds')}.\n\n"
         "`python benchmarks/reward_workers.py --only ray`. The driver's part is below.\n"
     )
@@ -85,27 +79,24 @@ def checked(found: list[Row], costs: Row, results: Path) -> str:
     machine = json.loads((results / "fleet.json").read_text())
     fleet = some(rows(results / "fleet.json"), "fleets")[0]
     return (
-        "\n### Larger fleets, by simulation\n\n"
+        "\n"
+        "### Larger fleets, by simulation\n\n"
         "No one here has 100,000 workers, so `benchmarks/fleet.py` simulates them, call by call. What it is"
-        f" made of was measured on this machine ({machine['cores']} cores, load {costs['load_before']:g}):"
-        " the"
-        f" asking process spends {1e3 * costs['driver']:.2f} ms on a chain"
-        f" ({1e3 * costs['driver_of_ray']:.2f} ms if Ray places its worker), a call takes"
-        f" {1e3 * costs['overhead']:.1f} ms longer in a worker, and one that died is replaced within"
-        f" {1e3 * costs['replace']:.0f} ms (each a median over five batches of calls of equal length, by one"
-        " worker). With these numbers it predicts how long real workers take for calls of log-normal length"
-        " of"
-        f" which some die or hang:\n\n"
+        f" made of was measured on this machine ({machine['cores']} cores, load {costs['load_before']:.1f}):"
+        f" the asking process spends {1e3 * costs['driver']:.2f} ms on a chain"
+        f" ({1e3 * costs['driver_of_ray']:.2f} ms if Ray places its worker; both with 16 workers), a call"
+        f" takes {1e3 * costs['overhead']:.1f} ms longer in a worker, and one that died is replaced within"
+        f" {1e3 * costs['replace']:.0f} ms: medians over five batches of calls of equal length. With these"
+        " numbers it predicts how long real workers take for calls of log-normal length of which some die or"
+        " hang:\n\n"
         + table(["workers", "measured, s", "predicted, s", "predicted / measured, lowest to highest"], lines)
-        + f"\n{found[0]['samples']} calls each, medians over {len(found) // len(lines)} draws of them, in"
-        " turn."
+        + "\n"
+        f"{found[0]['samples']} calls each, medians over {len(found) // len(lines)} draws of them, in turn."
         " The lengths themselves are given to the simulation, so that luck is no part of this.\n\n"
         "Assumed of the fleets, and not measured: calls are log-normal with a deviation of the logarithm of"
-        " 1,"
-        f" a mean of a minute and a limit of {fleet['limit']:.0f} s; {fleet['deaths']:.0%} of them end their"
-        f" process and are made again; {fleet['slow']:.0%} of the workers are {fleet['slower']:g} times"
-        " slower;"
-        " the network, drawing and the update take no time, and neither do nodes fail as a whole.\n"
+        f" 1, a mean of a minute and a limit of {fleet['limit']:.0f} s; {fleet['deaths']:.0%} of them end"
+        f" their process and are made again; {fleet['slow']:.0%} of the workers are {fleet['slower']:g} times"
+        " slower; the network, drawing and the update take no time, and neither do nodes fail as a whole.\n"
     )
 
 
@@ -129,19 +120,15 @@ def shown(found: list[Row]) -> str:
     largest = max(found, key=lambda row: (row["workers"], row["chains_per_second"]))
     limit = 1 / (largest["driver_share"] / largest["chains_per_second"])
     return (
-        "\n![Utilisation, and staleness in policy updates, against the chains in flight per worker, one line"
-        " per"
-        " number of workers](fleet.png)\n\n"
-        + table(head, lines)
-        + "\nWith a barrier, those in flight are one batch of one policy, and the next is drawn when the"
-        " last of"
+        "\n"
+        "![Utilisation, and staleness in policy updates, against the chains in flight per worker, one line"
+        " per number of workers](fleet.png)\n\n" + table(head, lines) + "\n"
+        "With a barrier, those in flight are one batch of one policy, and the next is drawn when the last of"
         " them has its reward; without one, each reward makes room for the next chain. Staleness: policy"
-        " updates"
-        " between drawing a chain and using it, mean / 95 % / most. **The driver is the limit of large"
-        f" fleets**: one process deals at most {limit:,.0f} chains per second, which keeps 100,000 workers"
-        " busy"
-        f" if calls take {100_000 / limit:.0f} s or more on average; for quicker ones, give several processes"
-        " their share (torchrun).\n"
+        " updates between drawing a chain and using it, mean / 95 % / most. **The driver is the limit of"
+        f" large fleets**: one process deals at most {limit:,.0f} chains per second, which keeps 100,000"
+        f" workers busy if calls take {100_000 / limit:.0f} s or more on average; for quicker ones, give"
+        " several processes their share (torchrun).\n"
     )
 
 
@@ -165,22 +152,18 @@ def tolerated(found: list[Row]) -> str:
         )  # fmt: skip
     head = ["workers", "on-policy, batches of 1 / 4 / 16 chains per worker", "clipped off-policy", "replay"]
     return (
-        "\nWhat an algorithm may use of it, as utilisation:\n\n"
-        + table(head, lines)
-        + "\n- **On-policy** (`ppo` with one epoch of one minibatch, `grpo` alike): the gradient is that of"
-        " the"
+        "\nWhat an algorithm may use of it, as utilisation:\n\n" + table(head, lines) + "\n"
+        "- **On-policy** (`ppo` with one epoch of one minibatch, `grpo` alike): the gradient is that of the"
         " policy that drew the chains, so staleness must be 0: a barrier, and large batches.\n"
-        f"- **Clipped off-policy** (`ppo`, `grpo`): at its defaults PPO's last gradient step on a batch uses"
+        "- **Clipped off-policy** (`ppo`, `grpo`): at its defaults PPO's last gradient step on a batch uses"
         f" chains that are {CLIPPED} gradient steps old, and the clip holds the ratio; the column takes as"
-        " much"
-        " as that for 95 % of the chains. Beyond, more of them are clipped and teach nothing; the monitor of"
-        " clipped shares tells.\n"
+        " much as that for 95 % of the chains. Beyond, more of them are clipped and teach nothing; the"
+        " monitor of clipped shares tells.\n"
         "- **Replay** (`trajectory-balance`, `path-consistency` with `replay`): the objective holds for"
-        " chains"
-        " of any policy, so no age is wrong, only less useful.\n\n"
-        "difftilt itself trains with the barrier, and with `--reward-overlap` draws one part of a batch while"
-        " another is scored. The rows without a barrier say what asynchronous training could gain; it is not"
-        " built.\n"
+        " chains of any policy, so no age is wrong, only less useful.\n\n"
+        "difftilt itself trains with the barrier, and with `--reward-overlap` draws one part of a batch"
+        " while another is scored. The rows without a barrier say what asynchronous training could gain; it"
+        " is not built.\n"
     )
 
 

@@ -193,18 +193,25 @@ def timed(workers: Workers, x: torch.Tensor) -> tuple[float, float]:
 
 
 def measured_costs(samples: int = 60, repeats: int = 5, call: float = 0.05) -> dict[str, float]:
-    """What a chain costs beside its call, by one worker and calls of equal length: medians over repeats."""
+    """What a chain costs beside its call, by calls of equal length: medians over repeats.
+
+    The asking process is measured with 16 workers, for what they say is heard together where there are many.
+    """
     plain, dying = torch.tensor([[call, 0.0]] * samples), torch.tensor([[call, 1.0]] * (samples // 3))
     found: dict[str, list[float]] = {"driver": [], "overhead": [], "replace": [], "driver_of_ray": []}
-    with Workers(waits, 1, 60.0) as ours, Workers(waits, Placement("ray://1"), 60.0) as rays:
-        for workers in (ours, rays):
-            timed(workers, plain[:5])
+    with (
+        Workers(waits, 1, 60.0) as one,
+        Workers(waits, 16, 60.0) as many,
+        Workers(waits, Placement("ray://16"), 60.0) as rays,
+    ):
+        for workers in (one, many, rays):
+            timed(workers, plain[:16])
         for _ in range(repeats):
-            seconds, busy = timed(ours, plain)
-            found["driver"].append(busy / samples)
+            seconds, _ = timed(one, plain)
             found["overhead"].append(seconds / samples - call)
-            found["replace"].append(timed(ours, dying)[0] / len(dying) - seconds / samples)
-            found["driver_of_ray"].append(timed(rays, plain)[1] / samples)
+            found["replace"].append(timed(one, dying)[0] / len(dying) - seconds / samples)
+            for name, workers in (("driver", many), ("driver_of_ray", rays)):
+                found[name].append(timed(workers, plain.repeat(8, 1))[1] / samples / 8)
     return {name: statistics.median(values) for name, values in found.items()}
 
 
@@ -263,12 +270,14 @@ def fleet_row(costs: dict[str, float], workers: int, share: float, barrier: bool
     start = time.perf_counter()
     seen = simulate(fleet, count, iter((lengths * scale).tolist()), iter(dies.tolist()))
     took = time.perf_counter() - start
-    done = seen.done[counted]
-    rate = len(done) / (done[-1] - (0.0 if barrier else done[0]))
+    done, busy = np.array(seen.done), np.array(seen.busy)
+    begins, ends = 0.0 if barrier else done[counted][0], done[counted][-1]
+    rate = len(done[counted]) / (ends - begins)
+    worked = (np.minimum(done, ends) - np.maximum(done - busy, begins)).clip(0)
     stale = {batch: seen.stale(batch)[counted] for batch in sorted({256, workers})}
     return asdict(fleet) | {
-        "chains": count, "chains_per_second": rate, "driver_share": rate * fleet.driver,
-        "utilisation": rate * float(np.mean(seen.busy[counted])) / workers,
+        "chains": count, "chains_per_second": float(rate), "driver_share": float(rate * fleet.driver),
+        "utilisation": float(worked.sum()) / (ends - begins) / workers,
         "stale": {
             str(batch): {
                 "mean": float(found.mean()), "p95": float(np.quantile(found, 0.95)), "max": int(found.max()),

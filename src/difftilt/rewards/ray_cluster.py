@@ -101,8 +101,7 @@ class Cluster:
         numbers: Of pools.
 
     Raises:
-        ImportError: If Ray is not installed.
-        RewardError: If there is no cluster, or no room.
+        RewardError: If Ray is not installed, or there is no cluster, or no room.
     """
 
     def __init__(self, placement: Placement):
@@ -144,16 +143,10 @@ class Cluster:
     def _actor(self, node: str, needs: dict[str, float], count: int) -> Any:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        options: dict[str, Any] = {NAMED[name]: needs.pop(name) for name in NAMED if name in needs}
-        return (
-            self.ray.remote(Node)
-            .options(
-                **{"num_cpus": 0, "resources": needs, "max_concurrency": CALLS, "max_restarts": LOSSES}
-                | options,
-                scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
-            )
-            .remote(count)
-        )
+        options: dict[str, Any] = {"num_cpus": 0, "max_concurrency": CALLS, "max_restarts": LOSSES}
+        options |= {NAMED[name]: needs.pop(name) for name in NAMED if name in needs}
+        options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=False)
+        return self.ray.remote(Node).options(resources=needs, **options).remote(count)
 
 
 _clusters: weakref.WeakValueDictionary[Placement, Cluster] = weakref.WeakValueDictionary()
@@ -176,30 +169,31 @@ def _package(placement: Placement) -> Any:
     try:
         return importlib.import_module("ray")
     except ImportError as error:
-        raise ImportError(
+        raise RewardError(
             f"{placement} needs Ray, which is not installed; install it with pip install 'difftilt[ray]'"
         ) from error
 
 
 def _connect(ray: Any, placement: Placement) -> None:
     """Starts the cluster that was asked for, or joins it."""
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if placement.count is None:
-        host, _, port = os.environ.get("RAY_ADDRESS", "").rpartition(":")
-        try:
-            if host:  # Ray itself goes on trying for minutes
-                socket.create_connection((host, int(port)), ANSWER).close()
-            ray.init(address="auto", **quiet)
-        except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-            raise RewardError(
-                f"{placement} cannot join a cluster of Ray: {described(error)}; start one with ray start"
-                " --head, or give ray://N for one of this run's own"
-            ) from error
-        return
-    room = {name: math.ceil(amount) for name, amount in placement.needs(placement.count).items()}
-    options: dict[str, Any] = {NAMED[name]: room.pop(name) for name in ("CPU", "GPU") if name in room}
-    options["_memory"] = room.pop("memory", None)
-    ray.init(address="local", include_dashboard=False, resources=room, **{"num_cpus": 0} | options | quiet)
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    host, _, port = os.environ.get("RAY_ADDRESS", "").rpartition(":")
+    if placement.count:
+        room = {name: math.ceil(amount) for name, amount in placement.needs(placement.count).items()}
+        options |= {"address": "local", "include_dashboard": False, "_memory": room.pop("memory", None)}
+        options |= {"num_cpus": room.pop("CPU", 0), "num_gpus": room.pop("GPU", None), "resources": room}
+    else:
+        options["address"] = "auto"
+    try:
+        if host and not placement.count:  # Ray itself goes on trying for minutes
+            socket.create_connection((host, int(port)), ANSWER).close()
+        ray.init(**options)
+    except Exception as error:
+        raise RewardError(
+            f"{placement} cannot {'start' if placement.count else 'join'} a cluster of Ray:"
+            f" {described(error)}; see that one runs (ray start --head), or give ray://N for one of this"
+            " run's own, or a number of processes"
+        ) from error
 
 
 @contextlib.contextmanager

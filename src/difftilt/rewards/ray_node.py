@@ -13,6 +13,9 @@ from multiprocessing import Pipe
 from typing import Any
 
 WAIT = 1.0  # seconds after which an actor says that there is nothing to say
+LOOK = (
+    0.05  # seconds between looks at whether its raylet lives, as what is begun on a lost node is begun twice
+)
 
 
 class Host:
@@ -101,5 +104,5 @@ class Node:
 def _end_with(raylet: int) -> None:
     """Ends this process with the one that has started it, whoever inherits it; Ray looks for process 1."""
     while os.getppid() == raylet:
-        time.sleep(WAIT)
+        time.sleep(LOOK)
     os._exit(1)

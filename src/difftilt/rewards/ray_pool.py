@@ -162,8 +162,8 @@ class RayPool:
         owner: The process that made the pool.
 
     Raises:
-        ImportError: If Ray is not installed.
-        RewardError: If the reward cannot be sent, there is no cluster, or no room in it.
+        RewardError: If Ray is not installed, there is no cluster, or no room in it, or the reward cannot be
+            sent.
     """
 
     def __init__(
