@@ -148,7 +148,9 @@ def test_workers_go_where_their_resources_are_and_each_has_gpus_of_its_own(clust
         with Workers(square, Placement(AUTO, ("GPU=1",)), 60.0) as others:  # the second term of a reward
             assert others(x, unconditional(8)) == [0.0] * 8
     with Workers(square, Placement(AUTO, ("licence=1", "CPU=2")), 60.0) as workers:
-        assert workers(x, unconditional(8)) == [0.0] * 8
+        more = torch.arange(40.0)[:, None]  # beyond what three workers are given at once
+        workers.prefetch(more[:30], unconditional(30))
+        assert workers(more, unconditional(40)) == [float(k * k) for k in range(40)]
         assert workers._pool is not None and workers._pool.count == 3
     cluster.remove_node(node)
 
@@ -276,3 +278,37 @@ def test_a_cluster_of_its_own_is_reached_from_this_machine_alone_and_ends_with_i
     while (left := ours(tmp_path)) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not left
+
+
+DRAWS = """
+import time, torch
+
+def score(sample, cond):
+    time.sleep(0.1)
+    return sample.float().mean(1) + torch.rand(len(sample))
+"""
+
+
+@pytest.mark.slow
+def test_a_run_is_that_of_other_workers_bit_for_bit_though_it_was_killed(tmp_path):
+    (tmp_path / "own.py").write_text(DRAWS)
+    place = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    words = [sys.executable, "-m", "difftilt.cli"]
+    task = ["finetune", "dna", "--reward", f"{tmp_path}/own.py:score", "--batch", "16", "--evaluate", "16"]
+    task += ["--rounds", "4", "--save-every", "1"]
+
+    def weights(folder: Path) -> dict[str, bytes]:
+        last = max((folder / "checkpoints").glob("round-*"))
+        return {path.name: path.read_bytes() for path in last.glob("*.safetensors")}
+
+    alone, killed = tmp_path / "alone", tmp_path / "killed"
+    subprocess.run([*words, *task, "--reward-workers", "2", "--out", alone], check=True, env=place)
+    with subprocess.Popen(
+        [*words, *task, "--reward-workers", "ray://2", "--out", killed], env=place
+    ) as process:
+        while not (killed / "checkpoints" / "round-000002").exists() and process.poll() is None:
+            time.sleep(0.01)
+        process.kill()
+    assert process.returncode == -9
+    subprocess.run([*words, "resume", killed], check=True, env=place)
+    assert weights(killed) == weights(alone) and weights(alone)
