@@ -34,7 +34,12 @@ def measured(results: Path) -> str:
     found, ray = rows(results / "fleet.json"), rows(results / "reward_workers_ray.json")
     (costs,), fleets = some(found, "costs"), some(found, "fleets")
     return "\n".join(
-        [started(ray), checked(some(found, "check"), costs, results), shown(fleets), tolerated(fleets)]
+        [
+            started(ray),
+            checked(some(found, "check"), costs, results),
+            shown(fleets, costs),
+            tolerated(fleets),
+        ]
     )
 
 
@@ -48,12 +53,11 @@ def started(found: list[Row]) -> str:
     most = max(int(k) for row in batches for k in row["samples_by_times_begun"])
     bad = sum(row["wrong"] + row["not_accounted_for"] for row in batches)
     paid = all(row["answers_in_the_ledger"] == row["good"] for row in batches)
-    loads = [row["load_before"] for row in found]
     return (
         f"Measured, two nodes of two workers in one machine, {first['calls']:,} calls of"
         f" {first['call_seconds']:g} s of which {first['faulty']} raise, hang or exit, in turn with and"
-        f" without one node killed, {len(killed)} times each, under a load of {min(loads):g} to"
-        f" {max(loads):g} on 2 cores:\n\n"
+        f" without one node killed, {len(killed)} times each, on 2 cores under a load of"
+        f" {first['load_before']:.1f}:\n\n"
         f"- Of {sum(row['calls'] for row in batches):,} answers {bad} were wrong or missing, and the ledger"
         f" held {'each good one once' if paid else 'NOT each good one once'}. After a loss {min(again)} to"
         f" {max(again)} samples were begun anew, and none was begun more than {most} times.\n"
@@ -79,7 +83,6 @@ def checked(found: list[Row], costs: Row, results: Path) -> str:
     machine = json.loads((results / "fleet.json").read_text())
     fleet = some(rows(results / "fleet.json"), "fleets")[0]
     return (
-        "\n"
         "### Larger fleets, by simulation\n\n"
         "No one here has 100,000 workers, so `benchmarks/fleet.py` simulates them, call by call. What it is"
         f" made of was measured on this machine ({machine['cores']} cores, load {costs['load_before']:.1f}):"
@@ -100,35 +103,36 @@ def checked(found: list[Row], costs: Row, results: Path) -> str:
     )
 
 
-def shown(found: list[Row]) -> str:
-    """The fleets, and the picture."""
+def shown(found: list[Row], costs: Row) -> str:
+    """Some of the fleets, and the picture of all."""
     lines = []
     for row in found:
         share = row["flight"] / row["workers"]
+        if share not in ((1, 16) if row["barrier"] else (1, 8)):
+            continue
         stale = [
             "0" if row["barrier"] else told(row["stale"][batch]) for batch in (str(row["workers"]), DEFAULT)
         ]
         lines.append(
             [
                 f"{row['workers']:,}", f"{share:g}", "yes" if row["barrier"] else "no",
-                f"{row['chains_per_second']:.3g}", f"{row['utilisation']:.2f}",
+                f"{row['chains_per_second']:,.1f}", f"{row['utilisation']:.2f}",
                 f"{row['driver_share']:.2f}", *stale,
             ]
         )  # fmt: skip
     head = ["workers", "in flight per worker", "barrier", "chains/s", "utilisation", "driver busy"]
     head += ["staleness, a chain per worker and update", f"staleness, {DEFAULT} chains per update"]
-    largest = max(found, key=lambda row: (row["workers"], row["chains_per_second"]))
-    limit = 1 / (largest["driver_share"] / largest["chains_per_second"])
+    ray, own = 1 / costs["driver_of_ray"], 1 / costs["driver"]
     return (
-        "\n"
         "![Utilisation, and staleness in policy updates, against the chains in flight per worker, one line"
         " per number of workers](fleet.png)\n\n" + table(head, lines) + "\n"
         "With a barrier, those in flight are one batch of one policy, and the next is drawn when the last of"
         " them has its reward; without one, each reward makes room for the next chain. Staleness: policy"
         " updates between drawing a chain and using it, mean / 95 % / most. **The driver is the limit of"
-        f" large fleets**: one process deals at most {limit:,.0f} chains per second, which keeps 100,000"
-        f" workers busy if calls take {100_000 / limit:.0f} s or more on average; for quicker ones, give"
-        " several processes their share (torchrun).\n"
+        f" large fleets**: one process deals at most {ray:,.0f} chains per second through Ray ({own:,.0f} to"
+        f" processes of its own machine), so it keeps 100,000 workers busy only if calls take"
+        f" {100_000 / ray:.0f} s or more on average, and 10,000 if they take {10_000 / ray:.0f} s; for"
+        " quicker ones give several processes their share (torchrun).\n"
     )
 
 
@@ -141,8 +145,7 @@ def tolerated(found: list[Row]) -> str:
         waits = [f"{row['utilisation']:.2f}" for row in group if row["barrier"]]
         free = [row for row in group if not row["barrier"]]
         fits = [row for row in free if row["stale"][str(workers)]["p95"] <= CLIPPED]
-        best = max(fits, key=lambda row: row["utilisation"])
-        most = max(free, key=lambda row: row["utilisation"])
+        best, most = least(fits), least(free)
         lines.append(
             [
                 f"{workers:,}", " / ".join(waits),
@@ -152,7 +155,7 @@ def tolerated(found: list[Row]) -> str:
         )  # fmt: skip
     head = ["workers", "on-policy, batches of 1 / 4 / 16 chains per worker", "clipped off-policy", "replay"]
     return (
-        "\nWhat an algorithm may use of it, as utilisation:\n\n" + table(head, lines) + "\n"
+        "What an algorithm may use of it, as utilisation:\n\n" + table(head, lines) + "\n"
         "- **On-policy** (`ppo` with one epoch of one minibatch, `grpo` alike): the gradient is that of the"
         " policy that drew the chains, so staleness must be 0: a barrier, and large batches.\n"
         "- **Clipped off-policy** (`ppo`, `grpo`): at its defaults PPO's last gradient step on a batch uses"
@@ -165,6 +168,12 @@ def tolerated(found: list[Row]) -> str:
         " while another is scored. The rows without a barrier say what asynchronous training could gain; it"
         " is not built.\n"
     )
+
+
+def least(found: list[Row]) -> Row:
+    """The fewest chains in flight that keep workers as busy as any number does, but for one per cent."""
+    top = max(row["utilisation"] for row in found)
+    return next(row for row in found if row["utilisation"] > top - 0.01)
 
 
 def draw(found: list[Row], path: Path) -> None:
@@ -181,7 +190,7 @@ def draw(found: list[Row], path: Path) -> None:
         for batch, style in ((str(workers), "o-"), (DEFAULT, "x--")):
             line(right, free, [row["stale"][batch]["p95"] for row in free], colour, style, None)
     right.axhline(CLIPPED, color="grey", lw=1)
-    right.annotate(f"PPO's own, {CLIPPED}", (0.5, CLIPPED), va="bottom", fontsize=8, color="grey")
+    right.annotate(f"PPO's own, {CLIPPED}", (16, CLIPPED), ha="right", va="bottom", fontsize=8)
     left.set(xlabel="chains in flight per worker", ylabel="utilisation", ylim=(0, 1), xscale="log")
     right.set(xlabel="chains in flight per worker", ylabel="staleness of 95 % of chains, updates")
     right.set(xscale="log", yscale="symlog", ylim=(0, None))
@@ -190,7 +199,7 @@ def draw(found: list[Row], path: Path) -> None:
     for axis in (left, right):
         axis.set_xticks([0.5, 1, 2, 4, 8, 16], ["0.5", "1", "2", "4", "8", "16"], minor=False)
         axis.minorticks_off()
-    left.legend(frameon=False, fontsize=8, loc="lower right")
+    left.legend(frameon=False, fontsize=8, loc=(0.6, 0.66))
     figure.savefig(path, dpi=110)
 
 

@@ -9,6 +9,7 @@ the same distribution, but a mean of a minute.
 """
 
 import argparse
+import gc
 import heapq
 import json
 import math
@@ -164,6 +165,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    gc.disable()  # millions of events would be looked through again and again
     costs = measured_costs()
     rows = [{"task": "costs", "load_before": round(os.getloadavg()[0], 2)} | costs]
     for name in options.only:
@@ -231,7 +233,7 @@ def check(options: argparse.Namespace, costs: dict[str, float]) -> list[dict[str
             with Workers(waits, count, LIMIT) as workers:
                 timed(workers, torch.zeros(2 * count, 2))
                 seconds, _ = timed(workers, x)
-            fleet = Fleet(count, samples, barrier=True, limit=LIMIT, **constants(costs))
+            fleet = Fleet(count, samples, barrier=True, limit=LIMIT, **constants(costs, "driver"))
             # a real sample whose process ended is not asked about again
             predicted = simulate(fleet, samples, iter(lengths), iter(dies), again=False).done[-1]
             rows.append(
@@ -243,8 +245,9 @@ def check(options: argparse.Namespace, costs: dict[str, float]) -> list[dict[str
     return rows
 
 
-def constants(costs: dict[str, float]) -> dict[str, float]:
-    return {name: costs[name] for name in ("driver", "overhead", "replace")}
+def constants(costs: dict[str, float], driver: str) -> dict[str, float]:
+    """What a fleet costs, whose driver sends to processes of its own or through Ray."""
+    return {"driver": costs[driver], "overhead": costs["overhead"], "replace": costs["replace"]}
 
 
 def fleets(options: argparse.Namespace, costs: dict[str, float]) -> list[dict[str, Any]]:
@@ -261,7 +264,7 @@ def fleet_row(costs: dict[str, float], workers: int, share: float, barrier: bool
     scale, flight = MEAN / math.exp(SPREAD**2 / 2), round(share * workers)
     fleet = Fleet(
         workers, flight, barrier, deaths=DEATHS, slow=SLOW, slower=SLOWER, limit=LIMIT / MEDIAN * scale,
-        **constants(costs),
+        **constants(costs, "driver_of_ray"),
     )  # fmt: skip
     rounds = max(2, ROUNDS // share)  # of a barrier, all of which are counted
     count = round(rounds * flight) if barrier else ROUNDS * workers + 2 * flight
