@@ -59,7 +59,7 @@ def started(found: list[Row]) -> str:
         f" without one node killed, {len(killed)} times each, on 2 cores under a load of"
         f" {first['load_before']:.1f}:\n\n"
         f"- Of {sum(row['calls'] for row in batches):,} answers {bad} were wrong or missing, and the ledger"
-        f" held {'each good one once' if paid else 'NOT each good one once'}. After a loss {min(again)} to"
+        f" held {'each good one once' if paid else 'NOT each good one once'}. After a loss at most"
         f" {max(again)} samples were begun anew, and none was begun more than {most} times.\n"
         f"- Times were {spread(whole)} times those of the ideal schedule, and {spread(killed)} where a node"
         " was lost (the ideal schedule loses it too, and notices at once).\n"
@@ -199,7 +199,7 @@ def draw(found: list[Row], path: Path) -> None:
     for axis in (left, right):
         axis.set_xticks([0.5, 1, 2, 4, 8, 16], ["0.5", "1", "2", "4", "8", "16"], minor=False)
         axis.minorticks_off()
-    left.legend(frameon=False, fontsize=8, loc=(0.6, 0.66))
+    left.legend(frameon=False, fontsize=8, loc=(0.35, 0.73))
     figure.savefig(path, dpi=110)
 
 

@@ -76,11 +76,13 @@ class Seen:
 
     Args:
         done: When it had each, in seconds.
+        ended: When its call did, of which the driver may take note later.
         before: How many it had when each was drawn.
         busy: Seconds that the call took.
     """
 
     done: list[float]
+    ended: list[float]
     before: list[int]
     busy: list[float]
 
@@ -113,7 +115,7 @@ def simulate(
     idle = [(0.0, worker) for worker in range(fleet.workers)]  # since when
     running: list[tuple[float, int, int, float]] = []  # until when, who, done before, seconds if it lives
     waiting: deque[tuple[float, int]] = deque()  # since when, done before
-    seen, driver = Seen([], [], []), 0.0
+    seen, driver = Seen([], [], [], []), 0.0
 
     def begin(now: float, worker: int, before: int) -> None:
         took = min(next(seconds) * pace[worker] + fleet.overhead, fleet.limit)
@@ -144,6 +146,7 @@ def simulate(
             continue
         driver = max(driver, now) + fleet.driver / 2
         seen.done.append(driver)
+        seen.ended.append(now)
         seen.before.append(before)
         seen.busy.append(max(took, 0.0))
         due = 1 if not fleet.barrier else 0 if len(seen.done) % fleet.flight else fleet.flight
@@ -273,10 +276,10 @@ def fleet_row(costs: dict[str, float], workers: int, share: float, barrier: bool
     start = time.perf_counter()
     seen = simulate(fleet, count, iter((lengths * scale).tolist()), iter(dies.tolist()))
     took = time.perf_counter() - start
-    done, busy = np.array(seen.done), np.array(seen.busy)
+    done, ended, busy = np.array(seen.done), np.array(seen.ended), np.array(seen.busy)
     begins, ends = 0.0 if barrier else done[counted][0], done[counted][-1]
     rate = len(done[counted]) / (ends - begins)
-    worked = (np.minimum(done, ends) - np.maximum(done - busy, begins)).clip(0)
+    worked = (np.minimum(ended, ends) - np.maximum(ended - busy, begins)).clip(0)
     stale = {batch: seen.stale(batch)[counted] for batch in sorted({256, workers})}
     return asdict(fleet) | {
         "chains": count, "chains_per_second": float(rate), "driver_share": float(rate * fleet.driver),
