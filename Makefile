@@ -65,7 +65,7 @@ $(VENV)/installed-docs: $(VENV)/installed
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(PIP) --editable '.[cluster,diffusers,docking,docs,logos,molecules,rna,tensorboard,dev]'
+	$(PIP) --editable '.[cluster,diffusers,docking,docs,logos,molecules,ray,rna,tensorboard,dev]'
 	touch $(VENV)/installed-docs
 	touch $@
 

@@ -17,11 +17,14 @@ import math
 import multiprocessing
 import os
 import platform
+import secrets
 import statistics
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +32,11 @@ import torch
 
 from difftilt import PPO, Objective, fit
 from difftilt.answers import Failure
-from difftilt.conditions import unconditional
+from difftilt.conditions import take, unconditional
 from difftilt.domains.digits.model import asked, digits_policy
 from difftilt.guard import Guard
+from difftilt.rewards.ledger import Ledger, Recorded
+from difftilt.rewards.ray_cluster import Placement
 from difftilt.rewards.scoring import Scoring, guarded
 from difftilt.rewards.workers import Workers
 
@@ -55,6 +60,7 @@ def main() -> None:
         "throughput": throughput,
         "overhead": overhead,
         "overlap": overlap,
+        "ray": ray,
     }
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=tasks, default=list(tasks))
@@ -112,6 +118,81 @@ def faults(options: argparse.Namespace, workers: int = 4, share: float = 0.3) ->
     }  # fmt: skip
 
 
+def ray(options: argparse.Namespace, count: int = 1000, share: float = 0.1) -> list[dict[str, Any]]:
+    """Two nodes of Ray in this machine, of two workers each; in every second batch one of them is killed."""
+    os.environ |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    from ray.cluster_utils import Cluster
+
+    fault = torch.full((count,), -1.0)
+    bad = torch.randperm(count, generator=torch.Generator().manual_seed(0))[: round(share * count)]
+    fault[bad] = torch.arange(len(bad), dtype=torch.float) % 4  # raised, hung, and exited in two ways
+    x = torch.stack([torch.arange(float(count)), fault], 1)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    os.environ["RAY_ADDRESS"] = str(cluster.address)
+    rows = [ray_batch(cluster, x, killed) for _ in range(3) for killed in (False, True)]
+    cluster.shutdown()
+    for _ in range(3):
+        alone = Workers(faulty, Placement("ray://2"), LIMIT)
+        first = timed(lambda alone=alone: alone(-torch.ones(1, 2), unconditional(1)))
+        rows.append({"nodes": 1, "first_answers_seconds": first, "closed_seconds": timed(alone.close)})
+    return rows
+
+
+def ray_batch(cluster: Any, x: torch.Tensor, killed: bool) -> dict[str, Any]:
+    """One batch, written into a ledger; a node is killed when a third of it stands there."""
+    count, node, moment = len(x), cluster.add_node(num_cpus=2), [math.nan]
+    with ThreadPoolExecutor(4) as threads:  # a process that is forked would have Ray's handlers of signals
+        usual = statistics.mean(threads.map(_sleep, range(400)))
+    with tempfile.TemporaryDirectory() as folder:
+        ledger, begun = Ledger(Path(folder) / "ledger.db"), Path(folder) / "begun"
+        cond: dict[str, Any] = {"begun": [str(begun)] * count}
+        workers = Workers(noted, Placement("ray://auto"), LIMIT)
+        reward = Recorded(workers, ledger, "noted", "1")
+        opened = timed(lambda: workers(-torch.ones(4, 2), take(cond, torch.arange(4))))
+        begun.unlink()
+        killer = threading.Thread(target=kill, args=(node, ledger.path, count // 3, moment))
+        if killed:
+            killer.start()
+        answers: list[float | Failure] = []
+        seconds = timed(lambda: answers.extend(reward(x, cond)))
+        if killed:
+            killer.join()
+        closed = timed(workers.close)
+        times, paid = collections.Counter(begun.read_text().split()), len(ledger.rows())
+    if not killed:
+        cluster.remove_node(node)
+    ideal = schedule([LIMIT if kind == 1 else usual for kind in x[:, 1].tolist()], 4, moment[0])
+    wrong = sum(
+        answer != (number if kind < 0 else Failure(list(FAULTS)[int(kind)]))
+        for answer, (number, kind) in zip(answers, x.tolist(), strict=True)
+    )
+    return {
+        "calls": count, "faulty": int((x[:, 1] >= 0).sum()), "nodes": 2, "workers": 4, "killed": killed,
+        "not_accounted_for": count - len(answers), "wrong": wrong, "good": int((x[:, 1] < 0).sum()),
+        "answers_in_the_ledger": paid, "samples_by_times_begun": collections.Counter(times.values()),
+        "seconds": seconds, "killed_after_seconds": moment[0] if killed else None, "limit_seconds": LIMIT,
+        "call_seconds": WORK, "call_seconds_alone": usual, "ideal_seconds_of_such_calls": ideal,
+        "ratio_of_such_calls": seconds / ideal, "first_answers_seconds": opened, "closed_seconds": closed,
+    }  # fmt: skip
+
+
+def kill(node: Any, path: Path, paid: int, moment: list[float]) -> None:
+    """Kills a node's raylet when so many answers are paid for, and notes when that was."""
+    ledger, start = Ledger(path), time.perf_counter()
+    while len(ledger.rows()) < paid:
+        time.sleep(0.01)
+    moment[0] = time.perf_counter() - start
+    node.kill_raylet()
+
+
+def noted(x: torch.Tensor, cond: Any) -> Any:
+    """The faulty reward, which writes down what it begins with."""
+    with Path(cond["begun"][0]).open("a") as file:
+        file.write(f"{int(x[0, 0])}\n")
+    return faulty(x, cond)
+
+
 def sleeps(processes: int, times: int = 100) -> list[float]:
     """What the calls of the faulty reward take here and now in as many plain processes."""
     with multiprocessing.get_context("fork").Pool(processes) as pool:
@@ -122,12 +203,22 @@ def _sleep(_: int) -> float:
     return timed(lambda: time.sleep(WORK))
 
 
-def schedule(durations: list[float], workers: int) -> float:
-    """When the last is done if each is given to the first worker that is free."""
-    free = [0.0] * workers
-    for duration in durations:
-        heapq.heapreplace(free, free[0] + duration)
-    return max(free)
+def schedule(durations: list[float], workers: int, killed: float = math.nan) -> float:
+    """When the last is done if each is given to the first worker that is free.
+
+    Args:
+        killed: When half of the workers end, if they do; what they work on is begun anew at once.
+    """
+    free, left, last = [(0.0, worker) for worker in range(workers)], collections.deque(durations), 0.0
+    while left:
+        now, worker = heapq.heappop(free)
+        ends = now + left.popleft()
+        if worker % 2 and ends > killed:
+            left.appendleft(ends - now)
+            continue
+        heapq.heappush(free, (ends, worker))
+        last = max(last, ends)
+    return last
 
 
 def throughput(options: argparse.Namespace, samples: int = 400, pairs: int = 3) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import re
 import shlex
 import subprocess
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -50,9 +51,20 @@ def test_command_lines_are_understood(words, tmp_path, capsys, monkeypatch):
 
 def test_scripts_are_read_by_bash():
     scripts = [block for language, block in BLOCKS if language == "bash"]
-    assert len(scripts) == 3
+    assert len(scripts) == 4
     for script in scripts:
         subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+
+
+@pytest.mark.skipif(find_spec("ray") is None, reason="an extra")
+def test_commands_of_ray_have_options_that_ray_knows():
+    from ray.scripts.scripts import cli
+
+    shell = "\n".join(block for language, block in BLOCKS if language != "yaml").replace("\\\n", " ")
+    found = [shlex.split(line.rstrip("& ")) for line in re.findall(r"\bray ([a-z].*)", shell)]
+    assert [words[0] for words in found] == ["get-auth-token", "start", "start", "start", "start"]
+    for name, *words in found:
+        cli.commands[name].make_context(name, words)
 
 
 def test_the_kubernetes_job_runs_a_script_that_goes_on(tmp_path):

@@ -13,7 +13,7 @@ for name in difftilt.__all__:
     getattr(difftilt, name)
 seconds = time.process_time() - start
 heavy = ["diffusers", "peft", "transformers", "sklearn", "matplotlib", "pandas", "tyro", "rdkit", "RNA"]
-heavy += ["tensorboard", "pebble"]
+heavy += ["tensorboard", "pebble", "ray"]
 print(json.dumps({"seconds": seconds, "heavy": [name for name in heavy if name in sys.modules]}))
 """
 
@@ -31,7 +31,7 @@ CORE = """
 import pkgutil, sys
 from importlib import import_module
 from pathlib import Path
-EXTRAS = "sklearn scipy pandas logomaker tensorboard wandb RNA rdkit diffusers peft transformers"
+EXTRAS = "sklearn scipy pandas logomaker tensorboard wandb ray RNA rdkit diffusers peft transformers"
 for name in EXTRAS.split():
     sys.modules[name] = None  # as if it were not installed
 import torch

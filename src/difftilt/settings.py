@@ -35,7 +35,7 @@ def check_settings(settings: Any) -> None:
 def check_value(name: str, value: Any, hint: Any) -> None:
     """Raises ValueError if a value, or an item of a tuple, lies outside its range or a Literal's values."""
     union = typing.get_origin(hint) in (typing.Union, types.UnionType)
-    if union and value is None and type(None) in typing.get_args(hint):
+    if union and type(value) in (type(None), str) and type(value) in typing.get_args(hint):
         return
     for option in typing.get_args(hint) if union else (hint,):
         if typing.get_origin(option) is tuple and typing.get_args(option)[1:] == (...,):

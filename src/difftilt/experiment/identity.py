@@ -22,7 +22,8 @@ FREE = tuple(
     f"training.{name}"
     for name in (
         *("rounds", "save_every", "stop_on", "log_to", "max_failures", "ledger", "reward_budget"),
-        *("process_timeout", "reward_workers", "reward_timeout", "reward_retries", "reward_memory"),
+        *("process_timeout", "reward_workers", "reward_resources"),
+        *("reward_timeout", "reward_retries", "reward_memory"),
     )
 )
 STRICT = ("training.seed", "target_kl")

@@ -47,7 +47,7 @@ def _tell(results: int, *message: Any) -> None:
         return
 
 
-def keep(reward: Any, limits: Limits, tasks: Connection, results: int, owner: int) -> None:
+def keep(reward: Any, limits: Limits, count: int, tasks: Connection, results: int, owner: int) -> None:
     """Runs the pool until nobody asks any more."""
     os.setsid()
     _ignore_signals()
@@ -56,7 +56,7 @@ def keep(reward: Any, limits: Limits, tasks: Connection, results: int, owner: in
     CONSTS.sleep_unit, CONSTS.term_timeout = TICK, TICK / 2
     began = (reward, limits, results, os.getpid())
     context = multiprocessing.get_context("fork")
-    pool = ProcessPool(limits.count, initializer=_begin, initargs=began, context=context)
+    pool = ProcessPool(count, initializer=_begin, initargs=began, context=context)
     try:
         while os.getppid() == owner and pool.active:
             if not tasks.poll(LOOK):

@@ -10,6 +10,7 @@ from difftilt.guard import Composite, Guard, OnError, Reward
 from difftilt.rewards.combined import Combine, Combined, Part
 from difftilt.rewards.fingerprint import fingerprint
 from difftilt.rewards.ledger import Ledger, Recorded
+from difftilt.rewards.ray_cluster import placed
 from difftilt.rewards.workers import Workers
 from difftilt.settings import Count, Natural, Positive, Share, check_settings
 from difftilt.shapes import Sample
@@ -38,7 +39,9 @@ class Scoring:
         reward_budget: Most samples that a run may ask about, both evaluations included, at least 1; training
             ends when it is spent. No limit by default.
         reward_workers: Processes that compute the reward, each sample by itself; 0 is this process, where a
-            batch is scored at once.
+            batch is scored at once. Or ray://auto, for all that the running cluster of Ray has room for; or
+            ray://N, for N workers in a cluster of their own.
+        reward_resources: What each worker of Ray needs, such as CPU=1 GPU=0.25; CPU=1 by default.
         reward_timeout: Seconds that a sample may take in a worker, and a batch in a command, above 0.
         reward_retries: Further tries in a worker after a time-out, a death or an exception.
         reward_memory: MiB that a worker may use, at least 1; no limit by default.
@@ -55,7 +58,8 @@ class Scoring:
     reward_version: str | None = None
     reward_noisy: bool = False
     reward_budget: Count | None = None
-    reward_workers: Natural = 0
+    reward_workers: Natural | str = 0
+    reward_resources: tuple[str, ...] = ()
     reward_timeout: Positive = 600.0
     reward_retries: Natural = 0
     reward_memory: Count | None = None
@@ -63,6 +67,7 @@ class Scoring:
 
     def __post_init__(self):
         check_settings(self)
+        placed(self.reward_workers, self.reward_resources)
         if self.cache and self.reward_noisy:
             raise ValueError("got a cache for a noisy reward, whose answers differ; leave one of both out")
         if self.reward_overlap > 1 and not self.reward_workers:
@@ -106,7 +111,8 @@ def _guard(reward: Reward, name: str, scoring: Scoring, spell: Spell, seed: int,
     if scoring.reward_workers:
         limits = scoring.reward_timeout, scoring.reward_retries, scoring.reward_memory
         rank = int(os.environ.get("RANK", "0"))  # what a worker draws depends on the process that asks, too
-        inner = Workers(reward, scoring.reward_workers, *limits, seed=seed * 2**16 + rank)
+        count = placed(scoring.reward_workers, scoring.reward_resources)
+        inner = Workers(reward, count, *limits, seed=seed * 2**16 + rank)
     if scoring.ledger is not None:
         version = scoring.reward_version or fingerprint(reward, name)
         inner = Recorded(

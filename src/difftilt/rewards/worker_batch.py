@@ -1,7 +1,7 @@
 """What workers know of the samples that they were given."""
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,13 +19,11 @@ class Task:
 
     Attributes:
         rows: Those without an answer; the first one is being scored.
-        worker: The process that has begun.
-        gone: When that was first found to be gone.
+        begun: Whether it is.
     """
 
     rows: deque[int]
-    worker: int | None = None
-    gone: float | None = None
+    begun: bool = False
 
 
 class Batch:
@@ -47,7 +45,8 @@ class Batch:
         self.suspects: deque[int] = deque()  # waiting to be scored alone, for one of them ended all processes
         self.doubted: set[int] = set()  # they, and those that were
         self.attempts: list[int] = []
-        self.losses, self.heard, self.looked = 0, time.monotonic(), 0.0
+        self.lost: Counter[int] = Counter()  # with how many nodes each row was
+        self.losses, self.heard = 0, time.monotonic()
 
     @property
     def open(self) -> bool:

@@ -13,7 +13,8 @@ from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
-from difftilt.rewards.worker_task import CHUNK, Limits, Message, Work, packed
+from difftilt.rewards.process_tree import kill_sessions, lives
+from difftilt.rewards.worker_task import Limits, Message
 from difftilt.shapes import Cond, Sample
 
 GATHER = (
@@ -21,6 +22,8 @@ GATHER = (
 )
 GRACE = 5.0  # seconds that the keeper has for ending
 POLL = 0.005  # seconds between looks at whether it has
+LOOK = 0.02  # seconds between looks at whether workers live
+REAPED = 0.5  # seconds after which a process that is gone, and of which nothing is said, ended with code 0
 
 
 class PoolLost(Exception):  # noqa: N818  (a pool can be made again)
@@ -28,12 +31,20 @@ class PoolLost(Exception):  # noqa: N818  (a pool can be made again)
 
 
 class Pool:
-    """Workers that know a reward, as the process that makes the pool sees it."""
+    """Workers that know a reward, as the process that makes the pool sees it.
 
-    def __init__(self, reward: Callable[[Sample, Cond], Any], limits: Limits):
+    Attributes:
+        owner: That process.
+        count: Workers.
+    """
+
+    def __init__(self, reward: Callable[[Sample, Cond], Any], limits: Limits, count: int):
         from difftilt.rewards.keeper import keep  # loads pebble, which only workers need
 
-        self.owner, self.limits, self._rest = os.getpid(), limits, b""
+        self.owner, self.count, self._rest = os.getpid(), count, b""
+        self._workers: dict[int, int] = {}  # the process that has begun with a task
+        self._gone: dict[int, float] = {}  # when it was first found to be gone
+        self._looked = 0.0
         tasks, self._tasks = multiprocessing.Pipe(duplex=False)
         self._results, results = os.pipe()
         sys.stdout.flush()  # else both processes would write what is waiting there
@@ -43,24 +54,37 @@ class Pool:
             try:
                 self._tasks.close()
                 os.close(self._results)
-                keep(reward, limits, tasks, results, self.owner)
+                keep(reward, limits, count, tasks, results, self.owner)
             finally:
                 os._exit(1)
         tasks.close()
         os.close(results)
-        end = partial(_end, self.owner, self._keeper, self._tasks, self._results)
+        end = partial(_end, self.owner, self._keeper, self._tasks, self._results, self._workers)
         self.close = weakref.finalize(self, end)
 
-    def send(self, task: int, work: Work) -> None:
-        """Gives the samples to the next worker that is free."""
-        limit = self.limits.timeout + (CHUNK if len(work.draws) > 1 else 0)
+    def send(self, task: int, content: bytes, limit: float) -> None:
+        """Gives samples, as bytes, to the next worker that is free, for at most so many seconds."""
         try:
-            self._tasks.send((task, packed(work), limit))
+            self._tasks.send((task, content, limit))
         except OSError:
             raise PoolLost("took no more samples") from None
 
     def receive(self, seconds: float) -> list[Message]:
-        """What happened since the last look; waits for it at most so long."""
+        """What happened since the last look; waits for it at most so long.
+
+        Of every task it is said that it is over, whatever became of the process that had begun with it.
+        """
+        messages = self._read(seconds)
+        for task, what, *details in messages:
+            if what == "began":
+                self._workers[task] = details[0]
+            elif what == "over":
+                worker = self._workers.pop(task, None)
+                if worker is not None and details[0] is not None:
+                    kill_sessions([worker])
+        return messages + self._unsaid()
+
+    def _read(self, seconds: float) -> list[Message]:
         look = select.poll()
         look.register(self._results, select.POLLIN)
         if not look.poll(seconds * 1000):
@@ -74,8 +98,21 @@ class Pool:
         *lines, self._rest = (self._rest + said).split(b"\n")
         return [json.loads(line.decode()) for line in lines]
 
+    def _unsaid(self) -> list[Message]:
+        """What is to be said of processes that went without a word, as one that exits with code 0 does."""
+        now = time.monotonic()
+        if now - self._looked < LOOK:
+            return []
+        self._looked = now
+        gone = [task for task, worker in self._workers.items() if not lives(worker)]
+        self._gone = {task: self._gone.get(task, now) for task in gone}
+        ended = [task for task, since in self._gone.items() if now - since > REAPED]
+        if ended:
+            kill_sessions([self._workers.pop(task) for task in ended])
+        return [[task, "over", "ended its process with code 0"] for task in ended]
 
-def _end(owner: int, keeper: int, tasks: Connection, results: int) -> None:
+
+def _end(owner: int, keeper: int, tasks: Connection, results: int, workers: dict[int, int]) -> None:
     """Ends a pool from the process that made it; others only forget it."""
     mine = os.getpid() == owner
     if mine:
@@ -86,12 +123,16 @@ def _end(owner: int, keeper: int, tasks: Connection, results: int) -> None:
     tasks.close()
     os.close(results)
     deadline = time.monotonic() + GRACE
-    while mine:
-        try:
-            if os.waitpid(keeper, os.WNOHANG)[0]:
-                return
-        except ChildProcessError:
-            return
+    while mine and _runs(keeper):
         if time.monotonic() > deadline:
             os.kill(keeper, signal.SIGKILL)
         time.sleep(POLL)
+    if mine and workers:  # what they had begun is nobody's any more
+        kill_sessions(workers.values())
+
+
+def _runs(child: int) -> bool:
+    try:
+        return not os.waitpid(child, os.WNOHANG)[0]
+    except ChildProcessError:
+        return False

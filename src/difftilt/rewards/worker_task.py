@@ -13,6 +13,8 @@ from difftilt.conditions import as_bytes
 from difftilt.settings import Count, Natural, Positive, check_settings
 
 CHUNK = 0.05  # seconds that a task of several samples is meant to take
+QUEUED = 2  # tasks per worker that are given out: one is scored while the next one waits
+LOSSES = 3  # how often what watches workers may be lost before something is given up
 Message = list[Any]  # the number of a task, what happened, and details
 
 
@@ -20,7 +22,6 @@ Message = list[Any]  # the number of a task, what happened, and details
 class Limits:
     """What workers may use; see `Workers`."""
 
-    count: Count
     timeout: Positive
     retries: Natural
     memory: Count | None
@@ -42,6 +43,11 @@ class Work:
     draws: list[tuple[int, int]]
     sample: Any
     cond: Any
+
+
+def limit_of(work: Work, limits: Limits) -> float:
+    """Seconds that a task may take."""
+    return limits.timeout + (CHUNK if len(work.draws) > 1 else 0)
 
 
 def packed(work: Work) -> bytes:

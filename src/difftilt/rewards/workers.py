@@ -8,18 +8,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from difftilt.answers import Failure, RewardError, learner_of
-from difftilt.rewards.process_tree import kill_sessions, lives
+from difftilt.rewards.ray_cluster import Placement
+from difftilt.rewards.ray_pool import RayPool
 from difftilt.rewards.worker_batch import Batch, Task
 from difftilt.rewards.worker_pool import Pool, PoolLost
-from difftilt.rewards.worker_task import CHUNK, Limits, Message, unsent
-from difftilt.settings import Natural, check_value
+from difftilt.rewards.worker_task import CHUNK, LOSSES, QUEUED, Limits, Message, limit_of, packed, unsent
+from difftilt.settings import Count, Natural, check_value
 from difftilt.shapes import Cond, Sample
 
-QUEUED = 2  # tasks per worker that are given out: one is scored while the next one waits
 SILENCE = 10.0  # seconds beyond the time limit after which workers that say nothing are replaced
-LOOK = 0.02  # seconds between looks at whether workers live
-REAPED = 0.5  # seconds after which a process that is gone, and of which nothing is said, ended with code 0
-LOSSES = 3  # pools that may be lost before any sample is begun
+LOOK = 0.02  # seconds for which what workers say is waited for
 RECENT = 0.1  # weight of the latest sample in what a sample is thought to take
 
 
@@ -39,7 +37,7 @@ class Workers:
 
     Args:
         reward: As for `Guard`, but it must not learn.
-        count: Processes.
+        count: Processes of this machine, or those that Ray places; see `Placement`.
         timeout: Seconds that one sample may take, from when it is begun. Samples that take a few milliseconds
             or less are given out several at a time; then the limit may be exceeded by 0.05 seconds.
         retries: How often a sample is tried again that raised, took too long or ended its process.
@@ -62,7 +60,7 @@ class Workers:
     def __init__(
         self,
         reward: Callable[[Sample, Cond], Any],
-        count: int,
+        count: int | Placement,
         timeout: float,
         retries: int = 0,
         memory: int | None = None,
@@ -78,10 +76,12 @@ class Workers:
         if sys.platform == "win32":
             raise ValueError(f"got {count} workers, but this system has no fork; score without workers")
         check_value("seed", seed, Natural)
-        self.limits, self.seed = Limits(count, timeout, retries, memory), seed
+        if not isinstance(count, Placement):
+            check_value("count", count, Count)
+        self.count, self.limits, self.seed = count, Limits(timeout, retries, memory), seed
         self.reward, self.on_result, self.asked, self.tasks = reward, on_result, 0, 0
         self.numbers: Sequence[int] | None = None
-        self._pool: Pool | None = None
+        self._pool: Pool | RayPool | None = None
         self._ahead: Batch | None = None  # what was prefetched
         self._seconds: float | None = None  # that a sample is thought to take
 
@@ -90,7 +90,7 @@ class Workers:
         rows = batch.find(sample.detach().cpu(), cond, self._numbers(0, len(sample)))
         self.asked += len(sample)
         while batch.open:
-            self._advance(batch, QUEUED * self.limits.count, LOOK)
+            self._advance(batch, None, LOOK)
         return [batch.answers[row] for row in rows]
 
     def prefetch(self, sample: Sample, cond: Cond) -> None:
@@ -129,13 +129,17 @@ class Workers:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_pool": None, "_ahead": None}
 
-    def _ready(self) -> Pool:
+    def _ready(self, batch: Batch) -> Pool | RayPool:
         """The pool of this process."""
         if self._pool is None or self._pool.owner != os.getpid():
-            self._pool = Pool(self.reward, self.limits)
+            if isinstance(self.count, Placement):
+                self._pool = RayPool(self.reward, self.__name__, self.limits, self.count)
+            else:
+                self._pool = Pool(self.reward, self.limits, self.count)
+            batch.heard = time.monotonic()
         return self._pool
 
-    def _advance(self, batch: Batch, most: int, seconds: float) -> None:
+    def _advance(self, batch: Batch, most: int | None, seconds: float) -> None:
         """Has workers go on with a batch; what is not mendable ends them."""
         try:
             self._exchange(batch, most, seconds)
@@ -146,30 +150,32 @@ class Workers:
             self.close()  # what is being scored now is nobody's any more
             raise
 
-    def _exchange(self, batch: Batch, most: int, seconds: float) -> None:
-        """Gives out what workers can take, so that they have `most` tasks, and takes what they say."""
-        pool = self._ready()
+    def _exchange(self, batch: Batch, most: int | None, seconds: float) -> None:
+        """Gives out tasks, so many at most or as many as keep workers busy, and takes what they say."""
+        pool = self._ready(batch)
         if batch.suspects and not batch.running:
             self._give(pool, batch, [batch.suspects.popleft()])
-        most = 0 if batch.doubtful else most
+        busy = QUEUED * pool.count
+        most = 0 if batch.doubtful else busy if most is None else most
         while batch.waiting and len(batch.running) < most:
-            rows = [batch.waiting.popleft() for _ in range(self._size(len(batch.waiting)))]
+            rows = [batch.waiting.popleft() for _ in range(self._size(len(batch.waiting) // busy))]
             self._give(pool, batch, rows)
         for message in pool.receive(seconds):
             batch.heard = time.monotonic()
             self._note(batch, message)
-        self._watch(batch)
+        if time.monotonic() - batch.heard > self.limits.timeout + SILENCE:
+            raise PoolLost("said nothing for too long")
 
-    def _give(self, pool: Pool, batch: Batch, rows: Sequence[int]) -> None:
+    def _give(self, pool: Pool | RayPool, batch: Batch, rows: Sequence[int]) -> None:
         self.tasks += 1
         batch.running[self.tasks] = Task(deque(rows))
-        pool.send(self.tasks, batch.work(rows, self.seed))
+        work = batch.work(rows, self.seed)
+        pool.send(self.tasks, packed(work), limit_of(work, self.limits))
 
-    def _size(self, waiting: int) -> int:
+    def _size(self, share: int) -> int:
         """How many samples the next task gets, so that it takes `CHUNK` and all workers end together."""
         if self._seconds is None:
             return 1
-        share = waiting // (QUEUED * self.limits.count)
         return max(1, min(int(CHUNK / max(self._seconds, 1e-6)), share))
 
     def _note(self, batch: Batch, message: Message) -> None:
@@ -181,9 +187,11 @@ class Workers:
         if what == "unread":
             raise RewardError(unsent(*details))
         if what == "began":
-            task.worker = details[0]
+            task.begun = True
         elif what == "over":
             self._over(batch, number, *details)
+        elif what == "lost":
+            self._lost(batch, number)
         else:
             said, seconds = details
             before = seconds if self._seconds is None else self._seconds
@@ -199,11 +207,20 @@ class Workers:
     def _over(self, batch: Batch, number: int, why: str | None) -> None:
         """A task has ended; if its process has, that is because of the first sample without an answer."""
         task = batch.running.pop(number)
-        if why is not None:
-            kill_sessions([] if task.worker is None else [task.worker])
-            if task.rows:
-                self._failed(batch, task.rows.popleft(), why, again=True)
+        if why is not None and task.rows:
+            self._failed(batch, task.rows.popleft(), why, again=True)
         batch.waiting.extendleft(reversed(task.rows))
+
+    def _lost(self, batch: Batch, number: int) -> None:
+        """A node was lost in the midst of a task; what it had not answered waits again, but not forever."""
+        rows = batch.running.pop(number).rows
+        for row in list(rows)[:1]:
+            batch.lost[row] += 1
+            if batch.lost[row] == LOSSES:
+                rows.popleft()
+                why = f"was being scored on each of {LOSSES} nodes that were lost"
+                self._failed(batch, row, why, again=False)
+        batch.waiting.extendleft(reversed(rows))
 
     def _failed(self, batch: Batch, row: int, why: str, again: bool) -> None:
         batch.attempts[row] += 1
@@ -213,31 +230,15 @@ class Workers:
         else:
             batch.answers[row] = Failure(why if tries == 1 else f"{why} at the last of {tries} attempts")
 
-    def _watch(self, batch: Batch) -> None:
-        """Finds processes that have gone without a word, as one that exits with code 0 does."""
-        now = time.monotonic()
-        if now - batch.heard > self.limits.timeout + SILENCE:
-            raise PoolLost("said nothing for too long")
-        if now - batch.looked < LOOK:
-            return
-        batch.looked = now
-        for number, task in list(batch.running.items()):
-            if task.worker is None or lives(task.worker):
-                continue
-            task.gone = task.gone or now
-            if now - task.gone > REAPED:
-                self._over(batch, number, "ended its process with code 0")
-
     def _recover(self, batch: Batch, why: str) -> None:
         """After a pool was lost: what it had not answered waits again, but not forever."""
-        begun = [task for task in batch.running.values() if task.worker is not None and task.rows]
+        begun = [task for task in batch.running.values() if task.begun and task.rows]
         batch.losses += not begun
         if batch.losses >= LOSSES:
             raise RewardError(
-                f"reward '{self.__name__}' cannot be scored by {self.limits.count} workers: what watches them"
+                f"reward '{self.__name__}' cannot be scored by {self.count} workers: what watches them"
                 f" {why} {LOSSES} times before a sample was begun; score it without workers"
             )
-        kill_sessions(task.worker for task in batch.running.values() if task.worker is not None)
         for row in [task.rows.popleft() for task in begun]:
             if row in batch.doubted:  # it was scored alone
                 self._failed(batch, row, "ended the processes beside its own", again=False)
