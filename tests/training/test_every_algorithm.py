@@ -14,6 +14,7 @@ from difftilt import (
     AdjointMatching,
     Backprop,
     Distill,
+    LocalSearch,
     PathConsistency,
     RewardWeighted,
     TrajectoryBalance,
@@ -34,6 +35,7 @@ KINDS = {
     "nft": lambda: NFT(decay=0.5),
     "dpo": lambda: DPO(labels="drawn"),
     "distill": lambda: Distill(SMC(particles=4)),
+    "local-search": lambda: LocalSearch(finish="coverage", trial=1, near=9.0, slow=9.0),
 }
 
 
