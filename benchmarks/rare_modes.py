@@ -9,7 +9,7 @@ the others       p_r is broad, or nearer: local search must know when to leave t
 half of the time, whatever it sees, and is what PPO is compared with. `student` is taught by maximum
 likelihood on exact samples of p_r. All train for 30 processor seconds of one thread; every number is exact.
 `calls` counts every sequence that was scored, `distinct` each once, and `found` is the share of p_r on them.
-The settings of local search were chosen on seeds 0 and 1 of gb1-lower-0.05. Rows of other runs in FILE.json stay.
+The settings of local search were chosen on two seeds of gb1-lower-0.05. Rows of other runs in FILE.json stay.
 """
 
 import argparse

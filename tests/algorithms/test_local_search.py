@@ -32,7 +32,7 @@ class Blank(nn.Module):
         self.mlp = nn.Sequential(
             nn.Linear(LENGTH * (LETTERS + 1), 64), nn.SiLU(), nn.Linear(64, LENGTH * LETTERS)
         )
-        nn.init.zeros_(self.mlp[2].weight)
+        nn.init.zeros_(self.mlp.get_parameter("2.weight"))
         self.register_buffer("prior", torch.zeros(LETTERS).index_fill(0, torch.tensor([5]), -low))
 
     def forward(self, x, t, cond):
@@ -72,8 +72,8 @@ def test_what_the_model_never_draws_is_found_and_learned():
 def test_each_way_of_learning_ends_at_p_r(finish, imitates):
     """By itself: imitation that never ends, and balance that begins with the second round."""
     objective, policy = problem()
-    settings = {"slow": -1.0} if imitates else {"near": 1e9, "slow": 1e9, "trial": 1}
-    algorithm = LocalSearch(finish=finish, **settings)
+    forever, at_once = LocalSearch(finish, slow=-1.0), LocalSearch(finish, near=1e9, slow=1e9, trial=1)
+    algorithm = forever if imitates else at_once
     algorithm.setup(policy, unconditional(2))
     optimizer = torch.optim.Adam(policy.parameters(), 2e-2)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1, 0.02, 30)
@@ -113,7 +113,8 @@ def test_a_neighbour_is_asked_for_once_and_what_the_policy_draws_each_time():
     objective = Objective(reward, objective.reference, 0.1)
     algorithm = LocalSearch(proposals=1.0)
     algorithm.setup(policy, unconditional(2))
-    now = _Round(policy, objective.reference, objective, unconditional(256), algorithm.known())
+    reference = copy.deepcopy(policy)
+    now = _Round(policy, reference, objective, unconditional(256), algorithm.known())
     for _ in range(4):
         algorithm._search(now)
     assert [len(x) for x in asked[:2]] == [256, 32]  # then neighbours, and both in turn
@@ -187,6 +188,38 @@ def test_a_walk_over_real_numbers_leaves_p_r_as_it_is():
         1 / finds.log_weight(0.5)[rows].softmax(0).square().sum().item() for rows in (slice(4000), walked)
     ]
     assert effective[1] > 2 * effective[0]  # in which the walk is worth its rewards
+
+
+def passes(objective, policy, algorithm, batch):
+    """Rows through both networks in the second round, which imitates."""
+    rows: list[int] = []
+    algorithm.setup(policy, unconditional(2))
+    list(algorithm.losses(policy, objective, unconditional(batch)))
+    for chain in (policy, objective.reference):
+        chain.network.register_forward_hook(lambda m, i, o: rows.append(len(o)))
+    list(algorithm.losses(policy, objective, unconditional(batch)))
+    assert algorithm.imitates and algorithm._away > algorithm._lack
+    return sum(rows)
+
+
+def test_a_search_costs_the_passes_that_are_documented():
+    batch, own, others = 128, 8, 56
+    made = reversal()
+    drawn = 2 * own * made.start.steps + others * 3 / 2  # neighbours go back one step or two
+    assert passes(made.objective, made.start, LocalSearch(), batch) == drawn + 8 * batch
+    objective, policy = needle()
+    objective = Objective(lambda x, c: (x == 5).sum(1).float(), objective.reference, 0.05)
+    algorithm, before = LocalSearch(), []
+    original = algorithm._search
+
+    def search(now):
+        before.append(len(algorithm.known()))
+        return original(now)
+
+    algorithm._search = search
+    found = passes(objective, policy, algorithm, batch)
+    new = len(algorithm.known()) - before[1]
+    assert found == 2 * own * LENGTH + others * 3 / 2 + (new + 64) * LENGTH + 8 * batch
 
 
 def test_what_is_forgotten_weighs_least():

@@ -99,6 +99,7 @@ PASSES = {  # forward and backward per sample and step of five, as docs/algorith
     "backprop": (Backprop(minibatches=2), 2, 2 - 1 / 5),
     "nft": (NFT(levels=8), 2 + 2 * 8 / 5, 8 / 5),
     "dpo": (DPO(epochs=2), 2 + 2, 2),
+    "local-search": (LocalSearch(minibatches=5), 2 + 5 / 5, 5 / 5),  # in the first round, which draws all
 }
 
 

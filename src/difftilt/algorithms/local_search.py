@@ -108,8 +108,10 @@ class LocalSearch(Algorithm):
         return self.finds
 
     def losses(self, policy: Policy, objective: Objective, cond: Cond) -> Iterator[Loss]:
-        chains = (reversing(p, "local search needs", "use ppo") for p in (policy, objective.reference))
-        now = _Round(*chains, objective.unfiltered, cond, self.known())
+        model, reference = (
+            reversing(p, "local search needs", "use ppo") for p in (policy, objective.reference)
+        )
+        now = _Round(model, reference, objective.unfiltered, cond, self.known())
         self.graphs.measure(now.policy, cond)
         seen = self._search(now) if self.searches else None
         self.on_policy.minibatches = self.minibatches - (seen is not None)
@@ -240,7 +242,8 @@ class LocalSearch(Algorithm):
         """PPO on the policy's own chains, and a step of trajectory balance on chains of finds."""
         yield from self.on_policy.losses(now.policy, now.objective, now.cond)
         known = now.finds.has(now.context)
-        rows = known[some_rows(len(known), round(REHEARSED[self.finish] * len(now.context)), known.device)]
+        count = max(round(REHEARSED[self.finish] * len(now.context)), 1)
+        rows = known[some_rows(len(known), count, known.device)]
         find = now.finds.draw(now.context[rows], now.objective.alpha, SPREAD)
         path, _ = noised_path(now.reference, now.finds.x_0[find], take(now.cond, rows))
         with torch.no_grad():
