@@ -49,8 +49,9 @@ class LocalSearch(Algorithm):
 
         L = E(delta - E_p delta)^2 / 2,   delta = log p(x_T, ..., x_0) / p_pre(x_T, ..., x_0) - r / alpha.
 
-    If after `trial` rounds the finds lack more of p_r than the policy does, in nats, the search ends and only
-    PPO remains: where p_r is broad or sequences are long, own chains know more than a memory could hold.
+    If after `trial` rounds the finds lack more of p_r than the policy does, and more than `near`, the search
+    ends and only PPO remains: where p_r is broad or sequences are long, own chains know more than a memory
+    could hold.
 
     A find of tokens is held once. Its log p_pre(x_0) is estimated from chains that the noise makes of it.
     Neighbours are asked for once; what the policy draws is asked for each time, unless the reward has a
@@ -69,7 +70,8 @@ class LocalSearch(Algorithm):
         temperature: Of the weights by which finds are chosen to be changed, at least 1.
         paths: Chains per estimate of p_pre(x_0), at least 1.
         trial: Rounds that are judged together, at least 1, and the least that are searched.
-        near: KL(p_r || p) on the finds, in nats, below which they may count as learned.
+        near: KL in nats, at least 0, that is small: KL(p_r || p) on finds that are learned, and KL(p_r ||
+            finds).
         slow: What the mass of the finds may then still grow by in `trial` rounds, in nats.
         memory: Finds that are remembered, at least 1: of tokens those of most weight, else the newest.
         minibatches: Gradient steps per round, at least 2.
