@@ -137,7 +137,7 @@ def rare_modes(found: list[dict[str, Any]]) -> str:
         "processor seconds; the share of p_r on sequences that the policy makes less than a tenth as\n"
         "often, and on those that were scored; sequences scored, each once and each time. `coverage` is\n"
         "local search with that finish, `replay` imitates for half of the time, `student` is taught exact\n"
-        "samples of p_r.\n"
+        "samples of p_r. The machine was busy with other work: on an idle one a second does more.\n"
         "`python benchmarks/rare_modes.py`, [`rare_modes.json`](../benchmarks/results/rare_modes.json).\n\n"
         + table(head, lines)
     )
