@@ -12,6 +12,7 @@ from difftilt.experiment.advise import FEW_CALLS, RULES, Facts, advise, read_evi
 
 PAGE = Path(__file__).parents[1] / "docs" / "which.md"
 SITUATIONS: tuple[tuple[str, dict[str, Any]], ...] = (  # in words, and as facts
+    ("its best samples where the model hardly ever draws, and they are short sequences", {"rare": True}),
     ("a gradient, but it was learned", {"differentiable": True, "trusted": False}),
     (
         "a gradient, and the model leaves little memory",
@@ -22,6 +23,7 @@ SITUATIONS: tuple[tuple[str, dict[str, Any]], ...] = (  # in words, and as facts
     ("scores only, and it was learned", {"trusted": False}),
     ("scores only, as many as you like", {}),
 )
+LANDSCAPES = ("gb1-lower-0.05", "gb1-whole-0.05", "six6-lower-0.1", "pax6-lower-0.1", "egr2-lower-0.1")
 EXACT = ("gmm-x", "gmm-sin", "lqg16", "lqg16-flow")
 
 
@@ -47,17 +49,21 @@ def advised() -> str:
 
 def evidence(known: dict[str, Any]) -> str:
     """What was measured of each algorithm: on chains whose optimum is known, and on digits."""
-    exact, digits = [], []
+    exact, landscapes, digits = [], [], []
     for name, found in known.items():
-        gaps = [found["exact"].get(task) for task in EXACT]
-        exact.append(
-            [f"`{name}`", *(f"{row['excess_nats']:.4f} ({row['seeds']})" if row else "" for row in gaps)]
-        )
+        if gaps := [found["exact"].get(task) for task in EXACT if "exact" in found]:
+            cells = [f"{row['excess_nats']:.4f} ({row['seeds']})" if row else "" for row in gaps]
+            exact.append([f"`{name}`", *cells])
+        if short := [found["landscape"].get(task) for task in LANDSCAPES if "landscape" in found]:
+            cells = [f"{row['gap_nats']:.3f} ({row['seeds']})" if row else "" for row in short]
+            landscapes.append([f"`{name}`", *cells])
         if row := found.get("digits", {}).get("equal-kl"):
             numbers = [f"{row[key]:.2f}" for key in ("reward", "gold", "diversity", "kl_nats")]
             digits.append([f"`{name}`", *numbers, f"{row['reward_calls']:,.0f}", f"{row['seconds']:.0f}"])
     head = ["algorithm", "reward", "gold", "diversity", "KL, nats", "reward calls", "seconds"]
-    return table(["algorithm", *EXACT], exact) + "\n" + table(head, digits)
+    tables = [table(["algorithm", *EXACT], exact), table(head, digits)]
+    tables += [table(["algorithm", *LANDSCAPES], landscapes)] if landscapes else []
+    return "\n".join(tables)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
     python benchmarks/evidence.py [--results FOLDER] [--out FILE.json]
 
-Reads exact.json (excess in nats) and digits_equal_kl.json (rewards and costs), whichever is there.
+Reads exact.json (excess in nats), digits_equal_kl.json (rewards and costs) and rare_modes.json (gaps in nats
+of short sequences), whichever is there.
 """
 
 import argparse
@@ -38,6 +39,13 @@ def gather(results: Path) -> dict[str, Any]:
         for (algorithm, task), group in sorted(groups.items()):
             means = {key: mean([row[key] for row in group]) for key in wanted if key in group[0]}
             algorithms[algorithm].setdefault(kind, {})[task] = means | {"seeds": len(group)}
+    finals = defaultdict(list)
+    for row in rows(results / "rare_modes.json"):
+        if row["method"] in ("ppo", "local-search"):
+            finals[row["method"], row["problem"]].append(row["curve"][-1])
+    for (algorithm, task), ends in sorted(finals.items()):
+        means = {key: mean([end[key] for end in ends]) for key in ("gap_nats", "missed")}
+        algorithms[algorithm].setdefault("landscape", {})[task] = means | {"seeds": len(ends)}
     return {"written_by": "benchmarks/evidence.py", "algorithms": dict(sorted(algorithms.items()))}
 
 

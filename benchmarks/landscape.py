@@ -41,6 +41,7 @@ from difftilt.domains.landscape.model import (
 )
 from difftilt.domains.landscape.pretrain import train
 from difftilt.exact import landscape as exact
+from difftilt.guard import Reward
 from difftilt.objective import Algorithm, Objective
 from difftilt.processes.masked import MaskedPolicy
 from difftilt.samplers.best_of import best_of
@@ -116,12 +117,19 @@ def make_problem(name: str, models: Path) -> Problem:
     return Problem(name, table, chain_of(network.requires_grad_(False), table), float(alpha))
 
 
-def run(problem: Problem, method: str, seed: int, seconds: float) -> dict[str, Any]:
-    """One training, with J along the way."""
+def run(
+    problem: Problem, method: str, seed: int, seconds: float, reward: Reward | None = None
+) -> dict[str, Any]:
+    """One training, with J along the way.
+
+    Args:
+        reward: Asked in the place of the table, whose answers it must give.
+    """
     seed_round(seed, 0)
     policy = tunable(problem.reference, problem.table)
     row: dict[str, Any] = {"method": method, "seed": seed, "seconds": seconds}
-    objective, surrogate = Objective(problem.table.lookup, problem.reference, problem.alpha), None
+    objective = Objective(reward or problem.table.lookup, problem.reference, problem.alpha)
+    surrogate = None
     if method == "backprop":
         surrogate, row["surrogate"] = fitted(problem.table, seed)
         objective = Objective(lambda x, _: surrogate(x), problem.reference, problem.alpha)

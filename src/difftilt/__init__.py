@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from difftilt.algorithms.distill import Distill as Distill
     from difftilt.algorithms.dpo import DPO as DPO
     from difftilt.algorithms.grpo import GRPO as GRPO
+    from difftilt.algorithms.local_search import LocalSearch as LocalSearch
     from difftilt.algorithms.nft import NFT as NFT
     from difftilt.algorithms.path_consistency import PathConsistency as PathConsistency
     from difftilt.algorithms.ppo import PPO as PPO
@@ -93,6 +94,7 @@ _PUBLIC = {
     "algorithms.distill": ("Distill",),
     "algorithms.dpo": ("DPO",),
     "algorithms.grpo": ("GRPO",),
+    "algorithms.local_search": ("LocalSearch",),
     "algorithms.nft": ("NFT",),
     "algorithms.path_consistency": ("PathConsistency",),
     "algorithms.ppo": ("PPO",),

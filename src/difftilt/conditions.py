@@ -142,13 +142,15 @@ def context_keys(cond: Cond, lasting: bool = False) -> list[str]:
     """
     names = [name.encode() + b"\0" for name in cond]
     columns = [_contents(value, name if lasting else None) for name, value in cond.items()]
-    keys = []
-    for i in range(batch_size(cond)):
+    batch_size(cond)
+    rows = list(zip(*columns, strict=True))
+    known = {}
+    for contents in dict.fromkeys(rows):  # of one context there may be thousands
         digest = hashlib.sha256()
-        for name, contents in zip(names, columns, strict=True):
-            digest.update(name + contents[i])
-        keys.append(digest.hexdigest())
-    return keys
+        for name, content in zip(names, contents, strict=True):
+            digest.update(name + content)
+        known[contents] = digest.hexdigest()
+    return [known[contents] for contents in rows]
 
 
 def as_bytes(x: Tensor) -> bytes:

@@ -130,8 +130,7 @@ class Resampling(Transition):
 
     @torch.no_grad()
     def sample(self) -> State:
-        chosen, token = self._draw()
-        return torch.where(chosen, token, tokens(self.x))
+        return self._draw()[1]
 
     def rsample(self) -> State:
         """Draws one-hot vectors that carry the gradient of the probabilities (straight-through)."""
@@ -157,10 +156,12 @@ class Resampling(Transition):
         return Resampling(self.x, self.eligible, _tempered(self.probs, temperature), self.count)
 
     def _draw(self) -> tuple[Tensor, Tensor]:
-        """Which positions change, and a token for every position."""
+        """Which positions change, and the new state's tokens. Only what changes is drawn."""
         noise = torch.rand_like(self.probs[..., 0]).where(self.eligible > 0.5, 2.0)
         chosen = noise.argsort(1).argsort(1) < self.count[:, None]
-        return chosen, _multinomial(self.probs)
+        drawn = tokens(self.x).clone()
+        drawn[chosen] = _multinomial(self.probs.detach()[chosen])
+        return chosen, drawn
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ CHAINS: dict[str, tuple[str, ...]] = {
     "AdjointMatching": ("reversal",),  # the standard deviations of `gaussian` are tuned, which it leaves
     "NFT": ("reversal",),  # noises samples again
     "Distill": ("reversal",),  # its usual value expects x_0
+    "LocalSearch": ("reversal",),  # noises samples again
 }
 # what has no default
 SETTINGS: dict[str, dict[str, Any]] = {"Distill": {"sampler": SMC(particles=8)}}
@@ -38,6 +39,7 @@ UPHILL = {
     "NFT": 0.6,
     "Distill": 0.6,
     "DPO": 0.6,
+    "LocalSearch": 0.6,
 }
 FEW = 2000  # samples that tell a broken copy
 REACHED = 0.1  # share of the gap to J* that may remain after training

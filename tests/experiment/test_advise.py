@@ -15,6 +15,7 @@ from difftilt.experiment.advise import RULES, Facts, advise, read_evidence
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 CASES = [
+    ({"rare": True, "calls": 5000}, "local-search"),
     ({"differentiable": True, "trusted": False}, "adjoint-matching"),
     ({"differentiable": True, "memory_gib": 24.0, "model_gib": 16.0}, "adjoint-matching"),
     ({"differentiable": True, "memory_gib": 80.0, "model_gib": 16.0}, "backprop"),

@@ -14,7 +14,7 @@ from difftilt.exact.toy import GaussianDenoiser
 from difftilt.guidance.start import TunedStart
 from difftilt.policy import Diffusion
 from difftilt.processes.gaussian import GaussianPolicy
-from difftilt.processes.likelihood import elbo, start_evidence, step_evidence
+from difftilt.processes.likelihood import elbo, noised_path, path_evidence, start_evidence, step_evidence
 from difftilt.processes.masked import MaskedPolicy
 from difftilt.processes.noise import FixedLarge
 from difftilt.processes.schedule import NoiseSchedule, from_betas
@@ -140,6 +140,32 @@ def test_one_draw_has_the_bound_as_its_mean(make):
     assert ((drawn.mean(1) - below).abs() <= spread).all()
     if policy.steps > 1:  # and not as the mean over steps instead of their sum
         assert ((drawn.mean(1) / policy.steps - below).abs() > spread).all()
+
+
+@pytest.mark.parametrize("make", CHAINS.values(), ids=CHAINS)
+def test_the_mean_over_noised_chains_is_p_of_x_0(make):
+    """Which the bound is below; and with more chains each estimate is nearer to it."""
+    torch.manual_seed(0)
+    policy, count = make(), 2000
+    x_0, cond = CLEAN.repeat_interleave(count, 0), unconditional(count * len(CLEAN))
+    one, many = (path_evidence(policy, x_0, cond, paths).view(len(CLEAN), count) for paths in (1, 4))
+    mean, log_p = one.exp().mean(1), log_law(policy)
+    error = one.exp().std(1) / count**0.5
+    assert ((mean - log_p.exp()).abs() <= 4.5 * error + 1e-6).all()
+    assert (one.mean(1) < log_p + 1e-6).all()
+    assert (many.exp().std(1) < 0.7 * one.exp().std(1) + 1e-6).all()
+
+
+def test_a_noised_chain_ends_in_its_x_0_and_has_the_density_of_its_noise():
+    policy, x_0 = reversing(PRODUCT, 3), CLEAN
+    torch.manual_seed(0)
+    path, log_q = noised_path(policy, x_0, unconditional(len(x_0)))
+    assert torch.equal(path.states[-1], x_0) and len(path.states) == policy.steps + 1
+    steps = [
+        policy.noising(path.states[-t], torch.full((len(x_0),), t)).log_prob(path.states[-1 - t])
+        for t in range(1, policy.steps + 1)
+    ]
+    torch.testing.assert_close(log_q, torch.stack(steps).sum(0))
 
 
 TIGHT = {

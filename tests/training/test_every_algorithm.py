@@ -14,6 +14,7 @@ from difftilt import (
     AdjointMatching,
     Backprop,
     Distill,
+    LocalSearch,
     PathConsistency,
     RewardWeighted,
     TrajectoryBalance,
@@ -35,6 +36,7 @@ KINDS = {
     "nft": lambda: NFT(decay=0.5),
     "dpo": lambda: DPO(labels="drawn"),
     "distill": lambda: Distill(SMC(particles=4)),
+    "local-search": lambda: LocalSearch(finish="coverage", trial=1, near=9.0, slow=9.0),
 }
 
 
@@ -98,6 +100,7 @@ PASSES = {  # forward and backward per sample and step of five, as docs/algorith
     "backprop": (Backprop(minibatches=2), 2, 2 - 1 / 5),
     "nft": (NFT(levels=8), 2 + 2 * 8 / 5, 8 / 5),
     "dpo": (DPO(epochs=2), 2 + 2, 2),
+    "local-search": (LocalSearch(minibatches=5), 2 + 5 / 5, 5 / 5),  # in the first round, which draws all
 }
 
 

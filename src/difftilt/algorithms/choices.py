@@ -12,6 +12,7 @@ from difftilt.algorithms.backprop import Backprop
 from difftilt.algorithms.distill import Distill
 from difftilt.algorithms.dpo import DPO
 from difftilt.algorithms.grpo import GRPO
+from difftilt.algorithms.local_search import LocalSearch
 from difftilt.algorithms.nft import NFT
 from difftilt.algorithms.path_consistency import PathConsistency
 from difftilt.algorithms.ppo import PPO
@@ -31,6 +32,7 @@ AnyAlgorithm = (
     | NFT
     | DPO
     | Distill
+    | LocalSearch
     | Algorithm
 )
 # name: (settings, one line of help)

@@ -28,6 +28,7 @@ class Facts:
         hours: Hours that the reward may take in all, above 0; bounds the calls if scoring takes time.
         memory_gib: Memory of the GPU or the machine, in GiB, above 0.
         model_gib: Memory of the model with its gradients and optimizer, in GiB, above 0.
+        rare: Samples are short sequences of tokens, and the best of them are hardly ever drawn by the model.
     """
 
     differentiable: bool = False
@@ -38,6 +39,7 @@ class Facts:
     hours: Positive | None = None
     memory_gib: Positive | None = None
     model_gib: Positive | None = None
+    rare: bool = False
 
     def __post_init__(self):
         check_settings(self)
@@ -75,6 +77,13 @@ class Rule:
 
 # The first rule that applies is the advice.
 RULES = (
+    Rule(
+        lambda facts: facts.rare,
+        "local-search",
+        "PPO learns from what it draws, and what the model hardly draws stays unknown to it; local search"
+        " changes good samples a little, and imitates what it finds. Where `lack_nats` exceeds `away_nats`,"
+        " p_r is too broad to be found, and it goes on as PPO.",
+    ),
     Rule(
         lambda facts: facts.differentiable and not facts.trusted,
         "adjoint-matching",
@@ -174,6 +183,10 @@ def _measured(found: Mapping[str, Any]) -> list[str]:
         f"{task}: excess {row['excess_nats']:.4f} nats (fixed variances), seeds {row['seeds']}"
         for task, row in found.get("exact", {}).items()
     ]
+    for task, row in found.get("landscape", {}).items():
+        lines.append(
+            f"{task}: gap {row['gap_nats']:.3f} nats, missed {row['missed']:.0%}, seeds {row['seeds']}"
+        )
     for task, row in found.get("digits", {}).items():
         numbers = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in row.items())
         lines.append(f"{task}: {numbers}")

@@ -6,10 +6,12 @@
 with equality where the chain reverses the noise exactly.
 """
 
+import math
+
 import torch
 
 from difftilt.conditions import take
-from difftilt.policy import Diffusion, level
+from difftilt.policy import Diffusion, Trajectory, level, path_log_prob
 from difftilt.shapes import Cond, PerSample, State, Step
 
 
@@ -49,3 +51,34 @@ def start_evidence(policy: Diffusion, x_0: State, cond: Cond) -> PerSample:
     noise = policy.noised(x_0, level(x_0, policy.steps))
     x = noise.sample()
     return policy.initial(cond).log_prob(x) - noise.log_prob(x)
+
+
+@torch.no_grad()
+def noised_path(policy: Diffusion, x_0: State, cond: Cond) -> tuple[Trajectory, PerSample]:
+    """A chain x_T, ..., x_1 that the noise makes of each x_0, and its log q(x_T, ..., x_1 | x_0) in nats.
+
+    Nobody drew the chain as it stands, so that its `log_prob` is 0.
+    """
+    states, log_q = [x_0], torch.zeros(len(x_0), dtype=torch.float64, device=x_0.device)
+    for t in range(1, policy.steps + 1):
+        step = policy.noising(states[-1], level(x_0, t))
+        states.append(step.sample())
+        log_q = log_q + step.log_prob(states[-1])
+    nobody = log_q.new_zeros(policy.steps + 1, len(x_0))
+    return Trajectory(torch.stack(states[::-1]), policy.decode(x_0, cond), nobody, cond), log_q
+
+
+@torch.no_grad()
+def path_evidence(policy: Diffusion, x_0: State, cond: Cond, paths: int) -> PerSample:
+    """The logarithm of an estimate of p(x_0 | c) that has no bias, the mean of P(path) / q(path | x_0).
+
+    Args:
+        paths: Chains that the noise makes of each x_0; each costs a pass per step. Of masked sequences that
+            are drawn one position at a time they are random orders, and one of them is exact where the
+            network's guesses agree with each other.
+    """
+    found = []
+    for _ in range(paths):
+        path, log_q = noised_path(policy, x_0, cond)
+        found.append(path_log_prob(policy, path).sum(0) - log_q)
+    return torch.stack(found).logsumexp(0) - math.log(paths)
