@@ -1,6 +1,6 @@
 """What the monitors of a run are worth: runs of known outcome, whose policies are computed, not sampled.
 
-    python benchmarks/monitors.py [--seeds N] [--rows FILE]
+    python benchmarks/monitors.py [--seeds 12] [--rows FILE]
 
 writes results/monitors.json. Every seed makes a landscape of all 1,024 words of five letters and
 a masked chain over them, tunes it well (three algorithms at three alphas), and badly: steps far too large, no
@@ -290,7 +290,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=12)
     parser.add_argument("--rows", type=Path, help="JSON lines of runs: read if it is there, else written")
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
