@@ -1,6 +1,6 @@
 """What the monitors of a run are worth: runs of known outcome, whose policies are computed, not sampled.
 
-    python benchmarks/monitors.py [--seeds N] [--rows FILE]
+    python benchmarks/monitors.py [--seeds 12] [--rows FILE]
 
 writes results/monitors.json. Every seed makes a landscape of all 1,024 words of five letters and
 a masked chain over them, tunes it well (three algorithms at three alphas), and badly: steps far too large, no
@@ -24,7 +24,8 @@ from difftilt.algorithms.choices import make_algorithm
 from difftilt.algorithms.ppo import PPO
 from difftilt.data.vocabulary import DNA, all_sequences, place_values, spell
 from difftilt.evaluation.evaluate import evaluate
-from difftilt.evaluation.monitors import Monitors, expectations
+from difftilt.evaluation.expected import expectations
+from difftilt.evaluation.monitors import Monitors
 from difftilt.exact import landscape as exact
 from difftilt.experiment.finetune import make_optimizer, place
 from difftilt.experiment.job import Job, tune
@@ -32,6 +33,7 @@ from difftilt.networks.sequence import MLP, corrected
 from difftilt.objective import Objective
 from difftilt.processes.masked import MaskedPolicy
 from difftilt.rewards.ensemble import Ensemble
+from difftilt.rewards.held_out import cross_validated
 from difftilt.rewards.learned import Labels
 from difftilt.rewards.saved import LearnedReward
 from difftilt.training.distributed import make_accelerator
@@ -41,7 +43,7 @@ from difftilt.training.settings import MonitorName, Training
 from difftilt.training.train import part_means
 
 RESULTS = Path(__file__).parent / "results" / "monitors.json"
-LENGTH, LABELS, NOISE = 5, 50, 0.05
+LENGTH = 5
 EVERY = all_sequences(len(DNA), LENGTH)
 TRAINING: dict[str, Any] = {"rounds": 30, "batch": 256, "learning_rate": 3e-2, "schedule": "linear"}
 ALPHAS = (0.3, 0.1, 0.05)
@@ -54,7 +56,7 @@ class Case:
 
     Args:
         kind: `healthy`, or what is wrong.
-        reward: `smooth`, `single` (one rare word), `failing` (for 40 % of the samples) or `learned`.
+        reward: `smooth`, `single` (one rare word), `failing` (for 40 % of the samples) or one of `LEARNED`.
     """
 
     kind: str
@@ -87,6 +89,11 @@ PROVOKED = [
     Case("learned", reward="learned", alpha=0.05),
     Case("learned", reward="learned", alpha=0.02, training={"learning_rate": 0.1}),
     Case("learned", lambda: make_algorithm("grpo"), reward="learned", alpha=0.1),
+    *(
+        Case("learned", lambda name=name: make_algorithm(name) if name else PLAIN, alpha, labels)
+        for labels in ("few", "low", "noisy")
+        for name, alpha in (("", 0.1), ("grpo", 0.03))
+    ),
     Case("half", alpha=0.1),
     Case("half", lambda: make_algorithm("grpo"), alpha=0.05),
     Case("overrun", lambda: make_algorithm("ppo"), training={"learning_rate": 0.3}, target_kl=0.3),
@@ -99,6 +106,29 @@ class HalfKL(Objective):
     def sample(self, *args: Any, **options: Any) -> Any:
         seen = super().sample(*args, **options)
         return dataclasses.replace(seen, kl=seen.kl / 2)
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What a reward is learned of.
+
+    Args:
+        labels: Their number.
+        share: Of all words, from the worst on, that they are drawn from.
+        noise: Standard deviation of a measurement.
+    """
+
+    labels: int = 50
+    share: float = 1.0
+    noise: float = 0.05
+
+
+LEARNED = {
+    "learned": Learned(),
+    "few": Learned(labels=20),
+    "low": Learned(share=0.5),
+    "noisy": Learned(noise=0.3),
+}
 
 
 class World:
@@ -116,12 +146,18 @@ class World:
         self.reference = MaskedPolicy(network, len(DNA), LENGTH).requires_grad_(False)
         law = exact.evaluate(Objective(self.lookup, self.reference, 1.0), self.reference, self.score).law
         self.rare = int(law.argsort()[len(law) // 20])
-        rows = torch.randperm(len(EVERY), generator=draw)[:LABELS]
-        measured = self.score[rows] + NOISE * torch.randn(LABELS, generator=draw, dtype=torch.float64)
-        labels = Labels(EVERY[rows], measured.float())
+        self.learned = {name: self.taught(learned, seed, draw) for name, learned in LEARNED.items()}
+
+    def taught(self, learned: "Learned", seed: int, draw: torch.Generator) -> LearnedReward:
+        """A reward as `difftilt reward fit` makes it."""
+        known = self.score.argsort()[: int(learned.share * len(EVERY))]
+        rows = known[torch.randperm(len(known), generator=draw)[: learned.labels]]
+        noise = torch.randn(len(rows), generator=draw, dtype=torch.float64)
+        labels = Labels(EVERY[rows], (self.score[rows] + learned.noise * noise).float())
         learner = Ensemble(len(DNA), seed=seed)
+        scale, _ = cross_validated(learner, labels, seed)
         best = labels.score.max().item()
-        self.learned = LearnedReward(learner.taught(labels), learner, DNA, LENGTH, LENGTH, 1.0, 0.0, best)
+        return LearnedReward(learner.taught(labels), learner, DNA, LENGTH, LENGTH, scale, 0.0, best)
 
     def places(self, x: torch.Tensor) -> torch.Tensor:
         return (x * place_values(len(DNA), LENGTH)).sum(1)
@@ -137,10 +173,9 @@ class World:
         return found.where(self.places(x) * 7919 % 10 >= 4, torch.nan)
 
     def reward(self, name: str) -> Any:
-        learned = self.learned.of(lambda x: spell(x, DNA))
-        return {"smooth": self.lookup, "single": self.single, "failing": self.failing, "learned": learned}[
-            name
-        ]
+        if name in self.learned:
+            return self.learned[name].of(lambda x: spell(x, DNA))
+        return {"smooth": self.lookup, "single": self.single, "failing": self.failing}[name]
 
     def job(self, case: Case, seed: int) -> Job:
         tuned = MaskedPolicy(corrected(self.reference.network, len(DNA), LENGTH), len(DNA), LENGTH)
@@ -184,7 +219,7 @@ def judged(world: World, case: Case, job: Job) -> dict[str, float]:
     alpha = job.objective.alpha
     honest = Objective(world.lookup, world.reference, alpha)
     table = {"smooth": world.score, "failing": world.score, "single": world.single(EVERY, None)}
-    table["learned"] = world.learned.belief(EVERY).mean.double()
+    table |= {name: learned.belief(EVERY).mean.double() for name, learned in world.learned.items()}
     scores = table[case.reward]
     tuned, best = exact.evaluate(honest, job.policy, scores), exact.solve(honest, scores)
     start = exact.evaluate(honest, world.reference, scores)
@@ -196,7 +231,7 @@ def judged(world: World, case: Case, job: Job) -> dict[str, float]:
         "kl_nats": tuned.kl.item(),
         "words": number_of(tuned.law),
         "words_of_optimum": number_of(best.law),
-        "modelled_less_true": (tuned.law.double() @ (scores - world.score)).item(),
+        "ran_ahead": ((tuned.law - start.law).double() @ (scores - world.score)).item(),
     }
 
 
@@ -210,12 +245,12 @@ def truths(case: Case, found: Mapping[str, float]) -> dict[str, bool | None]:
     gained, most = found["J"] - found["J_before"], found["J_best"] - found["J_before"]
     way = gained / most
     provoked = case.kind in ("rate", "clip")
-    astray = found["modelled_less_true"] if case.reward == "learned" else 0.0
+    ahead = found["ran_ahead"] if case.reward in LEARNED else 0.0
     words = found["words"] / found["words_of_optimum"]
     return {
         "collapse": None if found["words_of_optimum"] < 10 else _between(words, 0.25, 0.5),
         "exploration": None if case.target_kl or way < 0 else _between(way, 0.25, 0.5),
-        "generalisation": _between(-astray, -0.1, -0.05),
+        "generalisation": _between(-ahead, -0.1, -0.05),
         "updates": case.kind == "failing" or (provoked and way < 0.5) or (None if provoked else False),
         "kl": None if case.target_kl else case.kind == "half" or gained < -0.05 * most,
     }
@@ -255,7 +290,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=12)
     parser.add_argument("--rows", type=Path, help="JSON lines of runs: read if it is there, else written")
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()

@@ -22,6 +22,7 @@ SHORTER = {  # a command of the documents, in a few seconds
     "pretrain": ["--steps", "20", "--batch", "32"],
     "finetune": ["--rounds", "2", "--batch", "32", "--evaluate", "32"],
 }
+IN_ORDER = "lora.md"  # its blocks go on from what its commands wrote
 Rows = list[dict[str, float]]
 
 
@@ -54,7 +55,7 @@ def rise(rows: Rows) -> float:
     return (last["objective"] - first["objective"]) / error
 
 
-@pytest.mark.parametrize("page", [name for name, blocks in BLOCKS.items() if blocks])
+@pytest.mark.parametrize("page", [name for name, blocks in BLOCKS.items() if blocks and name != IN_ORDER])
 def test_code_blocks_run_and_j_rises_where_they_train(page, tmp_path, monkeypatch, capsys, trainings):
     monkeypatch.chdir(tmp_path)
     script = tmp_path / "blocks.py"
@@ -80,11 +81,28 @@ def test_commands_run_on_what_the_block_before_them_wrote(page, tmp_path, monkey
     assert Path({"lab.md": "lab/report.html", "sequences.md": "runs/own/report.html"}[page]).exists()
 
 
+def test_blocks_and_commands_of_a_tutorial_run_one_after_the_other(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    found = re.findall(r"```(python|sh)\n(.*?)```", (ROOT / "docs" / IN_ORDER).read_text(), re.DOTALL)
+    names: dict[str, Any] = {"__name__": "block"}
+    for kind, text in found:
+        if kind == "python":
+            exec(compile(text, "block", "exec"), names)
+        for line in text.splitlines() if kind == "sh" else ():
+            main(shlex.split(line)[1:])
+    assert [kind for kind, _ in found].count("sh") > 1
+    told = capsys.readouterr()
+    assert "difftilt:" not in told.err and "draw the same one: True" in told.out
+    summary = names["summary"]
+    assert rise([summary["before"], summary]) > 2  # both are of the same noise, which this leaves aside
+
+
 def test_no_page_has_commands_that_are_not_run():
     """Those of start.md run in a clean environment, tests/release.py, those of cluster.md elsewhere."""
     assert [path.name for path in PAGES if "```sh" in path.read_text()] == [
         "cluster.md",
         "lab.md",
+        "lora.md",
         "sequences.md",
         "start.md",
     ]

@@ -47,6 +47,18 @@ def test_all_weights_have_a_card_a_command_and_a_licence():
             assert f"`{file.name}`" in text, f"the card in {place} does not say what {file.name} is"
 
 
+def test_all_data_in_the_package_stand_on_the_page_of_licences_and_in_the_notice():
+    page, notice = (ROOT / "docs" / "licences.md").read_text(), (ROOT / "NOTICE").read_text()
+    listed = re.findall(r"^\| `([\w./]+)` \|.*\]\(\.\./(\S+)\) \|$", page, re.MULTILINE)
+    binary = [path for path in SOURCE.rglob("*") if path.suffix in (".npz", ".safetensors")]
+    named = {SOURCE / place for place, _ in listed}
+    assert {path for path in binary if not named & {path, *path.parents}} == set()
+    assert all(place.exists() for place in named) and len(named) == 5
+    for place, card in listed:
+        assert f"src/difftilt/{place}" in notice, place
+        assert (ROOT / card).exists(), card
+
+
 def test_terms_of_data_sets_are_those_of_the_catalogue():
     page = (ROOT / "docs" / "licences.md").read_text()
     assert dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|$", page, re.MULTILINE)) == {

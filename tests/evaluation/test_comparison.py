@@ -199,6 +199,21 @@ def test_the_page_is_self_contained_and_escapes_what_runs_say(tmp_path: Path):
     assert set(re.findall(r"border-top: 3px (\w+)", page)) >= {"solid", "dashed"}
 
 
+def test_every_row_has_a_tick_that_hides_it_with_its_curve(tmp_path: Path):
+    algorithms = (PPO, GRPO, PPO | {"clip": 0.3})
+    folders = [write_run(tmp_path / str(i), algorithm=one) for i, one in enumerate(algorithms)]
+    compare(folders, tmp_path)
+    page = (tmp_path / "comparison.html").read_text()
+    for i in range(3):
+        assert page.count(f'<input type="checkbox" class="show-{i}" checked>') == 1
+        assert page.count(f'<tr class="row-{i}">') == 1
+        assert f":has(.show-{i}:not(:checked)) .row-{i} {{ display: none; }}" in page
+        assert f":has(.show-{i}:not(:checked)) {{ --line-{i}: transparent; }}" in page
+    assert "show-3" not in page and not outside(re.sub(r'href="[^"]*/?report.html"', "", page))
+    compare(folders[:1], tmp_path)
+    assert "checkbox" not in (tmp_path / "comparison.html").read_text()
+
+
 def test_a_folder_of_runs_stands_for_them_and_no_name_of_one_leads_elsewhere(tmp_path: Path):
     for seed, name in enumerate(("javascript:alert(1)", "one", "several/seed-0", "several/seed-1")):
         write_run(tmp_path / "runs" / name, seed)

@@ -1,6 +1,7 @@
 """Every monitor is silent on a run that is well, and says one sentence on the fault that it is there for."""
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any, get_args
 
@@ -11,7 +12,8 @@ from difftilt.answers import variance
 from difftilt.conditions import unconditional
 from difftilt.data.vocabulary import DNA, spell
 from difftilt.evaluation.evaluate import ScoredSamples
-from difftilt.evaluation.monitors import Alarm, Monitors, expectations
+from difftilt.evaluation.expected import expectations
+from difftilt.evaluation.monitors import Alarm, Monitors
 from difftilt.evaluation.run_folder import as_float
 from difftilt.guard import Guard
 from difftilt.rewards.ensemble import Ensemble
@@ -20,9 +22,13 @@ from difftilt.rewards.saved import ABOVE, SPREAD, LearnedReward
 from difftilt.training.settings import MonitorName
 
 ROUNDS = 12
-EXPECTED = {"variance": 6.0, "tilted_variance": 4.0, "kl_nats": 2.0, "kl_nats_se": 0.1}
+EXPECTED = {
+    "variance": 6.0, "tilted_variance": 4.0, "kl_nats": 2.0, "kl_nats_se": 0.1, "least_kl_nats": 2.0,
+    "least_kl_nats_se": 0.1,
+}  # fmt: skip
 BEFORE = {
-    "alpha": 0.1, "objective": 0.3, "objective_se": 0.01, "expected": EXPECTED, "parts": {SPREAD: 0.1},
+    "alpha": 0.1, "objective": 0.3, "objective_se": 0.01, "reward_se": 0.01, "expected": EXPECTED,
+    "parts": {SPREAD: 0.1},
 }  # fmt: skip
 
 
@@ -31,6 +37,7 @@ def healthy(k: int) -> dict[str, float]:
     return {
         "round": k, "alpha": 0.1, "kl_nats": 0.15 * (k + 1), "kl_nats_se": 0.01, "kl_error": 0.01,
         "kl_error_se": 0.02, "objective": 0.3 + 0.01 * k, "objective_se": 0.01, "variance": 6 - 0.15 * k,
+        "reward": 0.4, "reward_se": 0.01,
         "distinct": 0.9, "clipped": 0.1, "grad_norm": 1.0 + 0.1 * k, "reward_calls": 100 * k,
         "dropped": 2 * k, f"part {SPREAD}": 0.1, f"part {ABOVE}": -0.2,
     }  # fmt: skip
@@ -40,6 +47,7 @@ def healthy(k: int) -> dict[str, float]:
 FAULTS: dict[str, tuple[MonitorName, Mapping[str, float], str]] = {
     "repeated": ("collapse", {"distinct": 0.02}, "2% of them are distinct"),
     "alike": ("collapse", {"variance": 0.6}, "vary 0.1 times as much"),
+    "too far": ("collapse", {"kl_nats": 5.0, "distinct": 0.4}, "their KL is 2.8 nats above"),
     "not setting out": ("exploration", {"kl_nats": 0.01}, "hardly set out"),
     "above all labels": ("generalisation", {f"part {ABOVE}": 0.3}, "0.3 above the best label"),
     "members disagree": ("generalisation", {f"part {SPREAD}": 0.3}, "spread 3 times"),
@@ -71,6 +79,32 @@ def test_a_fault_is_told_once_in_one_sentence_with_a_remedy(name: str):
     assert str(alarm).startswith(f"{monitor}, round {alarm.round}: ")
     assert ". " not in alarm.text and not alarm.text.endswith(".") and "\n" not in alarm.text
     assert any(word in alarm.text for word in REMEDIES)
+
+
+def test_a_kl_above_what_is_asked_for_is_no_collapse_of_samples_that_differ():
+    assert not said({"kl_nats": 5.0})
+    assert not said({"kl_nats": 3.0, "distinct": 0.4}), "within a factor of four"
+
+
+def test_a_batch_is_as_narrow_as_the_reward_asks_for():
+    assert not said({"distinct": 0.13})
+
+
+def test_an_alpha_below_what_samples_tell_asks_for_no_less():
+    least = {name: EXPECTED[name] for name in ("variance", "least_kl_nats", "least_kl_nats_se")}
+    still = {"kl_nats": 0.01}
+    (alarm,) = said(still, BEFORE | {"expected": least})
+    assert alarm.monitor == "exploration" and "at least 1.8" in alarm.text
+
+
+def test_a_reward_that_no_sample_earns_is_told():
+    never = {"reward": 0.0, "reward_se": 0.0, "kl_nats": 0.01}
+    nothing = {"variance": 6.0, "kl_nats": 0.0, "kl_nats_se": 0.0, "least_kl_nats": 0.0}
+    rows = [healthy(k) | never for k in range(ROUNDS)]
+    before = BEFORE | {"expected": nothing, "reward_se": 0.0}
+    (alarm,) = Monitors(before, ROUNDS).see_all(rows)
+    assert alarm.monitor == "exploration" and "is 0 for every sample" in alarm.text and alarm.round == 6
+    assert not Monitors(before, ROUNDS).see_all([row | {"reward_se": 0.01} for row in rows])
 
 
 def test_every_monitor_has_a_fault():
@@ -153,7 +187,10 @@ def test_pretrained_samples_tell_the_variance_of_the_tilt():
     assert found["tilted_variance"] == pytest.approx(0.5, abs=0.03)  # precision 1 + 2 / alpha
     assert found["kl_nats"] == pytest.approx((0.5 - 1 - torch.tensor(0.5).log().item()) / 2, abs=0.02)
     steep = expectations(ScoredSamples(x, (1000 * x[:, 0]).double(), torch.zeros(20_000), {}, 2.0))
-    assert steep.keys() == {"variance"}
+    assert steep.keys() == {"variance", "least_kl_nats", "least_kl_nats_se"}
+    assert 0.5 < steep["least_kl_nats"] <= math.log(20_000 / 10)
+    same = expectations(ScoredSamples(x, torch.zeros(20_000).double(), torch.zeros(20_000), {}, 2.0))
+    assert same["least_kl_nats"] == same["kl_nats"] == 0
 
 
 def test_a_learned_reward_tells_what_generalisation_goes_by():

@@ -8,7 +8,8 @@ from toy_run import Job
 from difftilt.training.progress import progress
 
 ROW = {
-    "reward": 1.2341, "reward_se": 0.0123, "kl_nats": 2.1, "objective": 1.0, "reward_calls": 512
+    "reward": 1.2341, "reward_se": 0.0123, "kl_nats": 2.1, "objective": 1.0, "objective_se": float("nan"),
+    "reward_calls": 512,
 }  # fmt: skip
 
 

@@ -235,9 +235,11 @@ class LocalSearch(Algorithm):
         stats = seen.stats()
         for _ in range(self.minibatches):
             find = finds.draw(now.context[asked], now.objective.alpha)
+            x_0, number = finds.x_0[find], torch.arange(len(find), device=find.device)
             t = torch.randperm(len(find), device=find.device) % last + 1
-            for index, share in parts(torch.arange(len(find), device=find.device), finds.x_0):
-                cost = now.policy.loss(finds.x_0[find[index]], t[index], take(now.cond, asked[index]))
+            for rows, share in parts(now.policy, t * len(find) + number, x_0):
+                index = rows % len(find)
+                cost = now.policy.loss(x_0[index], t[index], take(now.cond, asked[index]))
                 yield Loss(cost.mean() * last, stats, share)
 
     def _balance(self, now: "_Round", seen: Experience) -> Iterator[Loss]:

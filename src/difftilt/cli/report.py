@@ -14,21 +14,25 @@ from difftilt.cli.tables import folded
 
 def report_command(words: list[str]) -> None:
     """Writes a run's report.html anew; of several seeds, that of each."""
-    run: Path = parse(report_options, words, "difftilt report")["run"]
+    options = parse(report_options, words, "difftilt report")
     from difftilt.cli.runs import bring_back  # slow to load, as what follows, and help needs none of it
     from difftilt.evaluation.report import write_report
 
+    run: Path = options["run"]
     for folder in expanded([run]):
         bring_back(folder)
         print(f"report: {write_report(folder)}")
+    if options["index"]:
+        show_comparison([run], run)
 
 
-def report_options(run: tyro.conf.Positional[Path]) -> None:
+def report_options(run: tyro.conf.Positional[Path], index: bool = False) -> None:
     """Writes a run's report.html anew, from its folder alone.
 
     Args:
         run: The run folder, for instance runs/demo; a folder of several runs, or of one over several seeds,
             stands for all of them.
+        index: Write one page of all of them into that folder, too, as `difftilt compare` does.
     """
 
 

@@ -101,7 +101,8 @@ def compare(folders: Sequence[Path], out: Path) -> dict[str, Any]:
     notes += _notes(tables, problems, runs)
     text = page(
         "comparison.html", tables=tables, notes=notes, shared=common(groups), count=count, duration=duration,
-        runs=len(runs), colours=LINES, dashes=("solid", "dashed", "dotted"),
+        most=max(len(table.entries) for table in tables), runs=len(runs), colours=LINES,
+        dashes=("solid", "dashed", "dotted"),
         link=lambda run: os.path.relpath(run.folder / "report.html", Path(out).resolve()),
     )  # fmt: skip
     path = Path(out) / NAME

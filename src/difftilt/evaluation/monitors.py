@@ -11,12 +11,10 @@ from itertools import groupby
 from statistics import median
 from typing import Any, get_args
 
-from difftilt.answers import variance
 from difftilt.evaluation.estimate import Estimate, average
-from difftilt.evaluation.evaluate import ScoredSamples
 from difftilt.evaluation.run_folder import as_float
 from difftilt.rewards.saved import ABOVE, SPREAD
-from difftilt.training.alpha import FEWEST_REWARDS, expected_tilt
+from difftilt.training.alpha import FAINT
 from difftilt.training.settings import MonitorName
 
 Row = Mapping[str, Any]
@@ -30,6 +28,8 @@ class Limits:
         window: Rounds, at least 1, in most of which a number must be beyond its limit.
         variance: Share of the variance to expect, below which samples have collapsed.
         distinct: Share of a batch of sequences that differs, below which they have collapsed.
+        beyond: exp of the KL above what the reward asks for, from which samples have collapsed if `halved`.
+        halved: Share of the variance to expect, or of the distinct samples of the first round.
         way: Share of the KL to expect, below which a run that is half over has not set out.
         spread: Factor by which the members of a learned reward spread more than on the pretrained samples.
         above: What the modelled reward may exceed the best label by, in units of the reward.
@@ -46,7 +46,9 @@ class Limits:
 
     window: int = 3
     variance: float = 0.25
-    distinct: float = 0.15
+    distinct: float = 0.05
+    beyond: float = 4.0
+    halved: float = 0.5
     way: float = 0.1
     spread: float = 1.5
     above: float = 0.0
@@ -83,14 +85,14 @@ class Course:
     Args:
         before: Numbers of the pretrained model.
         rounds: One row for each of the last rounds: means over its gradient steps.
-        first: Lengths of the gradients in the first rounds.
+        first: The same for the first rounds.
         penalised: Share of the samples that earned a penalty by the end of the first round.
         planned: How many rounds there will be; 0 if nobody knows.
     """
 
     before: Row
     rounds: Sequence[Row]
-    first: Sequence[float]
+    first: Sequence[Row]
     penalised: float
     planned: float
     target_kl: float | None
@@ -98,7 +100,14 @@ class Course:
 
     def usual(self, name: str) -> float:
         """The median over the window; NaN, which no comparison holds for, while not all of it is known."""
-        known = [x for row in self.rounds if math.isfinite(x := as_float(row.get(name)))]
+        return self._median(self.rounds, name)
+
+    def early(self, name: str) -> float:
+        """The same of the first rounds."""
+        return self._median(self.first, name)
+
+    def _median(self, rounds: Sequence[Row], name: str) -> float:
+        known = [x for row in rounds if math.isfinite(x := as_float(row.get(name)))]
         return median(known) if len(known) == self.limits.window else math.nan
 
     def pooled(self, name: str) -> Estimate:
@@ -149,7 +158,7 @@ class Monitors:
         self._before, self._planned, self._target = before, planned, target_kl
         self._limits = limits or Limits()
         self._recent: list[Row] = []
-        self._first: list[float] = []
+        self._first: list[Row] = []
         self._penalised: float | None = None
 
     def see(self, rows: Sequence[Row]) -> list[Alarm]:
@@ -159,8 +168,7 @@ class Monitors:
         limits, number = self._limits, int(rows[0]["round"]) + 1
         row = _means(rows)
         self._recent = [*self._recent, row][-limits.window :]
-        if len(self._first) < limits.window and "grad_norm" in row:
-            self._first.append(row["grad_norm"])
+        self._first = [*self._first, row][: limits.window]
         if self._penalised is None:
             self._penalised = row.get("penalised", 0) / max(row.get("reward_calls", 1), 1)
         own = self._first, self._penalised, self._planned, self._target, limits
@@ -181,24 +189,6 @@ class Monitors:
         return self.alarms
 
 
-def expectations(seen: ScoredSamples) -> dict[str, float]:
-    """What samples of the pretrained model tell of the policy that is asked for, the tilt by exp(r / alpha).
-
-    Returns:
-        The samples' total variance; that under the weights, and the KL, if enough samples carry these.
-    """
-    valid = seen.reward.isfinite()
-    reward, sample = seen.reward[valid], seen.sample[valid]
-    if len(reward) < FEWEST_REWARDS:
-        return {}
-    tilt, weight = expected_tilt(reward, seen.alpha), (reward / seen.alpha).softmax(0)
-    found = {"variance": variance(sample).item()}
-    if tilt.known:
-        found |= {"kl_nats": tilt.kl_nats, "kl_nats_se": tilt.kl_nats_se}
-        found["tilted_variance"] = variance(sample, weight).item()
-    return found
-
-
 def _means(rows: Sequence[Row]) -> dict[str, float]:
     """Of all gradient steps of a round."""
     found: dict[str, list[float]] = {}
@@ -212,21 +202,32 @@ def _means(rows: Sequence[Row]) -> dict[str, float]:
 def _collapse(seen: Course) -> Iterator[str]:
     start, asked = seen.expected("variance"), seen.expected("tilted_variance")
     now, known = seen.usual("variance"), math.isfinite(asked)
-    distinct = seen.usual("distinct")
-    alike = now < seen.limits.variance * (min(asked, start) if known else start)
-    if alike or distinct < seen.limits.distinct:
+    distinct, limits = seen.usual("distinct"), seen.limits
+    alike = now < limits.variance * (min(asked, start) if known else start)
+    fewer = now < limits.halved * asked or distinct < limits.halved * as_float(seen.first[0].get("distinct"))
+    beyond = seen.usual("kl_nats") - seen.expected("kl_nats") - 2 * seen.expected("kl_nats_se")
+    if alike or distinct < limits.distinct or (fewer and beyond > math.log(limits.beyond)):
         wanted = f", where the reward asks for {asked / start:.2g} times" if known else ""
         rest = f", and {distinct:.0%} of them are distinct" if math.isfinite(distinct) else ""
+        cost = f"; their KL is {beyond:.2g} nats above what it asks for" if beyond > 0 else ""
         yield (
-            f"the samples vary {now / start:.2g} times as much as the pretrained model's{wanted}{rest}; raise"
-            " alpha, lower the learning rate, or sample an earlier checkpoint"
+            f"the samples vary {now / start:.2g} times as much as the pretrained model's{wanted}{rest}{cost};"
+            " raise alpha, lower the learning rate, or sample an earlier checkpoint"
         )
 
 
 def _exploration(seen: Course) -> Iterator[str]:
-    least = seen.expected("kl_nats") - 2 * seen.expected("kl_nats_se")
-    kl, late = seen.usual("kl_nats"), seen.rounds[-1]["round"] + 1 >= seen.planned / 2 > 0
-    if late and kl < seen.limits.way * least:
+    if not seen.rounds[-1]["round"] + 1 >= seen.planned / 2 > 0:
+        return
+    least = seen.expected("least_kl_nats") - 2 * seen.expected("least_kl_nats_se")
+    kl = seen.usual("kl_nats")
+    if seen.usual("reward_se") == seen.start("reward_se") == 0 and kl < FAINT:
+        yield (
+            f"after half of the rounds the reward is {seen.usual('reward'):.3g} for every sample, as for"
+            " those of the pretrained model, so nothing tells which are better; begin with a reward that more"
+            " samples earn, or with a model that draws such samples"
+        )
+    if kl < seen.limits.way * least:
         yield (
             f"after half of the rounds the KL is {kl:.2g} nats, where the reward asks for at least"
             f" {least:.2g}, so the model has hardly set out; raise the learning rate or the number of rounds"
@@ -256,7 +257,7 @@ def _updates(seen: Course) -> Iterator[str]:
             f"{clipped:.0%} of the ratios are outside of the clip range, so most of each step is lost or too"
             " large; lower the learning rate, or take fewer epochs"
         )
-    if len(seen.first) == limits.window and norm > limits.growth * (early := median(seen.first)) > 0:
+    if norm > limits.growth * (early := seen.early("grad_norm")) > 0:
         yield (
             f"gradients are {norm:.3g} long, {norm / early:.2g} times as long as in the first rounds; lower"
             " the learning rate or max-norm, and look for rare, huge rewards"

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from difftilt.data.atomic import atomic_file
 from difftilt.data.read import UnreadableError, read_json, read_tensors
 from difftilt.evaluation.diagnostics import frozen_start_warning
-from difftilt.evaluation.monitors import expectations
+from difftilt.evaluation.expected import expectations
 from difftilt.evaluation.schema import Numbers, Start
 from difftilt.experiment.identity import ASKED
 from difftilt.experiment.job import Job

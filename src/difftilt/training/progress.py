@@ -1,5 +1,6 @@
 """How far a run is: a bar on a terminal, plain lines in a log."""
 
+import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -80,7 +81,8 @@ def _describe(row: Row, form: str) -> str:
 
 
 def _error(row: Row, name: str) -> str:
-    return f" ± {row[f'{name}_se']:.1g}" if f"{name}_se" in row else ""
+    error = row.get(f"{name}_se", math.nan)
+    return "" if math.isnan(error) else f" ± {error:.1g}"  # a single prompt tells of no error
 
 
 def _duration(seconds: float) -> str:
