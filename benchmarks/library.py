@@ -6,17 +6,18 @@ An indole with four places, each of which takes one of 16 groups: 65,536 molecul
 masked chain, so that J*, p_r and J of any policy are sums. The model was pretrained on the half that scores
 lowest. `qed` is drug-likeness. `likeness` stands for a docking score: the similarity of fingerprints to one
 molecule of the library, which no method sees, and which few molecules share; it comes as a table. Results are
-those of `landscape.py`, in results/landscape/library-REWARD-lower-ALPHA.json.
+as those of `landscape.py`, in results/library/REWARD-lower-ALPHA.json.
 """
 
 import argparse
 import itertools
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
-from landscape import METHODS, PRETRAIN_STEPS, RESULTS, Problem, run, write
+from landscape import METHODS, PRETRAIN_STEPS, Problem, run, write
 
 from difftilt.data.chemistry import rdkit
 from difftilt.data.landscape import Landscape, make_landscape
@@ -24,6 +25,7 @@ from difftilt.domains.landscape.model import chain_of, landscape_network
 from difftilt.domains.landscape.pretrain import train
 from difftilt.rewards.molecule import molecule, qed
 
+RESULTS = Path(__file__).parent / "results" / "library"
 CORE = "n1({0})cc({1})c2cc({2})c({3})cc12"
 ON_CARBON = (
     "[H]", "C", "CC", "C(C)C", "C3CC3", "F", "Cl", "C(F)(F)F", "O", "OC", "N", "N(C)C", "C#N", "C(=O)N",
@@ -65,7 +67,7 @@ def problem_of(reward: str) -> Problem:
     network, rows = landscape_network(table), table.lower_half()
     train(network, table, table.sequences()[rows], PRETRAIN_STEPS, 1024, 3e-3, seed=0)
     chain = chain_of(network.requires_grad_(False), table)
-    return Problem(f"library-{reward}-lower-{alpha}", table, chain, alpha)
+    return Problem(f"{reward}-lower-{alpha}", table, chain, alpha)
 
 
 def main() -> None:

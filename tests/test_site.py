@@ -50,8 +50,8 @@ def take(tmp_path, monkeypatch):
         raise TakenError
 
     names = {module.name for module in pkgutil.iter_modules(difftilt.cli.__path__)}
-    for name in names - {"__main__"}:
-        found = importlib.import_module(f"difftilt.cli.{name}")
+    every = [importlib.import_module(f"difftilt.cli.{name}") for name in sorted(names - {"__main__"})]
+    for found in every:  # all were loaded before: none takes another's stand-in for its own
         if getattr(found, "parse", None) is understood:
             monkeypatch.setattr(found, "parse", parse)
     monkeypatch.chdir(tmp_path)
