@@ -247,8 +247,8 @@ def outcome(reward: PerSample, kl: PerSample, alpha: float) -> dict[str, Scalar]
 
 
 def standard_error(x: Some) -> Scalar:
-    """The standard error of the mean of independent numbers; NaN of a single one."""
-    return x.std() / len(x) ** 0.5 if len(x) > 1 else torch.full_like(x[0], torch.nan)
+    """The standard error of the mean of independent numbers; NaN of fewer than two."""
+    return x.std() / len(x) ** 0.5 if len(x) > 1 else x.new_full(x.shape[1:], torch.nan)
 
 
 def to_go(cost: PerStep) -> PerStep:

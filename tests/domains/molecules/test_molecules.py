@@ -12,6 +12,7 @@ from invented import MOLECULES as TEXTS
 from difftilt.cli.main import main
 from difftilt.conditions import unconditional
 from difftilt.data.chemistry import parse
+from difftilt.domains.molecules import card as cards
 from difftilt.domains.molecules import model as models
 from difftilt.domains.molecules import pretrain as pretraining
 from difftilt.domains.molecules.model import chain_of, load_molecules
@@ -196,6 +197,18 @@ def test_the_shipped_model_is_as_good_as_its_card_says():
     assert valid.mean() == pytest.approx(
         said["valid"][0], abs=4 * said["valid"][1] * len(valid) ** -0.5 * said["drawn"] ** 0.5
     )
+
+
+def test_a_model_that_writes_no_molecule_is_kept_and_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(pretraining, "NETWORK", {"width": 16, "depth": 1, "heads": 2})
+    monkeypatch.setattr(cards, "read_or_none", lambda text: None)
+    (tmp_path / "own.smi").write_text("\n".join(TEXTS))
+    short = "--merges 12 --steps 20 --batch 4 --drawn 100"
+    main(f"pretrain molecules --data {tmp_path / 'own.smi'} {short} --out {tmp_path / 'model'}".split())
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "A share of\n0.000 ± 0.000 of **all**" in card
+    assert re.search(r"\| QED \| 0\.\d+ ± 0\.\d+ \| none \| none \|", card) and "nan" not in card
+    load_molecules(tmp_path / "model")
 
 
 def test_too_few_molecules_are_refused_in_a_sentence(tmp_path, capsys):

@@ -89,6 +89,7 @@ def card(understood: Sequence[str], source: Sequence[str], about: Numbers, found
         f" {found['wasserstein'][name]['drawn']:.3g} | {found['wasserstein'][name]['held out']:.3g} |"
         for name, (label, _) in PROPERTIES.items()
     )
+    rows = rows.replace("nan ± nan", "none").replace("nan", "none")  # no molecule was drawn
     shares = {name: f"{found[name]:.1%}" for name in ("unique", "new", "new_scaffolds")}
     return CARD.format(
         understood="\n".join(f"- {line}" for line in understood), rows=rows, **about, **(seen | shares),

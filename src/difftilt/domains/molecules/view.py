@@ -246,7 +246,9 @@ def statistics(molecules: Sequence[Any]) -> dict[str, Some]:
 
 
 def wasserstein(a: Some, b: Some, points: int = 500) -> float:
-    """The 1-Wasserstein distance of two samples: the mean distance of their quantiles."""
+    """The 1-Wasserstein distance of two samples: the mean distance of their quantiles; NaN of none."""
+    if not (len(a) and len(b)):
+        return math.nan
     at = torch.linspace(0, 1, points, dtype=torch.float64)
     return (a.double().quantile(at) - b.double().quantile(at)).abs().mean().item()
 
