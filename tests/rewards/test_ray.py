@@ -200,10 +200,11 @@ def test_what_ray_cannot_do_is_said_in_a_sentence(cluster, monkeypatch):
     assert "cannot be made on a node of Ray: LookupError (no such licence); install" in why(Elsewhere())
     assert "no room for a worker of process 0 of 1, which needs licence=2" in why(square, "licence=2")
     with monkeypatch.context() as patch:
-        patch.setenv("RANK", "2")
-        patch.setenv("WORLD_SIZE", "3")
-        assert "no room for a worker of process 2 of 3, which needs CPU=1: its nodes have [{'CPU': 2" in why(
-            square
+        patch.setenv("RANK", "99")  # however many nodes other tests have left
+        patch.setenv("WORLD_SIZE", "100")
+        said = why(square)
+        assert (
+            "no room for a worker of process 99 of 100, which needs CPU=1: its nodes have [{'CPU': 2" in said
         )
     with monkeypatch.context() as patch:
         patch.setenv("RAY_ADDRESS", "127.0.0.1:1")
