@@ -172,7 +172,7 @@ class Guard:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.calls, self.dropped, self._cache = state["calls"], state["dropped"], state["cache"]
-        self.last_failure = state["last_failure"]
+        self.last_failure = state.get("last_failure", "")  # runs of before have none
         own = learner_of(self.reward)
         if (own is None) != (state["reward"] is None):
             saved, now = ("some", "none") if own is None else ("none", "some")
