@@ -128,6 +128,7 @@ def lost_in_the_midst(cluster: Any, folder: Path, count: int, seconds: float, ac
         cluster.remove_node(node)
 
 
+@pytest.mark.slow
 def test_a_node_that_is_lost_loses_and_doubles_nothing(cluster, tmp_path):
     lost_in_the_midst(cluster, tmp_path, count=120, seconds=0.06)
 
@@ -184,6 +185,7 @@ def here(process: int) -> Elsewhere:
     return Elsewhere()
 
 
+@pytest.mark.slow
 def test_what_ray_cannot_do_is_said_in_a_sentence(cluster, monkeypatch):
     def why(reward: Any, *needs: str) -> str:
         said = ""
@@ -271,6 +273,7 @@ def listening(processes: Any) -> set[str]:
     return {row[1].partition(":")[0] for row in tables if row[3] == "0A" and row[9] in sockets}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are found in /proc")
 def test_a_cluster_of_its_own_is_reached_from_this_machine_alone_and_ends_with_its_process(tmp_path):
     place = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"MARK": str(tmp_path)}
