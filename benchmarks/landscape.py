@@ -105,16 +105,22 @@ def make_problem(name: str, models: Path) -> Problem:
     path = models / f"{landscape}-{data}.safetensors"
     if (landscape, data) == (SHIPPED, "lower"):
         return Problem(name, table, landscape_policy(table).requires_grad_(False), float(alpha))
-    torch.manual_seed(0)
-    network = landscape_network(table)
     if path.exists():
+        network = landscape_network(table)
         network.load_state_dict(load_file(path))
     else:
-        rows = table.lower_half() if data == "lower" else table.measured.nonzero()[:, 0]
-        train(network, table, table.sequences()[rows], PRETRAIN_STEPS, 1024, 3e-3, seed=0)
+        network = pretrained(table, table.lower_half() if data == "lower" else table.measured.nonzero()[:, 0])
         models.mkdir(parents=True, exist_ok=True)
         save_file(network.state_dict(), path)
     return Problem(name, table, chain_of(network.requires_grad_(False), table), float(alpha))
+
+
+def pretrained(table: Landscape, rows: torch.Tensor) -> nn.Module:
+    """A network that learned these sequences, whatever their scores."""
+    torch.manual_seed(0)
+    network = landscape_network(table)
+    train(network, table, table.sequences()[rows], PRETRAIN_STEPS, 1024, 3e-3, seed=0)
+    return network
 
 
 def run(
@@ -250,25 +256,36 @@ def baselines(problem: Problem, calls: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = options(__doc__, seconds=100)
     parser.add_argument("problems", nargs="+", help="LANDSCAPE-DATA-ALPHA, such as six6-lower-0.1")
-    parser.add_argument("--methods", nargs="+", default=["student", *METHODS])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--seconds", type=float, default=100)
     parser.add_argument("--models", type=Path, default=Path("runs/landscape"))
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    RESULTS.mkdir(parents=True, exist_ok=True)
     for name in asked.problems:
-        problem, path = make_problem(name, asked.models), RESULTS / f"{name}.json"
-        known = json.loads(path.read_text())["runs"] if path.exists() else []
-        for seed in asked.seeds:
-            for method in asked.methods:
-                row = run(problem, method, seed, asked.seconds)
-                end = row["curve"][-1]
-                print(name, method, seed, {k: round(v, 4) for k, v in end.items()}, flush=True)
-                known = [old for old in known if (old["method"], old["seed"]) != (method, seed)] + [row]
-                write(path, problem, known)
+        tune(make_problem(name, asked.models), RESULTS, asked)
+
+
+def options(doc: str | None, seconds: float) -> argparse.ArgumentParser:
+    """Those of any set of problems."""
+    parser = argparse.ArgumentParser(description=str(doc).splitlines()[0])
+    parser.add_argument("--methods", nargs="+", default=["student", *METHODS])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--seconds", type=float, default=seconds)
+    return parser
+
+
+def tune(problem: Problem, folder: Path, asked: argparse.Namespace) -> None:
+    """Every method on every seed; results are written as they come, beside those of earlier calls."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{problem.name}.json"
+    known = json.loads(path.read_text())["runs"] if path.exists() else []
+    for seed in asked.seeds:
+        for method in asked.methods:
+            row = run(problem, method, seed, asked.seconds)
+            end = row["curve"][-1]
+            print(problem.name, method, seed, {k: round(v, 4) for k, v in end.items()}, flush=True)
+            known = [old for old in known if (old["method"], old["seed"]) != (method, seed)] + [row]
+            write(path, problem, known)
 
 
 def write(path: Path, problem: Problem, runs: list[dict[str, Any]]) -> None:

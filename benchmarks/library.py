@@ -9,20 +9,17 @@ molecule of the library, which no method sees, and which few molecules share; it
 as those of `landscape.py`, in results/library/REWARD-lower-ALPHA.json.
 """
 
-import argparse
 import itertools
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import landscape
 import torch
-from landscape import METHODS, PRETRAIN_STEPS, Problem, run, write
 
 from difftilt.data.chemistry import rdkit
 from difftilt.data.landscape import Landscape, make_landscape
-from difftilt.domains.landscape.model import chain_of, landscape_network
-from difftilt.domains.landscape.pretrain import train
+from difftilt.domains.landscape.model import chain_of
 from difftilt.rewards.molecule import molecule, qed
 
 RESULTS = Path(__file__).parent / "results" / "library"
@@ -61,33 +58,16 @@ def library(reward: str) -> Landscape:
     return make_landscape("library", LETTERS, spelled, scores, f"{reward} of an indole's substituents")
 
 
-def problem_of(reward: str) -> Problem:
-    table, alpha = library(reward), ALPHAS[reward]
-    torch.manual_seed(0)
-    network, rows = landscape_network(table), table.lower_half()
-    train(network, table, table.sequences()[rows], PRETRAIN_STEPS, 1024, 3e-3, seed=0)
-    chain = chain_of(network.requires_grad_(False), table)
-    return Problem(f"{reward}-lower-{alpha}", table, chain, alpha)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser = landscape.options(__doc__, seconds=30)
     parser.add_argument("rewards", nargs="*", metavar="REWARD", default=list(ALPHAS))
-    parser.add_argument("--methods", nargs="+", default=["student", *METHODS])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--seconds", type=float, default=30)
     asked = parser.parse_args()
     torch.set_num_threads(1)
     for reward in asked.rewards:
-        problem = problem_of(reward)
-        path = RESULTS / f"{problem.name}.json"
-        known = json.loads(path.read_text())["runs"] if path.exists() else []
-        for seed in asked.seeds:
-            for method in asked.methods:
-                row = run(problem, method, seed, asked.seconds)
-                print(reward, method, seed, {k: round(v, 4) for k, v in row["curve"][-1].items()}, flush=True)
-                known = [old for old in known if (old["method"], old["seed"]) != (method, seed)] + [row]
-                write(path, problem, known)
+        table, alpha = library(reward), ALPHAS[reward]
+        chain = chain_of(landscape.pretrained(table, table.lower_half()).requires_grad_(False), table)
+        problem = landscape.Problem(f"{reward}-lower-{alpha}", table, chain, alpha)
+        landscape.tune(problem, RESULTS, asked)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,15 @@
 """What `peers.py` has difftilt do, in a process of its own: make the pipeline, or tune it for some epochs."""
 
 import json
-import resource
 import string
 import sys
-import time
 from typing import Any
 
 import diffusers
 import torch
 import transformers
 from accelerate import Accelerator
+from peers_clock import report
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from difftilt.algorithms.ppo import PPO
@@ -57,7 +56,7 @@ def make(folder: str) -> None:
 
 
 def run(folder: str, asked: dict[str, Any]) -> None:
-    """Epochs of DDPO; the first one, which loads what it needs, is not timed."""
+    """Epochs of DDPO."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
     pipe = library.StableDiffusionPipeline.from_pretrained(folder)
@@ -70,15 +69,11 @@ def run(folder: str, asked: dict[str, Any]) -> None:
     algorithm = PPO(clip=1e-4, epochs=1, minibatches=1, kl="reward")
     algorithm.checked = True
     cond = {"prompt": ["a photo"] * asked["batch"]}
-    spent = []
-    for epoch in range(asked["epochs"] + 1):
-        start = time.process_time(), time.perf_counter()
+
+    def epoch(number: int) -> None:
         list(fit(policy, objective, algorithm, [cond], optimizer, training, accelerator))
-        if epoch:
-            spent.append((time.process_time() - start[0], time.perf_counter() - start[1]))
-    cpu, wall = min(spent)[0], min(x[1] for x in spent)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"cpu_seconds": cpu, "seconds": wall, "peak_mib": peak}))
+
+    report(epoch, asked["epochs"])
 
 
 if __name__ == "__main__":

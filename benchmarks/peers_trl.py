@@ -1,13 +1,12 @@
 """What `peers.py` has TRL do, in an environment of its own: tune the pipeline for some epochs."""
 
 import json
-import resource
 import sys
-import time
 from typing import Any
 
 import torch
 from accelerate import PartialState
+from peers_clock import report
 from trl import (  # pyright: ignore[reportMissingImports]  # in an environment of its own
     DDPOConfig,
     DDPOTrainer,
@@ -16,7 +15,7 @@ from trl import (  # pyright: ignore[reportMissingImports]  # in an environment 
 
 
 def run(folder: str, asked: dict[str, Any]) -> None:
-    """Epochs of DDPO; the first one, which loads what it needs, is not timed."""
+    """Epochs of DDPO."""
     torch.set_num_threads(1)
     micro = asked["micro"]
     config = DDPOConfig(
@@ -31,15 +30,13 @@ def run(folder: str, asked: dict[str, Any]) -> None:
     trainer = DDPOTrainer(
         config, lambda images, *_: (images.mean((1, 2, 3)), {}), lambda: ("a photo", {}), pipe
     )
-    spent, step = [], 0
-    for epoch in range(asked["epochs"] + 1):
-        start = time.process_time(), time.perf_counter()
-        step = trainer.step(epoch, step)
-        if epoch:
-            spent.append((time.process_time() - start[0], time.perf_counter() - start[1]))
-    cpu, wall = min(spent)[0], min(x[1] for x in spent)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"cpu_seconds": cpu, "seconds": wall, "peak_mib": peak}))
+    step = 0
+
+    def epoch(number: int) -> None:
+        nonlocal step
+        step = trainer.step(number, step)
+
+    report(epoch, asked["epochs"])
 
 
 if __name__ == "__main__":
