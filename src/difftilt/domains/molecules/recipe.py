@@ -1,7 +1,8 @@
 """Molecules: tune the shipped model of drug-like ones, or one of your own, towards a reward."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from difftilt.algorithms.choices import AnyAlgorithm
 from difftilt.algorithms.ppo import PPO
@@ -27,11 +28,13 @@ TRAINING = Training(
     penalty=0.0,
     cache=True,
 )
-NEEDS: Mapping[str, tuple[str, Callable[[Sequence[str]], molecule.Score]]] = {
-    "wanted": ("wanted", molecule.having),
-    "forbidden": ("forbidden", molecule.lacking),
-    "similarity": ("references", molecule.similarity),
-    "scaffold": ("references", molecule.keeping),
+# the options that a reward is made of
+NEEDS: Mapping[str, tuple[Callable[..., molecule.Score], tuple[str, ...]]] = {
+    "wanted": (molecule.having, ("wanted",)),
+    "forbidden": (molecule.lacking, ("forbidden",)),
+    "similarity": (molecule.similarity, ("references",)),
+    "scaffold": (molecule.keeping, ("references",)),
+    "docking": (Docking, ("receptor", "pocket", "box", "exhaustiveness")),
 }
 
 
@@ -82,8 +85,11 @@ def molecules(
     network, pieces, deepest = load_molecules(model)
     kept = {name: x.long() for name, x in bundle_of(model).tensors("measured").items()}
     looks = Molecules(pieces, kept["known"], kept["held_out"])
-    given = {"wanted": wanted, "forbidden": forbidden, "references": references}
-    known = rewards(reward, given, lambda: docking(receptor, pocket, box, exhaustiveness), looks.spell)
+    given = {
+        "wanted": wanted, "forbidden": forbidden, "references": references, "receptor": receptor,
+        "pocket": pocket, "box": box, "exhaustiveness": exhaustiveness,
+    }  # fmt: skip
+    known = rewards(reward, given, looks.spell)
     return tune(
         chain_of(network, pieces, deepest),
         find_reward(reward, known, looks.spell, training.reward_timeout),
@@ -97,33 +103,17 @@ def molecules(
     )
 
 
-def docking(receptor: Path | None, pocket: str | None, box: float, exhaustiveness: int) -> molecule.Score:
-    """The score of that name."""
-    if receptor is None or pocket is None:
-        missing = "--receptor" if receptor is None else "--pocket"
-        raise UsageError(f"the reward docking needs {missing}, but got none")
-    return Docking(receptor, pocket, box, exhaustiveness)
-
-
-def rewards(
-    asked: str,
-    given: Mapping[str, Sequence[str]],
-    dock: Callable[[], molecule.Score],
-    spell: Callable[[State], list[str]],
-) -> dict[str, Reward]:
+def rewards(asked: str, given: Mapping[str, Any], spell: Callable[[State], list[str]]) -> dict[str, Reward]:
     """The recipe's own rewards, by name.
 
     Args:
         asked: The reward as a user wrote it.
         given: The values of the options that some of them need.
-        dock: Makes the score of docking.
     """
     scores = dict(molecule.SCORES)
-    if "docking" in names_in(asked):
-        scores["docking"] = dock()
     for name in set(names_in(asked)) & set(NEEDS):
-        option, make = NEEDS[name]
-        if not given[option]:
-            raise UsageError(f"the reward {name} needs --{option}, but got none")
-        scores[name] = make(given[option])
+        make, options = NEEDS[name]
+        if missing := [option for option in options if not given[option]]:
+            raise UsageError(f"the reward {name} needs --{missing[0]}, but got none")
+        scores[name] = make(*[given[option] for option in options])
     return {name: molecule.rewarding(score, spell) for name, score in scores.items()}
