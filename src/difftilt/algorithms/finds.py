@@ -61,7 +61,7 @@ class Finds:
 
     def add(self, x_0: State, context: Index, reward: PerSample, base: PerSample) -> None:
         """Holds these as well."""
-        self._known |= set(_keys(x_0, context))
+        self._known |= self._keys(x_0, context)
         self.x_0, self.context = torch.cat([self.x_0, x_0]), torch.cat([self.context, context])
         self.reward = torch.cat([self.reward, reward.double()])
         self.base = torch.cat([self.base, base.double()])
@@ -73,7 +73,7 @@ class Finds:
             rows = rank.argsort()[:most].sort().values.to(self.x_0.device)
             self.x_0, self.context = self.x_0[rows], self.context[rows]
             self.reward, self.base = self.reward[rows], self.base[rows]
-            self._known = set(_keys(self.x_0, self.context))
+            self._known = self._keys(self.x_0, self.context)
 
     def log_mass(self, context: Index, alpha: float, temperature: float = 1.0) -> Some:
         """Of each context, in nats: the sum of weight^(1 / temperature), or the mean if not counted."""
@@ -89,6 +89,10 @@ class Finds:
             drawn[asked] = rows[chosen]
         return drawn
 
+    def _keys(self, x_0: State, context: Index) -> set[bytes]:
+        """What samples that are held once are known by."""
+        return set(_keys(x_0, context)) if self.counted else set()
+
     def state_dict(self) -> dict[str, Any]:
         """Plain tensors and a list, for a checkpoint."""
         names = ("x_0", "context", "reward", "base")
@@ -98,7 +102,7 @@ class Finds:
         for name in ("x_0", "context", "reward", "base"):
             setattr(self, name, state[name])
         self._numbers = {key: number for number, key in enumerate(state["contexts"])}
-        self._known = set(_keys(self.x_0, self.context))
+        self._known = self._keys(self.x_0, self.context)
 
 
 def log_mass(log_w: Some, ids: Index, asked: Index, mean: bool) -> Some:
