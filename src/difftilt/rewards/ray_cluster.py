@@ -1,6 +1,5 @@
 """A cluster of Ray, as this process uses it: started or joined, and left when nobody needs it any more."""
 
-import contextlib
 import importlib
 import itertools
 import logging
@@ -10,14 +9,14 @@ import re
 import secrets
 import signal
 import socket
-import threading
 import weakref
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from difftilt.answers import RewardError, described
+from difftilt.data.handlers import handlers_kept
 from difftilt.rewards.ray_node import Node
 from difftilt.rewards.worker_task import LOSSES
 
@@ -108,7 +107,7 @@ class Cluster:
         self.ray, self.owner, self.numbers = _package(placement), os.getpid(), itertools.count()
         mine = not self.ray.is_initialized()
         if mine:
-            with _own_signals():
+            with handlers_kept((signal.SIGINT, signal.SIGTERM)):  # Ray takes them over
                 _connect(self.ray, placement)
         self.actors: list[tuple[Any, int]] = []
         self.leave = weakref.finalize(self, _leave, self.ray, self.owner, self.actors, mine)
@@ -194,20 +193,6 @@ def _connect(ray: Any, placement: Placement) -> None:
             f" {described(error)}; see that one runs (ray start --head), or give ray://N for one of this"
             " run's own, or a number of processes"
         ) from error
-
-
-@contextlib.contextmanager
-def _own_signals() -> Iterator[None]:
-    """Keeps what this process does on signals, of which Ray takes some over."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 def _leave(ray: Any, owner: int, actors: list[tuple[Any, int]], mine: bool) -> None:

@@ -5,6 +5,7 @@ one.) They must share the run's folder.
 """
 
 import os
+import signal
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -19,10 +20,11 @@ from torch import Tensor
 from torch.distributed import PrefixStore, Store
 from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 
+from difftilt.data.handlers import handlers_kept
 from difftilt.networks.forward import passes_changed
 from difftilt.training.settings import Precision, Training
 from difftilt.training.sharding import part_of
-from difftilt.training.signals import plain_signals
+from difftilt.training.signals import SIGNALS
 
 SHARED = (DistributedType.NO, *(kind for kind in DistributedType if kind.value.startswith("MULTI_")))
 
@@ -57,7 +59,8 @@ def make_accelerator(mixed_precision: Precision = "no", timeout_minutes: float =
         raise ValueError(f"the time-out must be above 0 minutes, but got {timeout_minutes}")
     wait = InitProcessGroupKwargs(init_method=f"{FRESH}://", timeout=timedelta(minutes=timeout_minutes))
     asked = int(os.environ.get("WORLD_SIZE", "1"))
-    with plain_signals() if asked > 1 else nullcontext():
+    # the wait for the others is a call that no exception ends
+    with handlers_kept(SIGNALS, signal.SIG_DFL) if asked > 1 else nullcontext():
         accelerator = Accelerator(
             mixed_precision=mixed_precision, cpu=not torch.cuda.is_available(), kwargs_handlers=[wait]
         )

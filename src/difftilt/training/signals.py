@@ -55,20 +55,6 @@ class Never:
 
 
 @contextmanager
-def plain_signals() -> Iterator[None]:
-    """Lets signals end the process, as they end any: it waits for others in a call that nothing else ends."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = {number: signal.signal(number, signal.SIG_DFL) for number in SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
 def watch_signals() -> Iterator[Stop | Never]:
     """Catches SIGINT, SIGTERM and SIGUSR1 while the block runs, and puts the handlers back."""
     if threading.current_thread() is not threading.main_thread():
