@@ -1,5 +1,6 @@
 """What the model cards of pretrained networks say: how they were made, and what was measured of them."""
 
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -35,9 +36,9 @@ def command(words: Sequence[str], about: Numbers) -> str:
 
 
 def shown(found: Any) -> Any:
-    """What was measured, as a model card shows it: a pair is a number and its standard error."""
+    """What was measured, as a model card shows it: a pair is a number and its standard error, NaN none."""
     if isinstance(found, Mapping):
         return {name: shown(value) for name, value in found.items()}
     if isinstance(found, tuple | list) and len(found) == 2:
-        return "{:.3f} ± {:.3f}".format(*found)
+        return "none" if math.isnan(found[0]) else "{:.3f} ± {:.3f}".format(*found)
     return found

@@ -1,5 +1,6 @@
 """What is measured of a model of molecules, and its card."""
 
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -86,10 +87,10 @@ def card(understood: Sequence[str], source: Sequence[str], about: Numbers, found
     seen = shown(found)
     rows = "\n".join(
         f"| {label} | {seen['means'][name]['held out']} | {seen['means'][name]['drawn']} |"
-        f" {found['wasserstein'][name]['drawn']:.3g} | {found['wasserstein'][name]['held out']:.3g} |"
+        f" {_distance(found['wasserstein'][name]['drawn'])} |"
+        f" {_distance(found['wasserstein'][name]['held out'])} |"
         for name, (label, _) in PROPERTIES.items()
     )
-    rows = rows.replace("nan ± nan", "none").replace("nan", "none")  # no molecule was drawn
     shares = {name: f"{found[name]:.1%}" for name in ("unique", "new", "new_scaffolds")}
     return CARD.format(
         understood="\n".join(f"- {line}" for line in understood), rows=rows, **about, **(seen | shares),
@@ -97,6 +98,10 @@ def card(understood: Sequence[str], source: Sequence[str], about: Numbers, found
         inside="{:.3f}".format(found["diversity"]["drawn"]),
         inside_held="{:.3f}".format(found["diversity"]["held out"]),
     )  # fmt: skip
+
+
+def _distance(x: float) -> str:
+    return "none" if math.isnan(x) else f"{x:.3g}"
 
 
 CARD = """# Molecules: a masked diffusion model of SMILES
