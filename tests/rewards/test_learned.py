@@ -41,8 +41,8 @@ def belief():
 
 def test_bounds_and_members_are_rewards_around_the_mean(belief):
     x = measured(5, seed=1).sample
-    found = Belief(belief.predict, scale=3.0)(x)
-    wide = Belief(belief.predict, scale=3.0)
+    wide = dataclasses.replace(belief, scale=3.0)
+    found = wide(x)
     assert torch.equal(wide.mean(x, {}), belief.mean(x, {}))
     assert torch.allclose(found.std, 3 * belief(x).std)
     assert torch.allclose(wide.lower(2)(x, {}), found.mean - 2 * found.std)

@@ -111,7 +111,7 @@ def fill(job: Job, labels: Labels, taken: Sequences, asked: Asked) -> Filled:
     if len(labels) >= FEWEST and labels.score.std() > 0:
         alpha = asked.alpha or labels.score.std().item() / SPREAD
         scale, judged = cross_validated(learner(seed=asked.seed), labels, asked.seed)
-        belief = Belief(learner(seed=asked.seed).taught(labels).predict, scale, learner().members)
+        belief = learner(seed=asked.seed).taught(labels).belief(scale)
     elif asked.rule != "random":
         notes.append(
             f"{FEWEST} labels that differ are needed, and {len(labels)} are there: the rule was random"

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from difftilt.rewards.learned import Belief, Labels, Prediction
 from difftilt.settings import Count, Natural, NonNegative, Positive, check_settings
-from difftilt.shapes import Sample
+from difftilt.shapes import PerSample, Sample
 from difftilt.transition import one_hot
 
 WARM = 20  # steps in which the learning rate rises
@@ -90,6 +90,16 @@ class EnsembleNetwork(nn.Module):
         """Samples as the members read them."""
         return (one_hot(sample, self.categories) if self.categories else sample).to(self.mean.dtype)
 
+    def belief(self, scale: float = 1.0) -> Belief:
+        """What the members say; see `Belief` for the scale."""
+        return Belief(self.predict, scale, len(self.mean), self.alone)
+
+    def alone(self, sample: Sample, number: int) -> PerSample:
+        """What one member says; the others are not asked."""
+        own = {name: weight[number : number + 1] for name, weight in self.named_parameters()}
+        mean, _ = torch.func.functional_call(self, own, self.inputs(sample)[None])
+        return self.shift + self.unit * mean[0]
+
     def predict(self, sample: Sample) -> Prediction:
         x = self.inputs(sample)
         mean, log_noise = self(x.expand(len(self.mean), *x.shape))
@@ -149,7 +159,7 @@ class Ensemble:
         )
 
     def fit(self, labels: Labels) -> Belief:
-        return Belief(self.taught(labels).predict, members=self.members)
+        return self.taught(labels).belief()
 
     def taught(self, labels: Labels) -> EnsembleNetwork:
         """The network of a belief, frozen.

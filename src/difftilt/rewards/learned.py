@@ -73,11 +73,13 @@ class Belief:
         scale: Factor of the standard deviations, above 0, that makes intervals as wide as they should be;
             see `held_out.calibrated`.
         members: How many an ensemble has; 0 if it is none.
+        alone: The reward of samples as the member of a number has it, where that takes less than to ask all.
     """
 
     predict: Callable[[Sample], Prediction]
     scale: float = 1.0
     members: int = 0
+    alone: Callable[[Sample, int], PerSample] | None = None
 
     def __call__(self, sample: Sample) -> Prediction:
         found = self.predict(sample)
@@ -103,13 +105,12 @@ class Belief:
         """
 
         def member(sample: Sample, cond: Cond) -> PerSample:
-            members = self(sample).members
-            if not 0 <= number < len(members):
+            if not 0 <= number < self.members:
                 raise ValueError(
-                    f"the belief has {len(members)} members, counted from 0, but got number {number}; ask"
+                    f"the belief has {self.members} members, counted from 0, but got number {number}; ask"
                     " for one of these, or learn with an ensemble"
                 )
-            return members[number]
+            return self(sample).members[number] if self.alone is None else self.alone(sample, number)
 
         return member
 

@@ -54,7 +54,7 @@ class LearnedReward:
     @property
     def belief(self) -> Belief:
         """On tokens of the alphabet."""
-        return Belief(self.network.predict, self.scale, self.learner.members)
+        return self.network.belief(self.scale)
 
     @property
     def vocabulary(self) -> Vocabulary:
