@@ -298,6 +298,18 @@ def test_the_option_that_was_meant_is_named(wrong, right, place, capsys):
     assert f"did you mean --{right}?" in refused(["finetune", "digits", f"--{wrong}", "1"], capsys)
 
 
+@pytest.mark.parametrize(
+    ("words", "right"),
+    [
+        (["finetune", "digits", "--algorithm", "grpo"], "algorithm:ppo"),
+        (["sample", "digits", "--sampler", "smc"], "sampler:smc"),
+    ],
+    ids=["algorithm", "sampler"],
+)
+def test_what_is_chosen_by_a_word_is_told_by_one(words, right, capsys):
+    assert f"but a word such as {right};" in refused(words, capsys)
+
+
 def test_a_job_made_in_python_leaves_a_folder_that_commands_understand(place, capsys):
     script = """
 from pathlib import Path

@@ -258,7 +258,13 @@ def _unknown_option(said: str, options: type, program: str) -> str:
     unknown = re.search(r"[Uu]nrecogni[sz]ed (?:options?|arguments?):? *(--[\w.-]+)", said)
     if unknown is None:
         return ""
-    word, names = unknown.group(1).removeprefix("--").replace("_", "-"), list(_names(options))
+    word = unknown.group(1).removeprefix("--").replace("_", "-")
+    if word in (choices := _choices(options)):
+        example = f"{word}:{choices[word]}"
+        return (
+            f"there is no option --{word}, but a word such as {example}; {program} --help lists all of them"
+        )
+    names = list(_names(options))
     names += re.findall(r"--([\w.-]+)", said.replace(unknown.group(1), "", 1))
     initials = [name for name in names if "".join(part[:1] for part in name.split("-")) == word]
     inside = [name for name in names if word in name.split("-") or name.startswith(word)]
@@ -269,9 +275,26 @@ def _unknown_option(said: str, options: type, program: str) -> str:
 
 def _names(settings: Any) -> Iterator[str]:
     """The names of all plain options."""
-    for field in dataclasses.fields(settings):
-        hint = typing.get_args(field.type)[0] if typing.get_origin(field.type) is Annotated else field.type
+    for name, hint in _hints(settings):
         if isinstance(hint, type) and dataclasses.is_dataclass(hint):
             yield from _names(hint)
         else:
-            yield field.name.replace("_", "-")
+            yield name
+
+
+def _choices(settings: Any) -> dict[str, str]:
+    """What is one of several groups of settings, with the name of the first of these."""
+    groups = {name: list(map(_bare, typing.get_args(hint))) for name, hint in _hints(settings)}
+    found = {name: [one for one in group if dataclasses.is_dataclass(one)] for name, group in groups.items()}
+    return {name: kebab(group[0].__name__) for name, group in found.items() if group}
+
+
+def _hints(settings: Any) -> Iterator[tuple[str, Any]]:
+    """The name of each setting, and its type."""
+    for field in dataclasses.fields(settings):
+        yield field.name.replace("_", "-"), _bare(field.type)
+
+
+def _bare(hint: Any) -> Any:
+    """A type without what is annotated."""
+    return typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
