@@ -259,7 +259,7 @@ def _unknown_option(said: str, options: type, program: str) -> str:
     if unknown is None:
         return ""
     word = unknown.group(1).removeprefix("--").replace("_", "-")
-    if word in (choices := _choices(options)):
+    if word in (choices := dict(_choices(options))):
         example = f"{word}:{choices[word]}"
         return (
             f"there is no option --{word}, but a word such as {example}; {program} --help lists all of them"
@@ -282,11 +282,12 @@ def _names(settings: Any) -> Iterator[str]:
             yield name
 
 
-def _choices(settings: Any) -> dict[str, str]:
+def _choices(settings: Any) -> Iterator[tuple[str, str]]:
     """What is one of several groups of settings, with the name of the first of these."""
-    groups = {name: list(map(_bare, typing.get_args(hint))) for name, hint in _hints(settings)}
-    found = {name: [one for one in group if dataclasses.is_dataclass(one)] for name, group in groups.items()}
-    return {name: kebab(group[0].__name__) for name, group in found.items() if group}
+    for name, hint in _hints(settings):
+        group = [one for one in map(_bare, typing.get_args(hint)) if isinstance(one, type)]
+        if group and dataclasses.is_dataclass(group[0]):
+            yield name, kebab(group[0].__name__)
 
 
 def _hints(settings: Any) -> Iterator[tuple[str, Any]]:
@@ -296,5 +297,4 @@ def _hints(settings: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _bare(hint: Any) -> Any:
-    """A type without what is annotated."""
     return typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
