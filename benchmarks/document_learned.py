@@ -36,6 +36,7 @@ TASKS = {
     "gb1-all": "GB1, all",
 }
 LABS = {"six6": "SIX6", "pax6": "PAX6", "gb1": "GB1"}
+BASE = (0.05, 96)  # noise, and first labels
 
 
 def main() -> None:
@@ -48,6 +49,7 @@ def measured(results: Path) -> str:
     return "".join(
         [offline(name, [row for row in found if row["task"] == f"offline-{name}"]) for name in WORLDS]
         + [online(name, [row for row in asked if row["task"] == f"lab-{name}"]) for name in LABS]
+        + [tuned(rows(results / "lab_tuned.json"))]
         + [misled(rows(results / "mechanism.json"))]
     )
 
@@ -77,24 +79,77 @@ def offline(name: str, found: list[dict[str, Any]]) -> str:
 
 
 def online(name: str, found: list[dict[str, Any]]) -> str:
-    """What every query rule has reached, the best first."""
-    parts = []
-    for noise, start in dict.fromkeys((row["noise"], row["start"]) for row in found):
-        group = [row for row in found if (row["noise"], row["start"]) == (noise, start)]
-        known = dict.fromkeys(row["rule"] for row in group)
-        rules = {rule: [row for row in group if row["rule"] == rule] for rule in known}
-        ends = {rule: [row["gap_nats"][-1] for row in runs] for rule, runs in rules.items()}
-        lines = []
-        for rule in sorted(rules, key=lambda rule: statistics.mean(ends[rule])):
-            half = [row["gap_nats"][len(row["gap_nats"]) // 2] for row in rules[rule]]
-            numbers = ("reward", "modelled_reward", "top_mean", "batch_mean", "batch_distance")
-            cells = (f"{statistics.mean(row[key][-1] for row in rules[rule]):.3f}" for key in numbers)
-            lines.append([f"`{rule}`", str(len(half)), spread(half), spread(ends[rule]), *cells])
-        parts.append(
-            f"\n{LABS[name]} online, {start} + 6 x 96 labels, noise {noise:g}, alpha {group[0]['alpha']:g}:"
-            " the mean over seeds.\n\n" + table(ONLINE, lines)
-        )
-    return "".join(parts)
+    """What every query rule has reached, the best first; and at other noises and starts, if there are any."""
+    rules = by_rule([row for row in found if (row["noise"], row["start"]) == BASE])
+    if not rules:
+        return ""
+    lines = []
+    for rule, runs in rules.items():
+        half = [row["gap_nats"][len(row["gap_nats"]) // 2] for row in runs]
+        numbers = ("reward", "modelled_reward", "top_mean", "batch_mean", "batch_distance")
+        cells = (f"{statistics.mean(row[key][-1] for row in runs):.3f}" for key in numbers)
+        lines.append([f"`{rule}`", str(len(half)), spread(half), spread(ends(runs)), *cells])
+    noise, start = BASE
+    return (
+        f"\n{LABS[name]} online, {start} + 6 x 96 labels, noise {noise:g}, alpha {found[0]['alpha']:g}:"
+        " the mean over seeds.\n\n" + table(ONLINE, lines) + study(name, found)
+    )
+
+
+def study(name: str, found: list[dict[str, Any]]) -> str:
+    """The gap after six batches, at every noise and number of first labels."""
+    settings = sorted({(row["noise"], row["start"]) for row in found})
+    if len(settings) == 1:
+        return ""
+    groups = [by_rule([r for r in found if (r["noise"], r["start"]) == setting]) for setting in settings]
+    seeds = min(len(runs) for group in groups for runs in group.values())
+    head = ["noise", "first labels", *(f"`{rule}`" for rule in by_rule(found))]
+    lines = [
+        [f"{noise:g}", str(start), *(told_best(group, rule) for rule in by_rule(found))]
+        for (noise, start), group in zip(settings, groups, strict=True)
+    ]
+    return (
+        f"\n{LABS[name]} after six batches, at other noises and from fewer and more first labels: the mean"
+        f" gap in nats over {seeds} seeds or more, the least of each row in bold.\n\n" + table(head, lines)
+    )
+
+
+def told_best(group: dict[str, list[dict[str, Any]]], rule: str) -> str:
+    """The mean gap of a rule, in bold if no other is less."""
+    if rule not in group:
+        return ""
+    text = f"{statistics.mean(ends(group[rule])):.2f}"
+    return f"**{text}**" if rule == next(iter(group)) else text
+
+
+def by_rule(found: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The runs of each rule, the rule of the least gap first."""
+    rules = {rule: [r for r in found if r["rule"] == rule] for rule in {row["rule"] for row in found}}
+    return dict(sorted(rules.items(), key=lambda item: statistics.mean(ends(item[1]))))
+
+
+def ends(runs: list[dict[str, Any]]) -> list[float]:
+    return [row["gap_nats"][-1] for row in runs]
+
+
+def tuned(found: list[dict[str, Any]]) -> str:
+    """A network that was tuned, beside the exact tilt by the same reward."""
+    if not found:
+        return ""
+    lines = []
+    for task, rule in sorted({(row["task"], row["rule"]) for row in found}):
+        runs = [row for row in found if (row["task"], row["rule"]) == (task, rule)]
+        kind, _, name = task.partition("-")
+        what = "1,000 labels of the lower half" if kind == "offline" else f"six plates by `{rule}`"
+        cells = (spread([row["gap_of_tilt_nats"] for row in runs]), spread(ends(runs)))
+        best = f"{statistics.mean(row['top_mean'][-1] for row in runs):.3f}"
+        lines.append([LABS[name], what, f"{runs[0]['alpha']:g}", str(len(runs)), *cells, best])
+    head = ["landscape", "learned from", "alpha", "seeds", "gap of the exact tilt, nats"]
+    head += ["gap of the tuned network", "best 10 measured"]
+    return (
+        "\nThe exact tilt by what was learned, and a network that PPO tuned towards it; plates as"
+        " `difftilt lab propose` fills them.\n\n" + table(head, lines)
+    )
 
 
 def misled(found: list[dict[str, Any]]) -> str:
