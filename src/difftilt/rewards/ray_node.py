@@ -19,12 +19,18 @@ LOOK = (
 
 
 class Host:
-    """The process of one pool, as the actor sees it."""
+    """The process of one pool, as whoever starts it sees it.
 
-    def __init__(self, content: bytes, path: list[str], count: int):
+    Args:
+        program: The module that it runs.
+        content: What it is to know, with `count`, before it is given tasks.
+        path: Where it finds modules, behind where this process does.
+    """
+
+    def __init__(self, program: str, content: Any, path: list[str], count: int):
         self._pipe, theirs = Pipe()
         number = theirs.fileno()
-        words = [sys.executable, "-m", "difftilt.rewards.ray_host", str(number)]
+        words = [sys.executable, "-m", program, str(number)]
         place = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [*sys.path, *path]))}
         self._process = subprocess.Popen(words, env=place, pass_fds=[number], stdin=subprocess.DEVNULL)
         theirs.close()
@@ -43,6 +49,10 @@ class Host:
         """
         return self._pipe.recv() if self._pipe.poll(seconds) else None
 
+    def fileno(self) -> int:
+        """What can be waited for until it says something."""
+        return self._pipe.fileno()
+
     def close(self) -> None:
         """Ends it, and the workers with it."""
         self._pipe.close()
@@ -60,18 +70,19 @@ class Node:
         self._count, self._hosts = count, dict[int, Host]()
         threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
 
-    def open(self, pool: int, content: bytes, path: list[str]) -> str | None:
-        """Starts a pool that knows a reward.
+    def open(self, pool: int, program: str, content: Any, path: list[str]) -> str | None:
+        """Starts a pool.
 
         Args:
-            content: The reward and its limits.
+            program: The module that its process runs.
+            content: What it is to know, such as a reward and its limits.
             path: Where the asking process finds modules.
 
         Returns:
-            What kept the reward from being made here, if anything did.
+            What kept it from being made here, if anything did.
         """
         self.close(pool)
-        self._hosts[pool] = host = Host(content, path, self._count)
+        self._hosts[pool] = host = Host(program, content, path, self._count)
         while (said := host.receive(WAIT)) is None:
             pass
         return said[0]
