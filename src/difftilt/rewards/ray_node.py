@@ -4,7 +4,10 @@ A process that talks to Ray has threads and sockets that forks must not share, s
 are started afresh. Nothing here loads torch: an actor needs none.
 """
 
+import contextlib
 import os
+import select
+import socket
 import subprocess
 import sys
 import threading
@@ -13,9 +16,7 @@ from multiprocessing import Pipe
 from typing import Any
 
 WAIT = 1.0  # seconds after which an actor says that there is nothing to say
-LOOK = (
-    0.05  # seconds between looks at whether its raylet lives, as what is begun on a lost node is begun twice
-)
+LOOK = 0.05  # seconds between looks at whether its raylet lives, where the system does not tell
 
 
 class Host:
@@ -53,6 +54,11 @@ class Host:
         """What can be waited for until it says something."""
         return self._pipe.fileno()
 
+    def sever(self) -> None:
+        """Has it end with its workers, whoever else uses the pipe now."""
+        with socket.socket(fileno=os.dup(self.fileno())) as end:
+            end.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
         """Ends it, and the workers with it."""
         self._pipe.close()
@@ -68,7 +74,7 @@ class Node:
 
     def __init__(self, count: int):
         self._count, self._hosts = count, dict[int, Host]()
-        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+        threading.Thread(target=self._end_with, args=(os.getppid(),), daemon=True).start()
 
     def open(self, pool: int, program: str, content: Any, path: list[str]) -> str | None:
         """Starts a pool.
@@ -111,9 +117,19 @@ class Node:
         if host is not None:
             host.close()
 
+    def _end_with(self, raylet: int) -> None:
+        """Ends with the process that has started this one, whoever inherits it; Ray looks for process 1.
 
-def _end_with(raylet: int) -> None:
-    """Ends this process with the one that has started it, whoever inherits it; Ray looks for process 1."""
-    while os.getppid() == raylet:
-        time.sleep(LOOK)
-    os._exit(1)
+        At once, as whatever is begun on a lost node is begun twice.
+        """
+        if sys.platform == "linux":
+            with contextlib.suppress(OSError):  # of a kernel before 5.3, or if it is gone already
+                ended = select.poll()
+                ended.register(os.pidfd_open(raylet), select.POLLIN)
+                ended.poll()
+        while os.getppid() == raylet:
+            time.sleep(LOOK)
+        for host in list(self._hosts.values()):
+            with contextlib.suppress(OSError):
+                host.sever()  # the end of this process, which is large, takes a while
+        os._exit(1)
