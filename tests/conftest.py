@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jaxtyping
 import pytest
@@ -13,8 +14,16 @@ if "DIFFTILT_UNTYPED" not in os.environ:
     jaxtyping.install_import_hook("difftilt", "typechecker.check")
 
 import torch
+from ray_nodes import two_workers
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Any]:
+    """The cluster of Ray that all tests of a process share."""
+    with two_workers() as found:
+        yield found
 
 
 @pytest.fixture

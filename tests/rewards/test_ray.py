@@ -3,19 +3,18 @@
 import contextlib
 import gc
 import os
-import signal
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from ray_nodes import added
 
 from difftilt.answers import RewardError
 from difftilt.conditions import take, unconditional
@@ -26,31 +25,6 @@ from difftilt.rewards.workers import Workers
 from difftilt.shapes import Cond, Sample
 
 pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="an extra")
-
-
-@pytest.fixture(scope="session")
-def cluster() -> Iterator[Any]:
-    """A head with two workers, which RAY_ADDRESS names."""
-    before = dict(os.environ)
-    os.environ |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
-    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "of this test alone"}
-    from ray.cluster_utils import Cluster
-
-    found = Cluster()
-    added(found, num_cpus=2, include_dashboard=False)
-    os.environ["RAY_ADDRESS"] = str(found.address)
-    yield found
-    found.shutdown()
-    os.environ.clear()
-    os.environ |= before
-
-
-def added(cluster: Any, **what: Any) -> Any:
-    """A new node. Ray's way with SIGTERM is not to be that of this process, and of those that it forks."""
-    handler = signal.getsignal(signal.SIGTERM)
-    node = cluster.add_node(**what)
-    signal.signal(signal.SIGTERM, handler)
-    return node
 
 
 def faulty(x: Sample, c: Cond) -> Any:

@@ -36,6 +36,7 @@ class Watch:
     def __init__(self):
         self.number, self._came, self._process = 0, 0.0, 0
         self._folder: Path | None = None
+        self._repeatable = False
         self._leaving = False
         self._over: int | None = None
         self._timer: threading.Timer | None = None
@@ -53,9 +54,18 @@ class Watch:
         yield
         self._folder = None
 
+    @contextmanager
+    def repeatable(self) -> Iterator[None]:
+        """What is interrupted in the block goes on with the same command line."""
+        self._repeatable = True
+        yield
+        self._repeatable = False
+
     @property
     def advice(self) -> str:
-        """What to type to go on, if there is a run."""
+        """What to type to go on, if there is something to go on with."""
+        if self._repeatable:
+            return "the same line"
         made = self._folder is not None and any(
             (self._folder / name).exists() for name in ("run.json", "seeds.json")
         )

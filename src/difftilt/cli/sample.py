@@ -1,8 +1,9 @@
 """The command `difftilt sample`."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,7 @@ import annotated_types as at
 import tyro
 from rich.console import Console
 
+from difftilt.cli.interruption import watch
 from difftilt.cli.options import parse
 from difftilt.cli.runs import (
     RECIPES,
@@ -28,15 +30,20 @@ from difftilt.evaluation.estimate import Estimate
 from difftilt.evaluation.groups import METHOD
 from difftilt.experiment import code
 from difftilt.experiment.fit_value import load_value
-from difftilt.experiment.fleet import Manifest, manifest_of, merge, shards_of, turn, work
+from difftilt.experiment.fleet import Manifest, deal, drawer, manifest_of, merge, shards_of, turn, work
+from difftilt.experiment.hosts import Hosts
 from difftilt.experiment.job import Job
 from difftilt.experiment.record import read_run, to_json, write_json
 from difftilt.experiment.sample import sample, steer, trained
 from difftilt.objective import Value
 from difftilt.policy import Policy
+from difftilt.rewards.ray_cluster import Placement, placed
+from difftilt.rewards.ray_pool import Hosted, RayPool
+from difftilt.rewards.worker_pool import PoolLost
 from difftilt.samplers.choices import CORRECTING, VALUES, AnySampler
 from difftilt.settings import Count, Natural, Positive, UsageError, choose, kebab
 
+HOST = "difftilt.cli.shard_host"  # the program of a worker that draws shards
 Subject = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SUBJECT")]
 
 
@@ -60,6 +67,9 @@ class SampleOptions:
         shards: Draw them in so many shards, which lie beside the table and are shared by all workers: each
             process that is given this same line draws shards that are missing, and redoes those of the dead.
         shard: Draw this one alone, from 0, and wait for no other.
+        workers: Processes that draw the shards, at least 1: this one, or several of this machine; ray://auto,
+            for all that the running cluster of Ray has room for; or ray://N, for N in a cluster of their own.
+        resources: What each worker of Ray needs, such as CPU=4 GPU=1; CPU=1 by default.
         out: Where samples go; the run folder's samples by default, or runs/RECIPE-samples.
         json: Print the numbers as JSON.
     """
@@ -71,25 +81,66 @@ class SampleOptions:
     seed: Natural = 1
     shards: Count | None = None
     shard: Natural | None = None
+    workers: Count | str = 1
+    resources: tuple[str, ...] = ()
     out: Path | None = None
     json: bool = False
 
 
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What a line asks for.
+
+    Args:
+        tuned: The run's own model, if there is one.
+        out: Where samples go.
+        written: What the numbers say of whose samples they are.
+    """
+
+    job: Job
+    tuned: Policy | None
+    options: SampleOptions
+    out: Path
+    written: dict[str, Any]
+
+    @property
+    def place(self) -> Path:
+        """What the files' paths begin with."""
+        options, sampler = self.options, self.options.sampler
+        name = f"{'sample' if sampler is None else kebab(type(sampler).__name__)}-seed{options.seed}"
+        if options.temperature != 1:
+            name += f"-temperature{options.temperature:g}".replace(".", "_")  # a dot would begin an ending
+        return self.out / name
+
+
 def sample_command(words: list[str]) -> None:
     """Draws samples from a run's or a recipe's model, steered if asked, and judges them."""
+    _draw(_asked(words), words)
+
+
+def drawer_of(words: list[str]) -> Callable[[int], bool]:
+    """What draws the shards that a line asks for, by their numbers."""
+    asked = _asked(words)
+    manifest = _manifest(asked)
+    if manifest is None:
+        raise UsageError("a worker draws shards, but none are asked for")
+    return drawer(asked.job, shards_of(asked.place), manifest)
+
+
+def _asked(words: list[str]) -> Asked:
+    """What a line asks for."""
     if not words:
         raise UsageError(
             f"difftilt sample needs a run folder, such as runs/demo, or a recipe: {', '.join(RECIPES)}, or"
             " FILE.py:NAME"
         )
     if words[0] in RECIPES or words[0] in code.registered("recipe") or code.outside(words[0]):
-        sample_recipe(words[0], words[1:])
-    else:
-        sample_run(words)
+        return _of_recipe(words[0], words[1:])
+    return _of_run(words)
 
 
-def sample_recipe(recipe: str, words: list[str]) -> None:
-    """Samples the pretrained model of a recipe."""
+def _of_recipe(recipe: str, words: list[str]) -> Asked:
+    """Samples of the pretrained model of a recipe."""
     title = f"Samples the pretrained model of {recipe}, steered towards a reward without training."
     asked = score_options(recipe)
     program, groups = f"difftilt sample {recipe}", (asked, SampleOptions)
@@ -97,11 +148,12 @@ def sample_recipe(recipe: str, words: list[str]) -> None:
     options, score = (taken(group, settings) for group in (SampleOptions, asked))
     job = build(recipe, settings | for_sampling(recipe, score))
     written = {"recipe": recipe, "settings": {name: to_json(value) for name, value in settings.items()}}
-    _draw(job, None, options, options.out or Path("runs") / f"{recipe.rpartition(':')[2]}-samples", written)
+    out = options.out or Path("runs") / f"{recipe.rpartition(':')[2]}-samples"
+    return Asked(job, None, options, out, written)
 
 
-def sample_run(words: list[str]) -> None:
-    """Samples the model of a run folder."""
+def _of_run(words: list[str]) -> Asked:
+    """Samples of the model of a run folder."""
     settings = parse(sample_options, words, "difftilt sample", SampleOptions, CodeOptions)
     options, folder = taken(SampleOptions, settings), Path(settings["subject"])
     bring_back(folder)
@@ -113,7 +165,7 @@ def sample_run(words: list[str]) -> None:
         )
     job, record = trained(load(folder, taken(CodeOptions, settings)), folder), read_run(folder)
     written = {"run": str(folder), "recipe": record["recipe"], "settings": record["settings"]}
-    _draw(job, job.policy, options, options.out or folder / "samples", written)
+    return Asked(job, job.policy, options, options.out or folder / "samples", written)
 
 
 def sample_options(subject: Subject) -> None:
@@ -126,21 +178,15 @@ def sample_options(subject: Subject) -> None:
     """
 
 
-def _draw(job: Job, tuned: Policy | None, options: SampleOptions, out: Path, written: dict[str, Any]) -> None:
-    """Draws the samples, and leaves them with their numbers in a folder.
-
-    Args:
-        tuned: The run's own model, if there is one.
-    """
-    sampler = options.sampler
-    name = f"{'sample' if sampler is None else kebab(type(sampler).__name__)}-seed{options.seed}"
-    if options.temperature != 1:
-        name += f"-temperature{options.temperature:g}".replace(".", "_")  # what follows a dot is an ending
-        if sampler is not None:
-            raise UsageError("a temperature is for plain samples, but got a sampler; leave one of both out")
-    check_free(out, name)
-    place, manifest = out / name, _manifest(job, options, written)
-    if manifest is not None and not work(job, shards_of(place), manifest, options.shard):
+def _draw(asked: Asked, words: list[str]) -> None:
+    """Draws the samples, and leaves them with their numbers in a folder."""
+    job, options, out, place = asked.job, asked.options, asked.out, asked.place
+    sampler, written = options.sampler, asked.written
+    if options.temperature != 1 and sampler is not None:
+        raise UsageError("a temperature is for plain samples, but got a sampler; leave one of both out")
+    check_free(out, place.name)
+    manifest = _manifest(asked)
+    if manifest is not None and not _drew(asked, manifest, words):
         print(f"shard {options.shard} of {options.shards} is in {shards_of(place)}; others are missing yet")
         return
     with nullcontext() if manifest is None else turn(shards_of(place)):
@@ -149,13 +195,35 @@ def _draw(job: Job, tuned: Policy | None, options: SampleOptions, out: Path, wri
         elif sampler is None:
             row = sample(job, place, options.count, options.seed, options.temperature)
         else:
-            policy = tuned if isinstance(sampler, CORRECTING) else None
+            policy = asked.tuned if isinstance(sampler, CORRECTING) else None
             value = make_value(options.value, job, written)
             row = steer(job, sampler, value, place, count=options.count, seed=options.seed, policy=policy)
             written |= {"sampler": to_json(sampler), "value": options.value}
         with adding(out) as new:
-            write_json(new / f"{name}.json", plain(written | {"seed": options.seed} | row))
+            write_json(new / f"{place.name}.json", plain(written | {"seed": options.seed} | row))
     _show(row, place, options)
+
+
+def _drew(asked: Asked, manifest: Manifest, words: list[str]) -> bool:
+    """Draws shards, here or by workers, and returns whether all are there."""
+    options, folder = asked.options, shards_of(asked.place)
+    count = placed(options.workers, options.resources, prefix="", alone=True)
+    if count == 1:
+        with watch.repeatable():
+            return work(asked.job, folder, manifest, options.shard)
+    content = (words, str(Path.cwd()))
+    if isinstance(count, Placement):
+        start = partial(RayPool, Hosted("the model", HOST, lambda: content, queued=1), count)
+    else:
+        start = partial(Hosts, HOST, content, count)
+    try:
+        with watch.repeatable():
+            deal(start, folder, manifest)
+    except PoolLost as lost:
+        raise ValueError(
+            f"what watches the workers of {count} {lost}; what is drawn is kept, for the same line again"
+        ) from None
+    return True
 
 
 def _show(row: dict[str, Any], place: Path, options: SampleOptions) -> None:
@@ -173,20 +241,23 @@ def _show(row: dict[str, Any], place: Path, options: SampleOptions) -> None:
     print(f"samples: {place}.*")
 
 
-def _manifest(job: Job, options: SampleOptions, written: Mapping[str, Any]) -> Manifest | None:
+def _manifest(asked: Asked) -> Manifest | None:
     """What is drawn in shards, if it is."""
-    count, only = options.shards, options.shard
-    if count is None and only is None:
+    options = asked.options
+    count, only, alone = options.shards, options.shard, options.workers == 1 and not options.resources
+    if count is None and only is None and alone:
         return None
     if count is None or options.sampler is not None or options.temperature != 1:
         raise UsageError(
-            "shards are of plain samples, so --shard needs --shards, and neither goes with a sampler or a"
-            " temperature"
+            "shards are of plain samples, so --shard and --workers need --shards, and neither goes with a"
+            " sampler or a temperature"
         )
+    if only is not None and not alone:
+        raise UsageError("one shard is drawn by one process; leave out --shard, or --workers")
     if only is not None and only >= count:
         raise UsageError(f"there are shards 0 to {count - 1}, but got --shard {only}")
-    about = {name: value for name, value in written.items() if name != "run"}
-    return manifest_of(job, options.count, count, options.seed, about)
+    about = {name: value for name, value in asked.written.items() if name != "run"}
+    return manifest_of(asked.job, options.count, count, options.seed, about)
 
 
 def make_value(name: str, job: Job, about: Mapping[str, Any]) -> Value:

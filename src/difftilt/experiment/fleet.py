@@ -10,14 +10,18 @@ What a shard holds depends on the manifest alone, so whoever draws it again writ
 
 import hashlib
 import shutil
+import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
 import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from safetensors.torch import save_file
 
 from difftilt.conditions import as_bytes, take
@@ -25,10 +29,13 @@ from difftilt.data.lock import BusyError, locked
 from difftilt.data.owned import adding, beside, sweep
 from difftilt.data.read import read_json, read_tensors
 from difftilt.evaluation.evaluate import ScoredSamples, evaluate
+from difftilt.experiment.hosts import Hosts
 from difftilt.experiment.job import Job
 from difftilt.experiment.record import write_json
 from difftilt.experiment.sample import keep
 from difftilt.policy import Policy
+from difftilt.rewards.ray_pool import RayPool
+from difftilt.rewards.worker_task import LOSSES
 from difftilt.shapes import Cond
 from difftilt.training.manifest import versions
 from difftilt.training.seeds import DEALER, EVALUATION, seed_round
@@ -99,19 +106,76 @@ def work(job: Job, folder: Path, manifest: Manifest, only: int | None = None) ->
     Raises:
         ValueError: If the folder holds the shards of something else.
     """
-    _enter(folder, manifest)
-    torch.set_num_threads(job.training.threads)
+    draw = drawer(job, folder, manifest)
     numbers = range(len(manifest["shards"])) if only is None else [only]
-    seed_round(manifest["about"]["seed"], EVALUATION, DEALER)
-    last = manifest["shards"][-1]
-    every = job.judging(last["first"] + last["count"])
     while True:
         missing = [k for k in numbers if not shard_at(folder, k).exists()]
-        drew = [k for k in missing if _drew(job, folder, manifest["shards"][k], every, k)]
+        drew = [k for k in missing if draw(k)]
         if only is not None or not missing:
             return all(shard_at(folder, k).exists() for k in range(len(manifest["shards"])))
         if not drew:
             time.sleep(PATIENCE)  # others draw the rest; if one of them dies, its shard is drawn here
+
+
+def drawer(job: Job, folder: Path, manifest: Manifest) -> Callable[[int], bool]:
+    """What draws the shard of a number, and returns False if another worker is at it.
+
+    Raises:
+        ValueError: If the folder holds the shards of something else.
+    """
+    _enter(folder, manifest)
+    torch.set_num_threads(job.training.threads)
+    seed_round(manifest["about"]["seed"], EVALUATION, DEALER)
+    last = manifest["shards"][-1]
+    every = job.judging(last["first"] + last["count"])
+    return lambda k: _drew(job, folder, manifest["shards"][k], every, k)
+
+
+def deal(start: Callable[[], Hosts | RayPool], folder: Path, manifest: Manifest) -> None:
+    """Has workers draw the shards that are missing, until there are none.
+
+    Args:
+        start: Makes the workers, if a shard is missing.
+
+    Raises:
+        ValueError: In the words of a worker that cannot draw, or if workers end again and again.
+    """
+    _enter(folder, manifest)
+    count, lost = len(manifest["shards"]), Counter[int]()
+    missing = {k for k in range(count) if not shard_at(folder, k).exists()}
+    due = dict.fromkeys(sorted(missing), 0.0)  # when each is to be given out
+    if not missing:
+        return
+    with closing(start()) as workers, _watching(count) as tell:
+        while missing:
+            tell(count - len(missing))
+            for k in [k for k, moment in due.items() if moment <= time.monotonic()]:
+                del due[k]
+                workers.send(k, b"", 0.0)
+            for k, what, *details in workers.receive(PATIENCE):
+                if what == "over" and details[0] is not None:
+                    raise ValueError(details[0])
+                lost[k] += what == "lost"
+                if lost[k] == LOSSES:
+                    raise ValueError(
+                        f"{LOSSES} workers ended while they drew shard {k} of {folder}, as they do if memory"
+                        " is short: ask for fewer workers; what is drawn is kept, for the same line again"
+                    )
+                if what != "began":
+                    due[k] = time.monotonic() + PATIENCE
+                if shard_at(folder, k).exists():
+                    missing.discard(k)
+                    due.pop(k, None)
+
+
+@contextmanager
+def _watching(count: int) -> Iterator[Callable[[int], None]]:
+    """Shows how many shards there are, if the terminal can."""
+    console = Console(stderr=True)
+    columns = TextColumn("shards"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("", total=count)
+        yield lambda done: bar.update(task, completed=done)
 
 
 def shard_at(folder: Path, number: int) -> Path:

@@ -36,6 +36,8 @@ class Placement:
         text: ray://auto joins the cluster that runs here or that RAY_ADDRESS names, and takes what it has;
             ray://N starts a cluster of its own in this machine, for N workers.
         resources: What each worker needs, such as CPU=1; others are GPU, memory (bytes) and one's own names.
+        prefix: What the names of the settings begin with that ask for these workers.
+        alone: Whether each worker is given an actor of its own; those that need GPUs always are.
 
     Raises:
         ValueError: If these cannot be read.
@@ -43,23 +45,29 @@ class Placement:
 
     text: str
     resources: tuple[str, ...] = ("CPU=1",)
+    prefix: str = "reward_"
+    alone: bool = False
 
     def __post_init__(self):
         if not TEXT.fullmatch(self.text):
             raise ValueError(
-                f"reward_workers must be a number of processes, ray://N with N at least 1, or {AUTO}, but got"
-                f" {self.text!r}"
+                f"{self.prefix}workers must be a number of processes, ray://N with N at least 1, or {AUTO},"
+                f" but got {self.text!r}"
             )
         for resource in self.resources:
             found = RESOURCE.fullmatch(resource)
             if found is None or not float(found[2]):
                 raise ValueError(
-                    "reward_resources must be NAME=AMOUNT with an amount above 0, such as CPU=1 or GPU=0.25,"
-                    f" but got {resource!r}"
+                    f"{self.prefix}resources must be NAME=AMOUNT with an amount above 0, such as CPU=1 or"
+                    f" GPU=0.25, but got {resource!r}"
                 )
 
     def __str__(self) -> str:
         return self.text
+
+    def option(self, name: str) -> str:
+        """How these workers' settings are called on the command line."""
+        return _option(self.prefix, name)
 
     @property
     def count(self) -> int | None:
@@ -72,25 +80,31 @@ class Placement:
         return {name: float(amount) * workers for name, amount in pairs}
 
 
-def placed(workers: int | str, resources: Sequence[str]) -> int | Placement:
+def placed(
+    workers: int | str, resources: Sequence[str], prefix: str = "reward_", *, alone: bool = False
+) -> int | Placement:
     """Workers as settings ask for them: a number of processes, or a text that begins with ray://.
 
     Raises:
         ValueError: If they cannot be read, or do not go together.
     """
     if isinstance(workers, str):
-        return Placement(workers, tuple(resources)) if resources else Placement(workers)
+        return Placement(workers, tuple(resources) or Placement.resources, prefix, alone)
     if resources:
         raise ValueError(
-            f"got reward_resources {' '.join(resources)}, but {workers} reward_workers, which are processes"
-            f" of this machine; Ray alone places workers by resources: give --reward-workers {AUTO}, or"
-            " leave them out"
+            f"got {prefix}resources {' '.join(resources)}, but {workers} {prefix}workers, which are processes"
+            f" of this machine; Ray alone places workers by resources: give {_option(prefix, 'workers')}"
+            f" {AUTO}, or leave them out"
         )
     return workers
 
 
+def _option(prefix: str, name: str) -> str:
+    return f"--{prefix}{name}".replace("_", "-")
+
+
 class Cluster:
-    """Ray, and one actor on every node that has room for workers; one per worker where they need GPUs.
+    """Ray, and one actor on every node that has room for workers, or one for each of them.
 
     A process that several (`WORLD_SIZE`) ask from takes its share of the workers.
 
@@ -112,7 +126,7 @@ class Cluster:
         self.actors: list[tuple[Any, int]] = []
         self.leave = weakref.finalize(self, _leave, self.ray, self.owner, self.actors, mine)
         room = self._room(placement)
-        alone = "GPU" in placement.needs()  # each has devices of its own, which Ray tells its actor
+        alone = placement.alone or "GPU" in placement.needs()  # of which Ray tells each actor its own
         for node, workers in room.items():
             for count in [1] * workers if alone else [workers]:
                 self.actors.append((self._actor(node, placement.needs(count), count), count))
@@ -135,7 +149,7 @@ class Cluster:
             raise RewardError(
                 f"{placement} has no room for a worker of process {rank} of {several}, which needs"
                 f" {' '.join(placement.resources)}: its nodes have {held}; ask for less with"
-                " --reward-resources"
+                f" {placement.option('resources')}"
             )
         return Counter(mine)
 

@@ -17,6 +17,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from difftilt.answers import RewardError, described
@@ -48,6 +49,23 @@ class Place:
     ready: bool = False
 
 
+@dataclass(frozen=True)
+class Hosted:
+    """What the processes are that Ray's actors start.
+
+    Args:
+        what: What they know, in messages.
+        program: The module that they run.
+        pack: Makes of what they know something that can be sent, once there is a cluster.
+        queued: Tasks per worker that are given out: those beyond one wait where the next one is done.
+    """
+
+    what: str
+    program: str
+    pack: Callable[[], Any]
+    queued: int = QUEUED
+
+
 class Dealer:
     """Deals tasks to nodes, and hears what they say, in a thread of its own.
 
@@ -56,8 +74,8 @@ class Dealer:
         lost: Whether no node is left.
     """
 
-    def __init__(self, joined: Cluster, name: str, content: Any):
-        self.ray, self.number, self.name = joined.ray, next(joined.numbers), name
+    def __init__(self, joined: Cluster, hosted: Hosted, content: Any):
+        self.ray, self.number, self._hosted = joined.ray, next(joined.numbers), hosted
         self.said: queue.SimpleQueue[list[Message] | Exception] = queue.SimpleQueue()
         self.lost = False
         self._closed = threading.Event()
@@ -108,7 +126,7 @@ class Dealer:
                 continue
             if not place.ready and said is not None:
                 raise RewardError(
-                    f"reward '{self.name}' cannot be made on a node of Ray: {said}; install there what it"
+                    f"{self._hosted.what} cannot be made on a node of Ray: {said}; install there what it"
                     " needs"
                 )
             with self._lock:
@@ -129,7 +147,7 @@ class Dealer:
     def _deal(self) -> None:
         """Gives each task to the node that has the fewest for its workers."""
         while self._waiting:
-            free = [p for p in self._places if p.ready and len(p.tasks) < QUEUED * p.count]
+            free = [p for p in self._places if p.ready and len(p.tasks) < self._hosted.queued * p.count]
             if not free:
                 return
             place = min(free, key=lambda p: len(p.tasks) / p.count)
@@ -139,7 +157,8 @@ class Dealer:
 
     def _open(self, place: Place) -> None:
         place.openings += 1
-        self._asked[place.actor.open.remote(self.number, self._content, sys.path)] = place
+        opened = place.actor.open.remote(self.number, self._hosted.program, self._content, sys.path)
+        self._asked[opened] = place
 
     def _lost(self, place: Place) -> None:
         """Deals with a pool, or a node, that is gone: what it had not begun with goes to others as it is."""
@@ -156,22 +175,19 @@ class Dealer:
 
 
 class RayPool:
-    """Workers that know a reward, wherever Ray has placed them.
+    """Workers, wherever Ray has placed them.
 
     Attributes:
         owner: The process that made the pool.
 
     Raises:
-        RewardError: If Ray is not installed, there is no cluster, or no room in it, or the reward cannot be
-            sent.
+        RewardError: If Ray is not installed, there is no cluster, or no room in it, or what they are to know
+            cannot be sent.
     """
 
-    def __init__(
-        self, reward: Callable[[Sample, Cond], Any], name: str, limits: Limits, placement: Placement
-    ):
+    def __init__(self, hosted: Hosted, placement: Placement):
         self.owner, joined = os.getpid(), cluster(placement)
-        content = _packed(importlib.import_module("ray.cloudpickle"), reward, name, limits)
-        self._dealer = Dealer(joined, name, joined.ray.put(content))
+        self._dealer = Dealer(joined, hosted, joined.ray.put(hosted.pack()))
         thread = threading.Thread(target=self._dealer.listen, daemon=True)
         self.close = weakref.finalize(self, _end, self.owner, self._dealer, thread, joined)
         thread.start()
@@ -190,7 +206,7 @@ class RayPool:
                 raise RewardError(
                     f"no node of {placement} was ready within {START:g} s: what its workers need,"
                     f" {' '.join(placement.resources)}, is in use or reserved; free it, or ask for less with"
-                    " --reward-resources"
+                    f" {placement.option('resources')}"
                 )
 
     @property
@@ -199,7 +215,7 @@ class RayPool:
         return max(1, self._dealer.ready)
 
     def send(self, task: int, content: bytes, limit: float) -> None:
-        """Gives samples, as bytes, to the next worker that is free, for at most so many seconds."""
+        """Gives a task, as bytes, to the next worker that is free, for at most so many seconds."""
         self._dealer.send(task, content, limit)
 
     def receive(self, seconds: float) -> list[Message]:
@@ -214,12 +230,19 @@ class RayPool:
         return found
 
 
-def _packed(cloudpickle: Any, reward: Any, name: str, limits: Limits) -> bytes:
+def scoring(reward: Callable[[Sample, Cond], Any], name: str, limits: Limits) -> Hosted:
+    """Processes that know a reward."""
+    what = f"reward '{name}'"
+    return Hosted(what, "difftilt.rewards.ray_host", partial(_packed, reward, what, limits))
+
+
+def _packed(reward: Any, what: str, limits: Limits) -> bytes:
     """A reward as bytes, with the code of what no other process could import by its name.
 
     Raises:
         RewardError: If it holds what cannot be sent.
     """
+    cloudpickle: Any = importlib.import_module("ray.cloudpickle")
     files = [module for module_name, module in sys.modules.items() if _nowhere(module_name, module)]
     for module in files:
         cloudpickle.register_pickle_by_value(module)
@@ -227,7 +250,7 @@ def _packed(cloudpickle: Any, reward: Any, name: str, limits: Limits) -> bytes:
         return cloudpickle.dumps((reward, limits))
     except Exception as error:
         raise RewardError(
-            f"reward '{name}' cannot be sent to nodes of Ray: {described(error)}; make what it holds when it"
+            f"{what} cannot be sent to nodes of Ray: {described(error)}; make what it holds when it"
             " is first called, or score in processes of this machine with --reward-workers N"
         ) from error
     finally:

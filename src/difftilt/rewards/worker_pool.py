@@ -62,6 +62,11 @@ class Pool:
         end = partial(_end, self.owner, self._keeper, self._tasks, self._results, self._workers)
         self.close = weakref.finalize(self, end)
 
+    def kill(self) -> None:
+        """Ends the processes before any of them begins with another task."""
+        kill_sessions([self._keeper])  # workers end with it where the system lets them
+        self.close()
+
     def send(self, task: int, content: bytes, limit: float) -> None:
         """Gives samples, as bytes, to the next worker that is free, for at most so many seconds."""
         try:

@@ -9,7 +9,7 @@ from typing import Any
 
 from difftilt.answers import Failure, RewardError, learner_of
 from difftilt.rewards.ray_cluster import Placement
-from difftilt.rewards.ray_pool import RayPool
+from difftilt.rewards.ray_pool import RayPool, scoring
 from difftilt.rewards.worker_batch import Batch, Task
 from difftilt.rewards.worker_pool import Pool, PoolLost
 from difftilt.rewards.worker_task import CHUNK, LOSSES, QUEUED, Limits, Message, limit_of, packed, unsent
@@ -133,7 +133,7 @@ class Workers:
         """The pool of this process."""
         if self._pool is None or self._pool.owner != os.getpid():
             if isinstance(self.count, Placement):
-                self._pool = RayPool(self.reward, self.__name__, self.limits, self.count)
+                self._pool = RayPool(scoring(self.reward, self.__name__, self.limits), self.count)
             else:
                 self._pool = Pool(self.reward, self.limits, self.count)
             batch.heard = time.monotonic()
