@@ -118,8 +118,8 @@ def run(method: str, reward: str, alpha: float, seed: int) -> Row:
 
 def shares(sample: State) -> Row:
     """What the samples are as a set of molecules."""
-    _, pieces, _ = load_molecules()
-    found = [one for text in pieces.spell(sample) if (one := read_or_none(text)) is not None]
+    _, writing = load_molecules()
+    found = [one for text in writing.spell(sample) if (one := read_or_none(text)) is not None]
     count = max(len(found), 1)
     return {
         "samples": len(sample),

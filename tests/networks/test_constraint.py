@@ -15,8 +15,8 @@ from difftilt.conditions import unconditional
 from difftilt.data.vocabulary import DNA, all_sequences, place_values, spell
 from difftilt.exact import landscape
 from difftilt.networks import constraint
-from difftilt.networks.automaton import Automaton, both, forbid, gc_range
-from difftilt.networks.constraint import Constrained, constrain
+from difftilt.networks.automaton import Automaton, both, count_range, forbid, gc_range
+from difftilt.networks.constraint import Completions, Constrained, accepted, constrain
 from difftilt.objective import Objective
 from difftilt.policy import check_ratio, rollout
 from difftilt.processes.masked import MaskedPolicy
@@ -119,6 +119,18 @@ def test_of_every_state_the_possible_tokens_are_those_of_its_completions(problem
     assert torch.equal(logits, torch.where(left, raw, -math.inf))
 
 
+def test_a_preferred_constraint_is_obeyed_besides_unless_there_is_no_way():
+    first, second = forbid(["AC"], LENGTH, DNA), count_range("AC", 4, 4, LENGTH, DNA)
+    every = all_sequences(4, LENGTH)
+    good, best = accepted(first, every), accepted(first, every) & accepted(second, every)
+    assert good.tolist() == [first.accepts(x) for x in every.tolist()] and 0 < best.sum() < good.sum()
+    policy = constrain(chain(0, 4, LENGTH), first, second).requires_grad_(False)
+    law = landscape.evaluate(Objective(no_reward, policy, 1.0), policy).law
+    assert law[~good].sum() == 0 and law[best].min() > 0
+    # CA.. and ..CA can each be filled in, and yet C and A may meet in the middle as AC
+    assert 0.7 < law[best].sum() < 1 and law.sum().item() == pytest.approx(1, abs=1e-6)
+
+
 def no_reward(x, cond):
     return torch.zeros(len(x))
 
@@ -216,19 +228,19 @@ def test_a_state_is_followed_once_for_a_chain_and_its_copies_and_memory_is_bound
     network = Constrained(Table(4, LENGTH), RULE)
     states, asked = all_sequences(5, LENGTH), []
     whole = network.possible(states)
-    find = Constrained._possible_in_part
+    find = Completions._possible_in_part
     monkeypatch.setattr(
-        Constrained, "_possible_in_part", lambda self, x: asked.append(len(x)) or find(self, x)
+        Completions, "_possible_in_part", lambda self, x: asked.append(len(x)) or find(self, x)
     )
     few = states[torch.tensor([3, 600, 3, 44])]
     assert network.possible(few).equal(whole[[3, 600, 3, 44]]) and asked == []
-    monkeypatch.setattr(constraint, "REMEMBERED", 200 * LENGTH * network.kinds)
+    monkeypatch.setattr(constraint, "REMEMBERED", 200 * LENGTH * network.always.kinds)
     fresh = Constrained(network.network, RULE)
     fresh.possible(few)
     assert asked == [3] and copy.deepcopy(fresh).possible(few[:3]).equal(whole[[3, 600, 3]]) and asked == [3]
     for part in states.split(70):
         assert fresh.possible(part).equal(whole[(part * place_values(5, LENGTH)).sum(1)])
-        assert len(fresh._known._rows) <= 200
+        assert len(fresh.always._known._rows) <= 200
 
 
 @pytest.mark.gpu

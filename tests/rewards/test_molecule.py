@@ -20,6 +20,7 @@ NAMED = {
     "*CC": "a wildcard",
     "[*]": "a wildcard",
     "CN(C)(C)C": "too many bonds",
+    "F[C@@H](Cl)(Br)C": "chiral atom with too many bonds",
     "c1cccc1": "bonds cannot alternate",
     "C" * 5000: "5,000 characters",
     "CC\u041e": "no sign of SMILES",  # a Cyrillic O

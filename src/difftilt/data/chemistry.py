@@ -33,13 +33,7 @@ def parse(text: str) -> Any:
     Raises:
         NoMoleculeError: If it stands for none, or if an atom is a wildcard.
     """
-    if not text:
-        raise NoMoleculeError("is empty")
-    if len(text) > LONGEST:
-        raise NoMoleculeError(f"has {len(text):,} characters, but at most {LONGEST:,} are read")
-    if not WRITTEN.fullmatch(text):
-        strange = WRITTEN.sub("", text)[0]
-        raise NoMoleculeError(f"holds {strange!a}, which is no sign of SMILES")
+    _check_text(text)
     chem = rdkit("Chem")
     with rdkit("rdBase").BlockLogs():
         options = chem.SmilesParserParams()
@@ -61,8 +55,20 @@ def parse(text: str) -> Any:
             ) from None
         except (ValueError, RuntimeError) as error:
             raise NoMoleculeError(f"is refused by RDKit ({_told(error)})") from None
+        if "@" in text and chem.MolFromSmiles(text) is None:  # of chiral atoms it forgets hydrogens above
+            raise NoMoleculeError("has a chiral atom with too many bonds")
         chem.AssignStereochemistry(found, cleanIt=True)
     return found
+
+
+def _check_text(text: str) -> None:
+    if not text:
+        raise NoMoleculeError("is empty")
+    if len(text) > LONGEST:
+        raise NoMoleculeError(f"has {len(text):,} characters, but at most {LONGEST:,} are read")
+    if not WRITTEN.fullmatch(text):
+        strange = WRITTEN.sub("", text)[0]
+        raise NoMoleculeError(f"holds {strange!a}, which is no sign of SMILES")
 
 
 def canonical(molecule: Any, stereo: bool = True) -> str:

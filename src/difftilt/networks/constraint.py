@@ -15,10 +15,11 @@ from torch import Tensor
 
 from difftilt.networks.automaton import Automaton
 from difftilt.processes.masked import MaskedPolicy
-from difftilt.shapes import Cond, OneHot, Output, Step, Tokens
+from difftilt.shapes import Cond, Mask, OneHot, Output, Step, Tokens
 from difftilt.transition import tokens
 
 MEMORY = 2**25  # bytes that the states reached by a part of a batch may take
+FAN = 4  # values whose bits are united at a time
 WORD = 63  # rows of a batch that share a word, in which each has a bit
 REMEMBERED = 2**26  # bytes that what is known of states may take
 
@@ -26,11 +27,44 @@ REMEMBERED = 2**26  # bytes that what is known of states may take
 class Constrained(nn.Module):
     """A network whose masked positions are left the tokens from which the other masks can be filled in.
 
-    A token y is possible at position i if some state s that the tokens before i can lead to has a move
-    under y to a state from which the tokens after i can end well. All others get the logit -inf.
+    All others get the logit -inf.
 
     Args:
         network: Maps (one-hot states with the mask last, t, cond) to logits (batch, length, categories).
+        automaton: The constraint.
+        preferred: One that is obeyed besides wherever a position has tokens that obey each of the two. It is
+            not obeyed always: what can be filled in by either may not be by both at once. Where one automaton
+            of both has too many states, this costs the sum of states and not their product.
+    """
+
+    def __init__(self, network: nn.Module, automaton: Automaton, preferred: Automaton | None = None):
+        super().__init__()
+        self.network, self.always = network, Completions(automaton)
+        self.preferred = preferred and Completions(preferred)
+
+    def forward(self, x: OneHot, t: Step, cond: Cond) -> Output:
+        logits, x = self.network(x, t, cond), tokens(x)
+        possible = self.possible(x)
+        hopeless = ~possible.any(2, keepdim=True)  # never reached, but exact sums ask about every state
+        shown = (x != logits.shape[-1])[..., None]
+        return logits.masked_fill(~(possible | hopeless | shown), -torch.inf)
+
+    def possible(self, x: Tokens) -> Tensor:
+        """Which tokens each position can take, as (batch, length, categories) of booleans."""
+        always = self.always(x)
+        if self.preferred is None:
+            return always
+        both = always & self.preferred(x)
+        return torch.where(both.any(2, keepdim=True), both, always)
+
+
+class Completions(nn.Module):
+    """Which tokens each position can take, such that the masks can be filled in and the whole obeys.
+
+    A token y is possible at position i if some state s that the tokens before i can lead to has a move
+    under y to a state from which the tokens after i can end well.
+
+    Args:
         automaton: The constraint.
     """
 
@@ -40,9 +74,8 @@ class Constrained(nn.Module):
     under: Tensor
     after: Tensor
 
-    def __init__(self, network: nn.Module, automaton: Automaton):
+    def __init__(self, automaton: Automaton):
         super().__init__()
-        self.network = network
         # tokens that always lead to the same states are of one kind, and only kinds are followed
         moves, kind = torch.tensor(automaton.moves).T.unique(dim=0, return_inverse=True)
         accepting = torch.tensor(automaton.accepting)
@@ -57,16 +90,9 @@ class Constrained(nn.Module):
         self.to_kind = _Union(under, self.kinds)
         self._known = _Known(REMEMBERED // (automaton.length * self.kinds))
 
-    def forward(self, x: OneHot, t: Step, cond: Cond) -> Output:
-        logits, x = self.network(x, t, cond), tokens(x)
-        possible = self.possible(x)
-        hopeless = ~possible.any(2, keepdim=True)  # never reached, but exact sums ask about every state
-        shown = (x != len(self.kind))[..., None]
-        return logits.masked_fill(~(possible | hopeless | shown), -torch.inf)
-
     @torch.no_grad()
-    def possible(self, x: Tokens) -> Tensor:
-        """Which tokens each position can take, as (batch, length, categories) of booleans.
+    def forward(self, x: Tokens) -> Tensor:
+        """As (batch, length, categories) of booleans.
 
         A step, its reference and its update ask about the same states, so what was found is remembered.
         """
@@ -128,34 +154,37 @@ class _Known:
 
 
 class _Union(nn.Module):
-    """The bitwise or of all values that go to one place.
+    """The bitwise or of all values that go to one place, found as a tree: in each round, of `FAN` at a time.
 
     Args:
         place: Where each value goes.
         count: How many places there are.
     """
 
-    order: Tensor
     filled: Tensor
-    last: Tensor
 
     def __init__(self, place: Tensor, count: int):
         super().__init__()
-        order = place.argsort(stable=True)
         filled, sizes = place.unique(return_counts=True)
-        for name, value in {"order": order, "filled": filled, "last": sizes.cumsum(0) - 1}.items():
-            self.register_buffer(name, value, persistent=False)
-        most, place = max(sizes.tolist(), default=0), place[order]
-        self.count, self.distances = count, [2**k for k in range(max(most - 1, 0).bit_length())]
-        for distance in self.distances:
-            same = -(place[distance:] == place[:-distance]).long()[:, None]
-            self.register_buffer(f"same_{distance}", same, persistent=False)
+        taken, self.count, self.rounds = place.argsort(stable=True), count, 0
+        while self.rounds == 0 or (sizes > 1).any():
+            fewer, ends = -(-sizes // FAN), sizes.cumsum(0)
+            group = torch.arange(len(sizes)).repeat_interleave(fewer)
+            rank = torch.arange(len(group)) - (fewer.cumsum(0) - fewer)[group]
+            ranks = (ends - sizes)[group] + FAN * rank + torch.arange(FAN)[:, None]
+            ranks = torch.minimum(ranks, ends[group] - 1)  # the last one again, where there are no FAN
+            self.register_buffer(f"taken_{self.rounds}", taken[ranks], persistent=False)
+            taken, sizes, self.rounds = torch.arange(len(group)), fewer, self.rounds + 1
+        self.register_buffer("filled", filled, persistent=False)
 
     def forward(self, values: Tensor) -> Tensor:
-        values = values[self.order]
-        for distance in self.distances:  # after which each value holds those of twice as many before it
-            values[distance:] |= values[:-distance] & self.get_buffer(f"same_{distance}")
-        return values.new_zeros(self.count, values.shape[1]).index_copy_(0, self.filled, values[self.last])
+        for number in range(self.rounds):
+            first, *others = self.get_buffer(f"taken_{number}")
+            found = values[first]
+            for other in others:
+                found |= values[other]
+            values = found
+        return values.new_zeros(self.count, values.shape[1]).index_copy_(0, self.filled, values)
 
 
 def _packed(rows: Tensor) -> Tensor:
@@ -180,7 +209,15 @@ def obeys(policy: MaskedPolicy, x: Tokens) -> Tensor:
     return kept & policy.network.possible(x).gather(2, x[..., None])[..., 0].all(1)
 
 
-def constrain(policy: MaskedPolicy, automaton: Automaton) -> MaskedPolicy:
+def accepted(automaton: Automaton, x: Tokens) -> Mask:
+    """Which rows of tokens obey."""
+    moves, state = torch.tensor(automaton.moves), torch.zeros(len(x), dtype=torch.long)
+    for token in x.unbind(1):
+        state = moves[state, token]
+    return torch.tensor(automaton.accepting)[state]
+
+
+def constrain(policy: MaskedPolicy, automaton: Automaton, preferred: Automaton | None = None) -> MaskedPolicy:
     """A copy of a chain that draws sequences which obey, and no others.
 
     Constrain the pretrained chain before it is copied into policy and reference: masked alike, they have a
@@ -194,6 +231,9 @@ def constrain(policy: MaskedPolicy, automaton: Automaton) -> MaskedPolicy:
     and by 0.21 (0.12 nats) if at most a third may be G or C. The guesses also depend on the order of the
     positions now, so that p* would prefer some orders, which no MaskedPolicy can: `exact.landscape.solve`
     is then a bound.
+
+    Args:
+        preferred: As for `Constrained`.
 
     Raises:
         ValueError: If the chain draws several tokens in one step, which could break the constraint together,
@@ -214,7 +254,7 @@ def constrain(policy: MaskedPolicy, automaton: Automaton) -> MaskedPolicy:
             f" {len(policy.start)} of {policy.categories}"
         )
     policy = copy.deepcopy(policy)
-    network = policy.network = Constrained(policy.network, automaton).to(policy.start.device)
+    network = policy.network = Constrained(policy.network, automaton, preferred).to(policy.start.device)
     if not network.possible(policy.start[None]).any():
         raise ValueError(
             f"no sequence that starts from {policy.start.tolist()}, where {categories} is the mask, obeys the"

@@ -4,6 +4,7 @@ import itertools
 import json
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -11,13 +12,15 @@ from invented import MOLECULES as TEXTS
 
 from difftilt.cli.main import main
 from difftilt.conditions import unconditional
-from difftilt.data.chemistry import parse
+from difftilt.data.chemistry import canonical, parse
+from difftilt.data.vocabulary import all_sequences, spell
 from difftilt.domains.molecules import card as cards
 from difftilt.domains.molecules import model as models
 from difftilt.domains.molecules import pretrain as pretraining
-from difftilt.domains.molecules.model import chain_of, load_molecules
+from difftilt.domains.molecules.model import build, chain_of, load_molecules
+from difftilt.domains.molecules.notation import Notation, Writing, written
 from difftilt.domains.molecules.recipe import molecules
-from difftilt.domains.molecules.syntax import smiles_syntax
+from difftilt.domains.molecules.syntax import ANY, most_bonds, smiles_syntax, smiles_valences
 from difftilt.domains.molecules.tokens import Pieces, learn_pieces
 from difftilt.domains.molecules.view import (
     Molecules,
@@ -29,6 +32,7 @@ from difftilt.domains.molecules.view import (
 )
 from difftilt.evaluation.evaluate import ScoredSamples
 from difftilt.evaluation.run_folder import read_pictures
+from difftilt.networks.constraint import accepted
 from difftilt.policy import rollout
 from difftilt.rewards.molecule import read_or_none
 from difftilt.settings import UsageError
@@ -53,7 +57,7 @@ def model(tmp_path_factory) -> Path:
 
 def test_a_model_of_a_file_says_what_it_was_made_of_and_how_good_it_is(model):
     found = json.loads((model / "quality.json").read_text())
-    assert found["held_out"] == 24
+    assert found["held_out"] == 20  # the other four are longer than all that was learned from
     assert found["bound"][0] < found["bound_free"][0]  # the grammar rules out what no molecule is
     assert 0 < found["valid"][0] < 1
     card = " ".join((model / "README.md").read_text().split())
@@ -67,9 +71,9 @@ def test_a_model_of_a_file_says_what_it_was_made_of_and_how_good_it_is(model):
 
 
 def test_all_that_a_chain_draws_keeps_to_the_grammar(model):
-    network, pieces, deepest = load_molecules(model)
+    network, writing = load_molecules(model)
     torch.manual_seed(0)
-    texts = pieces.spell(rollout(chain_of(network, pieces, deepest), unconditional(80)).sample)
+    texts = writing.pieces.spell(rollout(chain_of(network, writing), unconditional(80)).sample)
     for text in texts:
         plain = re.sub(r"\[[^]]*]", "N", text)
         depths = list(itertools.accumulate((sign == "(") - (sign == ")") for sign in plain))
@@ -100,8 +104,53 @@ def test_the_grammar_takes_molecules_and_nothing_that_is_open():
         return syntax.accepts(rows[0].tolist())
 
     assert all(map(takes, ["C", "CC(C)(Cl)C=O", "c1ccccc1", "C1CC2CC1C2", "C(C(C)C)C", "C1CC=1", "c1cc-1"]))
-    refused = ["C(", "C)", "C1CC", "C=", "=C", "(C)", "C()C", "C==C", "C(C)", "C(1)C", "C(C(C(C)C)C)C", "1"]
+    refused = [
+        "C(",
+        "C)",
+        "C1CC",
+        "C11",
+        "C=",
+        "=C",
+        "(C)",
+        "C()C",
+        "C==C",
+        "C(C)",
+        "C(1)C",
+        "C(C(C(C)C)C)C",
+        "1",
+    ]
     assert not any(map(takes, refused))
+
+
+def test_what_the_automata_accept_is_a_molecule_but_for_rings_of_two_atoms():
+    alphabet = (*"CNF()=1", "")
+    every = all_sequences(len(alphabet) - 1, 5)
+    syntax, valences = (rule(alphabet, 5, 2) for rule in (smiles_syntax, smiles_valences))
+    left = accepted(syntax, every) & accepted(valences, every)
+    texts = spell(every[left], alphabet)
+    strange = [text for text in texts if read_or_none(text) is None]
+    assert len(texts) > 200 and all("1" in text for text in strange) and len(strange) < 0.2 * len(texts)
+    assert (accepted(syntax, every) & ~accepted(valences, every)).sum() > 200
+    whole = [text for text in spell(every[~left], alphabet) if text[0] not in "()=" and read_or_none(text)]
+    # what RDKit reads but does not write: brackets that end a text or follow one another, bonds of rings
+    assert [text for text in whole if text[-1] != ")" and "1" not in text] == []
+    bonds = {"C": 4, "F": 1, "[O-]": 1, "[N+]": 4, "[C@@H]": 3, "S": ANY, "c": ANY, "[nH]": ANY, "[2H]": 1}
+    assert {symbol: most_bonds(symbol) for symbol in bonds} == bonds
+
+
+@pytest.mark.parametrize("notation", get_args(Notation))
+def test_in_every_notation_samples_are_smiles_as_rdkit_writes_them(notation):
+    texts = [canonical(parse(text)) for text in TEXTS]
+    writing = Writing(learn_pieces(written(texts, notation), 40), 2, notation)
+    x = writing.encode(texts)
+    assert writing.spell(x) == texts
+    assert all(accepted(rule, x).all() for rule in (writing.grammar, writing.valences) if rule)
+    assert any("c1" in text for text in writing.pieces.spell(x)) == (notation == "aromatic")
+    torch.manual_seed(0)
+    chain = chain_of(build(writing, {"width": 16, "depth": 1, "heads": 2}), writing)
+    found = [read_or_none(text) for text in writing.spell(rollout(chain, unconditional(50)).sample)]
+    valid = sum(one is not None for one in found) / len(found)  # of a network that has learned nothing
+    assert valid >= {"kekule": 0.5, "aromatic": 0, "selfies": 0.9}[notation]
 
 
 def test_a_run_says_what_invalid_samples_earn_and_shows_structures(model, tmp_path):
@@ -137,15 +186,14 @@ def test_rewards_that_need_patterns_ask_for_them(model):
     with pytest.raises(ValueError, match="SMARTS such as"):
         molecules(model=model, reward="forbidden", forbidden=("c1cc(",))
     job = molecules(model=model, reward="wanted", wanted=("[OX2H]",), training=Training(on_error="drop"))
-    pieces = load_molecules(model)[1]
-    x, _ = pieces.encode(["CCc1ccccc1C(=O)O", "CCc1ccccc1OC"])
+    x = load_molecules(model)[1].encode(["CCc1ccccc1C(=O)O", "CCc1ccccc1OC"])
     assert job.objective.reward(x, unconditional(2)).tolist() == [1.0, 0.0]
 
 
 def test_sets_are_compared_and_drawn_with_what_is_held_out(model, tmp_path):
-    pieces = load_molecules(model)[1]
-    x, _ = pieces.encode(TEXTS)
-    looks = Molecules(pieces, x[:40], x[40:])
+    writing = load_molecules(model)[1]
+    x = writing.encode(TEXTS)
+    looks = Molecules(writing, x[:40], x[40:])
     sample = torch.cat([x[:30], x[:10], torch.full_like(x[:10], 0)])  # a tenth twice, and none of ten
     found = looks.distances(sample)
     assert found["molecules"][0] == pytest.approx(0.8) and found["unique molecules"][0] == pytest.approx(0.75)
@@ -153,8 +201,8 @@ def test_sets_are_compared_and_drawn_with_what_is_held_out(model, tmp_path):
         found["Wasserstein distance of QED"][0]
         > 3 * looks.distances(x[40:])["Wasserstein distance of QED"][0]
     )
-    assert looks.distances(x[40:])["mean aromatic rings (1 in the data)"] == pytest.approx(
-        (1, 0.102), abs=1e-3
+    assert looks.distances(x[40:])["mean aromatic rings (0.981 in the data)"] == pytest.approx(
+        (0.981, 0.105), abs=1e-3
     )
     assert looks.family(x[:12]) == ("molecules of scaffold c1ccccc1", 1 / 3, pytest.approx(0.136, abs=1e-3))
     reward = torch.linspace(0, 1, 50, dtype=torch.float64)
@@ -187,13 +235,13 @@ def test_a_folder_that_is_no_model_is_refused_in_a_sentence(tmp_path):
 
 
 def test_the_shipped_model_is_as_good_as_its_card_says():
-    network, pieces, deepest = load_molecules()
+    network, writing = load_molecules()
     folder = models.bundle_of(None).folder
     said = json.loads((folder / "quality.json").read_text())
     assert sum(file.stat().st_size for file in folder.iterdir()) < 3e6
     torch.manual_seed(1)
-    sample = rollout(chain_of(network, pieces, deepest), unconditional(100)).sample
-    valid = torch.tensor([read_or_none(text) is not None for text in pieces.spell(sample)]).double()
+    sample = rollout(chain_of(network, writing), unconditional(100)).sample
+    valid = torch.tensor([read_or_none(text) is not None for text in writing.spell(sample)]).double()
     assert valid.mean() == pytest.approx(
         said["valid"][0], abs=4 * said["valid"][1] * len(valid) ** -0.5 * said["drawn"] ** 0.5
     )

@@ -40,14 +40,14 @@ def quality(
         drawn: Molecules to draw.
     """
     torch.manual_seed(seed)
-    network, pieces, deepest = load_molecules(folder)
-    chain, count = chain_of(network, pieces, deepest), len(pieces.alphabet)
+    network, writing = load_molecules(folder)
+    chain, count = chain_of(network, writing), len(writing.alphabet)
     busy = time.process_time()
     parts = [rollout(chain, unconditional(PART)).sample for _ in range(-(-drawn // PART))]
     seconds = time.process_time() - busy
-    texts = pieces.spell(torch.cat(parts)[:drawn])
+    texts = writing.spell(torch.cat(parts)[:drawn])
     found = [one for text in texts if (one := read_or_none(text)) is not None]
-    written, outside = [canonical(one) for one in found], [molecule(text) for text in pieces.spell(held_out)]
+    written, outside = [canonical(one) for one in found], [molecule(text) for text in writing.spell(held_out)]
     known = {scaffold(molecule(text)) for text in sorted(data)[:: max(1, len(data) // SCAFFOLDS)]}
     scaffolds = {scaffold(one) for one in found}
     values, expected = properties(found), properties(outside)
@@ -56,7 +56,7 @@ def quality(
         "drawn": drawn,
         "samples_per_second": round(len(texts) / seconds, 1),
         "bound": mean(-bound(chain, held_out)),
-        "bound_free": mean(-bound(free_chain(network, pieces), held_out)),
+        "bound_free": mean(-bound(free_chain(network, writing), held_out)),
         "independent": mean(-independent(held_out, learned, count)),
         "valid": mean(torch.tensor([read_or_none(text) is not None for text in texts]).double()),
         "unique": len(set(written)) / max(len(written), 1),

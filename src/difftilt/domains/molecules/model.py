@@ -1,13 +1,13 @@
-"""Masked diffusion models of molecules: byte-pair tokens of SMILES in any order, by the grammar of SMILES."""
+"""Masked diffusion models of molecules: byte-pair tokens in any order, by the grammar of their notation."""
 
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import torch.nn as nn
 
-from difftilt.domains.molecules.syntax import smiles_syntax
+from difftilt.domains.molecules.notation import Notation, Writing
 from difftilt.domains.molecules.tokens import Pieces
 from difftilt.networks.automaton import Automaton, both
 from difftilt.networks.bundle import Bundle, Numbers, load_bundle, shipped_folder
@@ -20,12 +20,13 @@ NETWORK = {"width": 128, "depth": 4, "heads": 4}
 
 
 class Written(TypedDict):
-    """A `Pieces`, and how deep branches are nested."""
+    """A `Writing`; one without a notation is of aromatic SMILES."""
 
     symbols: list[str]
     merges: list[list[int]]
     longest: int
     deepest: int
+    notation: NotRequired[Notation]
 
 
 class Config(TypedDict):
@@ -35,33 +36,27 @@ class Config(TypedDict):
     network: dict[str, int]
 
 
-def build(pieces: Pieces, sizes: dict[str, int]) -> Transformer:
+def build(writing: Writing, sizes: dict[str, int]) -> Transformer:
     """An untrained network."""
-    return Transformer(len(pieces.alphabet), pieces.longest, **sizes)
+    return Transformer(len(writing.alphabet), writing.longest, **sizes)
 
 
-def free_chain(network: nn.Module, pieces: Pieces, start: Index | None = None) -> MaskedPolicy:
+def free_chain(network: nn.Module, writing: Writing, start: Index | None = None) -> MaskedPolicy:
     """The chain of a network that draws one token at a time in random order, whatever it spells."""
-    return MaskedPolicy(network, len(pieces.alphabet), pieces.longest, start=start)
+    return MaskedPolicy(network, len(writing.alphabet), writing.longest, start=start)
 
 
 def chain_of(
-    network: nn.Module,
-    pieces: Pieces,
-    deepest: int,
-    *,
-    start: Index | None = None,
-    rules: Sequence[Automaton] = (),
+    network: nn.Module, writing: Writing, *, start: Index | None = None, rules: Sequence[Automaton] = ()
 ) -> MaskedPolicy:
-    """The same of which no draw leaves what can become the SMILES of one molecule.
+    """The same of which no draw leaves the grammar, nor the valences where there is a way to keep to both.
 
     Args:
-        deepest: As for `smiles_syntax`.
         start: Tokens that stay, and masks elsewhere.
         rules: Constraints to obey beside the grammar.
     """
-    syntax = smiles_syntax(pieces.alphabet, pieces.longest, deepest)
-    return constrain(free_chain(network, pieces, start), functools.reduce(both, [syntax, *rules]))
+    rule = functools.reduce(both, rules, writing.grammar)
+    return constrain(free_chain(network, writing, start), rule, writing.valences)
 
 
 def bundle_of(folder: Path | None) -> Bundle:
@@ -70,8 +65,8 @@ def bundle_of(folder: Path | None) -> Bundle:
     return load_bundle(folder or shipped_folder("molecules"), "model of molecules", how, "--model")
 
 
-def load_molecules(folder: Path | None = None) -> tuple[Transformer, Pieces, int]:
-    """A pretrained network, what its tokens spell, and how deep branches are nested.
+def load_molecules(folder: Path | None = None) -> tuple[Transformer, Writing]:
+    """A pretrained network, and how it writes.
 
     Raises:
         ValueError: If the folder holds none that can be used.
@@ -79,14 +74,16 @@ def load_molecules(folder: Path | None = None) -> tuple[Transformer, Pieces, int
     bundle = bundle_of(folder)
     known: Config = bundle.known(Config)
     with bundle.whole():
-        written = known["tokens"]
-        merges = tuple((first, second) for first, second in written["merges"])
-        pieces = Pieces(tuple(written["symbols"]), merges, written["longest"])
-        return bundle.load("model", build(pieces, known["network"])), pieces, written["deepest"]
+        told = known["tokens"]
+        merges = tuple((first, second) for first, second in told["merges"])
+        pieces = Pieces(tuple(told["symbols"]), merges, told["longest"])
+        writing = Writing(pieces, told["deepest"], told.get("notation", "aromatic"))
+        return bundle.load("model", build(writing, known["network"])), writing
 
 
-def config_of(network: Transformer, pieces: Pieces, deepest: int, about: Numbers) -> Numbers:
+def config_of(network: Transformer, writing: Writing, about: Numbers) -> Numbers:
     """What `load_molecules` reads, and how the network was made."""
+    pieces, how = writing.pieces, {"deepest": writing.deepest, "notation": writing.notation}
     merges = [list(pair) for pair in pieces.merges]
     tokens = {"symbols": list(pieces.symbols), "merges": merges, "longest": pieces.longest}
-    return {"tokens": tokens | {"deepest": deepest}, "network": network.sizes, "made": about}
+    return {"tokens": tokens | how, "network": network.sizes, "made": about}

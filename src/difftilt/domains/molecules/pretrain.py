@@ -16,12 +16,14 @@ from difftilt.data.molecules import read_molecules
 from difftilt.domains.card import made
 from difftilt.domains.molecules.card import card, quality
 from difftilt.domains.molecules.model import NETWORK, build, config_of, free_chain, load_molecules
-from difftilt.domains.molecules.tokens import Pieces, learn_pieces
+from difftilt.domains.molecules.notation import Notation, Writing, written
+from difftilt.domains.molecules.tokens import learn_pieces
 from difftilt.domains.sequences.pretrain import FEWEST, TIMES, split_rows, train
 from difftilt.networks.bundle import Numbers, save_bundle
+from difftilt.networks.constraint import accepted
 from difftilt.networks.sequence import Transformer
 from difftilt.processes.masked import MaskedPolicy
-from difftilt.settings import Count, Natural, Rate, Threads
+from difftilt.settings import Count, Natural, Rate, Threads, UsageError
 from difftilt.shapes import Sequences
 from difftilt.training.muon import Muon
 
@@ -30,6 +32,7 @@ MOST = 500_000  # molecules that are learned from
 CHECKED = 500  # that choose the best step
 KEPT = 10_000  # molecules learned from that are kept beside the model, to find the nearest of
 HELD_OUT = 2000
+NAMES = {"kekule": "Kekulé SMILES", "aromatic": "aromatic SMILES", "selfies": "SELFIES"}
 NESTED = 0.999  # share of the molecules whose branches are nested no deeper than the grammar allows
 
 
@@ -50,6 +53,7 @@ def pretrain_molecules(
     column: str | None = None,
     bad_rows: BadRows = "stop",
     stereo: bool = False,
+    notation: Notation | None = None,
     merges: Natural = 256,
     steps: Annotated[int, at.Ge(TIMES)] = 1400,
     batch: Count = 128,
@@ -72,6 +76,9 @@ def pretrain_molecules(
         column: Of the SMILES; found by its name or by what it holds if not given.
         bad_rows: What to do if rows are no molecules: stop and tell of all, or drop them.
         stereo: Keep what your data say of stereochemistry; MOSES says nothing.
+        notation: How the model writes molecules: `kekule`, SMILES with all double bonds, the default;
+            `aromatic`, SMILES as RDKit writes them, of which fewer samples are molecules; or `selfies`, of
+            which all are, but which are harder to learn. Files and samples are SMILES, whichever it is.
         merges: Pairs of tokens that become one; more make molecules shorter, and each token rarer.
         steps: Gradient steps, at least 20; the weights of the step that explains molecules best from which
             nothing was learned are kept.
@@ -86,12 +93,12 @@ def pretrain_molecules(
     print(*understood, sep="\n")
     busy = time.process_time()
     torch.manual_seed(seed)
-    network, pieces, deepest = _begun(texts, merges) if start is None else load_molecules(start)
-    rows = _rows(texts, held_out, pieces, deepest, understood)
+    network, writing, spelled = _begun(texts, notation, merges, start)
+    rows = _rows(spelled, held_out, writing, understood)
     print(rows.understood[-1])
-    chain, optimizer = free_chain(network, pieces), Muon(network, learning_rate, ADAM_RATE)
+    chain, optimizer = free_chain(network, writing), Muon(network, learning_rate, ADAM_RATE)
     _train(chain, rows, optimizer, steps, batch, seed)
-    named = {"start": start, "column": column, "bad_rows": data and bad_rows}
+    named = {"start": start, "column": column, "bad_rows": data and bad_rows, "notation": writing.notation}
     settings = {name: str(value) for name, value in named.items() if value is not None}
     numbers = {"merges": merges, "steps": steps, "batch": batch, "learning_rate": learning_rate, "seed": seed}
     about = made(settings | numbers, time.process_time() - busy, threads, torch.__version__)
@@ -103,8 +110,7 @@ def pretrain_molecules(
 
     kept = {"known": rows.learned[:KEPT], "held_out": rows.held_out}
     tensors = {"measured": {name: x.to(torch.int16) for name, x in kept.items()}}
-    config = config_of(network, pieces, deepest, about)
-    save_bundle(out, {"model": network}, config, judge, tensors)
+    save_bundle(out, {"model": network}, config_of(network, writing, about), judge, tensors)
     print(f"model, and its card README.md: {out}; tune it with difftilt finetune molecules --model {out}")
 
 
@@ -115,10 +121,20 @@ def _train(chain: MaskedPolicy, rows: Data, optimizer: Muon, steps: int, batch: 
     )  # fmt: skip
 
 
-def _begun(texts: list[str], merges: int) -> tuple[Transformer, Pieces, int]:
-    """An untrained network, the tokens of a set of texts, and how deep branches may be nested."""
-    pieces = learn_pieces(texts, merges)
-    return build(pieces, NETWORK), pieces, _deepest(texts)
+def _begun(
+    texts: list[str], notation: Notation | None, merges: int, start: Path | None
+) -> tuple[Transformer, Writing, list[str]]:
+    """A network to train, how it writes, and the molecules in its notation."""
+    if start is not None:
+        network, writing = load_molecules(start)
+        if notation not in (None, writing.notation):
+            raise UsageError(
+                f"the model in {start} writes {writing.notation}, but --notation is {notation}; leave one out"
+            )
+        return network, writing, written(texts[:MOST], writing.notation)
+    spelled = written(texts[:MOST], notation or "kekule")
+    writing = Writing(learn_pieces(spelled, merges), _deepest(spelled), notation or "kekule")
+    return build(writing, NETWORK), writing, spelled
 
 
 def _molecules(
@@ -136,19 +152,21 @@ def _molecules(
     return texts, held_out[:HELD_OUT], understood
 
 
-def _rows(
-    texts: list[str], held_out: list[str], pieces: Pieces, deepest: int, understood: tuple[str, ...]
-) -> Data:
-    """The molecules that can be written, as tokens."""
-    fitting = [text for text in texts[:MOST] if _depth(text) <= deepest]
-    x, _ = pieces.encode(fitting)
-    left_out = min(len(texts), MOST) - len(x)
+def _rows(spelled: list[str], held_out: list[str], writing: Writing, understood: tuple[str, ...]) -> Data:
+    """The molecules that can be written, as tokens.
+
+    Args:
+        spelled: Those to learn from, in the notation.
+        held_out: As SMILES.
+    """
+    x = _obeying(spelled, writing)
     said = (
-        f"{len(x):,} molecules in rows of {pieces.longest} of {len(pieces.alphabet)} tokens;"
-        f" {left_out:,} others are too long, or have rare symbols or deeply nested branches"
+        f"{len(x):,} molecules in rows of {writing.longest} of {len(writing.alphabet)} tokens of"
+        f" {NAMES[writing.notation]}; {len(spelled) - len(x):,} others are too long, or have rare symbols,"
+        " deeply nested branches or unusual bonds"
     )
     if held_out:
-        outside, _ = pieces.encode([text for text in held_out if _depth(text) <= deepest])
+        outside = _obeying(written(held_out, writing.notation), writing)
         checked, learned = x.tensor_split([min(CHECKED, max(len(x) // 10, 3))])
     else:
         outside, checked, learned = split_rows(x)
@@ -160,9 +178,17 @@ def _rows(
     return Data(learned, checked, outside, (*understood, said))
 
 
+def _obeying(spelled: list[str], writing: Writing) -> Sequences:
+    """Rows of those that the tokens can write, and that obey the grammar."""
+    x = writing.pieces.encode(spelled)[0]
+    for rule in (writing.grammar, writing.valences):
+        x = x if rule is None else x[accepted(rule, x)]
+    return x
+
+
 def _deepest(texts: list[str]) -> int:
     """How deep the grammar lets branches be nested, which suits nearly all."""
-    depths = Counter(map(_depth, texts[:MOST]))
+    depths = Counter(map(_depth, texts))
     return next(
         depth
         for depth in range(max(depths) + 1)

@@ -82,16 +82,16 @@ def molecules(
             where the search for the right one starts.
         training: How long and how fast to train.
     """
-    network, pieces, deepest = load_molecules(model)
+    network, writing = load_molecules(model)
     kept = {name: x.long() for name, x in bundle_of(model).tensors("measured").items()}
-    looks = Molecules(pieces, kept["known"], kept["held_out"])
+    looks = Molecules(writing, kept["known"], kept["held_out"])
     given = {
         "wanted": wanted, "forbidden": forbidden, "references": references, "receptor": receptor,
         "pocket": pocket, "box": box, "exhaustiveness": exhaustiveness,
     }  # fmt: skip
     known = rewards(reward, given, looks.spell)
     return tune(
-        chain_of(network, pieces, deepest),
+        chain_of(network, writing),
         find_reward(reward, known, looks.spell, training.reward_timeout),
         algorithm,
         alpha,

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from difftilt.data.atomic import atomic_file
 from difftilt.data.chemistry import canonical, rdkit
-from difftilt.domains.molecules.tokens import Pieces
+from difftilt.domains.molecules.notation import Writing
 from difftilt.evaluation.estimate import jackknife, mean
 from difftilt.evaluation.evaluate import ScoredSamples
 from difftilt.experiment.job import View
@@ -59,7 +59,7 @@ class Molecules:
         held_out: Rows of such that it did not, whose properties are compared.
     """
 
-    pieces: Pieces
+    writing: Writing
     known: Sequences
     held_out: Sequences
 
@@ -77,8 +77,8 @@ class Molecules:
         )
 
     def spell(self, sample: State) -> list[str]:
-        """Each sample as SMILES, of whatever it is."""
-        return self.pieces.spell(tokens(sample))
+        """Each sample as SMILES, those of molecules as RDKit writes them."""
+        return self.writing.spell(tokens(sample))
 
     def read(self, sample: State) -> list[Any]:
         """The molecules among the samples."""
