@@ -29,7 +29,8 @@ from difftilt.shapes import Index
 from difftilt.training.settings import Training
 
 ALGORITHM = PPO(advantage="path", epochs=1, kl="reward")
-RARE = LocalSearch()  # few variants are fit, and the model hardly ever draws them: PPO ends far from the optimum
+# few variants are fit, and the model hardly ever draws them: PPO ends far from the optimum
+RARE = LocalSearch()
 TRAINING = Training(
     rounds=150, batch=2048, learning_rate=2e-2, schedule="linear", save_every=15, evaluate=2000
 )
