@@ -52,8 +52,8 @@ def draw(path: Path, panels: dict[str, list[Row]], height: int, color: dict[str,
         axes.set_title(title, fontsize=10)
     figure.supxlabel("sequences measured", fontsize=10)
     figure.supylabel("gap to the optimum, nats", fontsize=10)
-    named = {line.get_label(): line for axes in every for line in axes.get_lines()}
-    order = sorted(named, key=str)
+    named = {str(line.get_label()): line for axes in every for line in axes.get_lines()}
+    order = sorted(named)
     figure.legend([named[name] for name in order], order, loc="outside upper center", ncols=5, frameon=False)
     figure.savefig(path, dpi=120)
 

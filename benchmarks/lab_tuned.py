@@ -14,7 +14,7 @@ policies are judged by the true reward of every sequence.
 import argparse
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import landscape
 import torch
@@ -26,18 +26,19 @@ from difftilt.conditions import unconditional
 from difftilt.domains.landscape.recipe import dna
 from difftilt.exact import landscape as exact
 from difftilt.experiment.fit_reward import learner_of
-from difftilt.lab.propose import Asked, checked, fill
+from difftilt.lab.propose import Asked, RuleName, checked, fill
 from difftilt.policy import rollout
 from difftilt.rewards.learned import Belief, Labels
 from difftilt.training.seeds import EVALUATION, seed_round
 from difftilt.transition import tokens
 
+Name = Literal["six6", "pax6", "egr2"]
 RESULTS = Path(__file__).parent / "results" / "lab_tuned.json"
 MODELS = Path("runs/landscape")
 NOISE, LABELS, OFFLINE_ALPHA, START = 0.05, 1000, 0.1, 96
 
 
-def offline(name: str, seed: int, seconds: float) -> dict[str, Any]:
+def offline(name: Name, seed: int, seconds: float) -> dict[str, Any]:
     """Labels of the lower half, and no more of them."""
     world, generator = make_world(name), torch.Generator().manual_seed(seed)
     rows = world.pool[torch.randperm(len(world.pool), generator=generator)][:LABELS]
@@ -47,7 +48,7 @@ def offline(name: str, seed: int, seconds: float) -> dict[str, Any]:
     return about | ended(problem, labels, ensemble(world, seed).fit(labels), seed, seconds)
 
 
-def lab(name: str, rule: str, seed: int, seconds: float) -> dict[str, Any]:
+def lab(name: Name, rule: RuleName, seed: int, seconds: float) -> dict[str, Any]:
     """Plate after plate, as `difftilt lab` would have them measured."""
     began, problem = time.process_time(), landscape.make_problem(f"{name}-lower-{ALPHA}", MODELS)
     job = dna(landscape=name, alpha=ALPHA)
