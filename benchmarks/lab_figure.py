@@ -46,10 +46,12 @@ def draw(path: Path, panels: dict[str, list[Row]], height: int, color: dict[str,
     """A picture of several panels with one legend, in rows of equal length."""
     width = -(-len(panels) // height)
     figure = Figure(figsize=(3.4 * width, 2.7 * height + 0.5), layout="constrained")
-    every: list[Axes] = figure.subplots(height, width, squeeze=False, sharey=True).flatten().tolist()
+    every: list[Axes] = figure.subplots(height, width, squeeze=False, sharey=height > 1).flatten().tolist()
     for axes, (title, group) in zip(every, panels.items(), strict=True):
         panel(axes, group, color)
         axes.set_title(title, fontsize=10)
+    for axes in every:  # once all are drawn, as they may share it
+        axes.set_ylim(0, None)
     figure.supxlabel("sequences measured", fontsize=10)
     figure.supylabel("gap to the optimum, nats", fontsize=10)
     named = {str(line.get_label()): line for axes in every for line in axes.get_lines()}
@@ -70,7 +72,6 @@ def panel(axes: Axes, group: list[Row], color: dict[str, str]) -> None:
         axes.fill_between(
             labels, list(map(min, columns)), list(map(max, columns)), color=color[rule], alpha=0.12, lw=0
         )
-    axes.set_ylim(0, None)
 
 
 if __name__ == "__main__":
