@@ -70,7 +70,7 @@ ALGORITHMS = {
     ),
     "path-consistency": Entry(lambda: PathConsistency(minibatches=8, recompute=False)),
     "trajectory-balance": Entry(lambda: TrajectoryBalance(minibatches=8, recompute=False)),
-    "nft": Entry(lambda: NFT(minibatches=8, decay=0.8), 5e-5, ema_decay=0.95),
+    "nft": Entry(lambda: NFT(consistency=0.0, minibatches=8, decay=0.8), 5e-5, ema_decay=0.95),
 }
 
 

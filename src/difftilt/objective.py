@@ -240,10 +240,11 @@ class Experience:
 
 
 def outcome(reward: PerSample, kl: PerSample, alpha: float) -> dict[str, Scalar]:
-    """Mean reward, KL in nats and J of samples, each with its standard error: never one alone."""
+    """Mean reward, KL in nats and J of samples, each with its error, and what `TrustRegion` goes by."""
     numbers = {"reward": reward, "kl_nats": kl, "objective": reward - alpha * kl}
     means = {name: x.mean() for name, x in numbers.items()}
-    return means | {f"{name}_se": standard_error(x) for name, x in numbers.items()}
+    errors = {f"{name}_se": standard_error(x) for name, x in numbers.items()}
+    return means | errors | {"asked_nats": len(kl) * (errors["objective_se"] / alpha).square() / 2}
 
 
 def standard_error(x: Some) -> Scalar:

@@ -20,7 +20,9 @@ from difftilt.processes.masked import MaskedPolicy
 from difftilt.training.load import load_totals
 from difftilt.training.settings import Training
 
-TRAINING = Training(rounds=6, batch=32, evaluate=40, learning_rate=3.0, save_every=4)
+TRAINING = Training(  # strays, as nothing holds it
+    rounds=6, batch=32, evaluate=40, learning_rate=3.0, trust_region=0.0, schedule="constant", save_every=4
+)
 
 
 class Table(nn.Module):

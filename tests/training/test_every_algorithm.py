@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from toy_run import Job, remains
 
 from difftilt import (
@@ -24,6 +25,7 @@ from difftilt.networks.micro_batch import MicroBatch
 from difftilt.rewards.diversity import DiversityFilter
 from difftilt.samplers.smc import SMC
 from difftilt.training.manifest import CheckpointError
+from difftilt.training.trust_region import TrustRegion
 
 KINDS = {
     "ppo": lambda: PPO(advantage="critic"),
@@ -51,12 +53,20 @@ def job(name):
     return made
 
 
+def adapted(name, folder, rounds):
+    """A life of a run whose step size follows how far its rounds move the policy."""
+    made = job(name)
+    region = TrustRegion(made.optimizer, Accelerator(cpu=True), 0.1)
+    made.train(folder, rounds, region=region)
+    return made.optimizer.param_groups[0]["factor"]
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_a_resumed_run_is_the_unbroken_one(name, tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    job(name).train(whole, 4)
-    job(name).train(broken, 2)
-    job(name).train(broken, 4)
+    factors = [adapted(name, whole, 4), adapted(name, broken, 2)]
+    assert factors[0] != factors[1], "the step size must have moved on"
+    adapted(name, broken, 4)
     assert remains(broken) == remains(whole)
 
 

@@ -43,8 +43,8 @@ class NFT(Algorithm):
             same at y' = y, but nothing pulls back to y: give it a `consistency` of 1, with which every
             sample weighs 2 q. `strength` has no part.
         count_kl: Subtract the KL's cost from the reward; without it alpha has no part.
-        consistency: Weight of |y' - x_0|^2, at least 0; 0.3 ends nearest to p* with a thousand samples per
-            round or more. On fewer its own noise costs more KL than it saves.
+        consistency: Weight of |y' - x_0|^2, at least 0. Its own noise costs KL where a round has a hundred
+            samples or fewer; without it the way to x_0 is free, and wanders off for good at a small alpha.
         penalty: The same for |y' - y_pre|^2.
         decay: Of the moving average that samples, in [0, 1); 0 samples from the policy itself.
         clip: Where advantages are clipped, in root mean squares, above 0.
@@ -56,7 +56,7 @@ class NFT(Algorithm):
     strength: Positive = 1.0
     form: Literal["negative", "advantage"] = "negative"
     count_kl: bool = True
-    consistency: NonNegative = 0.0
+    consistency: NonNegative = 0.3
     penalty: NonNegative = 0.0
     decay: Annotated[float, at.Interval(ge=0, lt=1)] = 0.5
     clip: Positive = 3.0

@@ -30,6 +30,7 @@ from difftilt.training.load import load_policy, load_totals
 from difftilt.training.seeds import SETUP, seed_round
 from difftilt.training.sharding import shard
 from difftilt.training.train import Totals, train
+from difftilt.training.trust_region import TrustRegion
 
 
 def finetune(
@@ -70,6 +71,7 @@ def finetune(
                 folder, job.policy, job.objective, job.algorithm,
                 lambda number: share_of_round(job, number, process, processes), optimizer, job.training,
                 accelerator, scheduler=scheduler, target_kl=job.target_kl,
+                region=make_trust_region(job, optimizer, accelerator),
                 run=identity(made_of(job), folder), until=watching,
             ):  # fmt: skip
                 pass
@@ -205,6 +207,14 @@ def make_optimizer(job: Job) -> tuple[torch.optim.Optimizer, torch.optim.lr_sche
         return falls[training.schedule]
 
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def make_trust_region(
+    job: Job, optimizer: torch.optim.Optimizer, accelerator: Accelerator
+) -> TrustRegion | None:
+    """What moves the policy's learning rate, if it is asked for and the policy has weights to train."""
+    share, tuned = job.training.trust_region, any(p.requires_grad for p in job.policy.parameters())
+    return TrustRegion(optimizer, accelerator, share) if share and tuned else None
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from difftilt.training.seeds import DEALER, seed_round
 from difftilt.training.settings import Training
 from difftilt.training.sharding import check_shardable
 from difftilt.training.trackers import check_trackers
+from difftilt.training.trust_region import watched
 
 MIB = 2**20
 FEW = 64  # samples of an evaluation, up to which what is measured of them is tried before
@@ -74,7 +75,7 @@ def plan(job: Job, processes: int = 1, chain: Chain | None = None, *, process: i
             _try_view(job)
         cond = share_of_round(job, 0, process, processes)
         with together(processes):
-            played = _play(policy, objective, algorithm, cond)
+            played = _play(policy, objective, algorithm, cond, chain is None and training.trust_region > 0)
     trainable = sum(p.numel() for p in job.policy.parameters() if p.requires_grad)
     calls = training.rounds * processes
     return {
@@ -141,13 +142,15 @@ class _Played:
     calls: NetworkCalls
 
 
-def _play(policy: Policy, objective: Objective, algorithm: Algorithm, cond: Cond) -> _Played:
-    """One round without gradient steps."""
+def _play(policy: Policy, objective: Objective, algorithm: Algorithm, cond: Cond, watch: bool) -> _Played:
+    """One round without gradient steps, on whose chains it may be watched how far the policy moves."""
     networks, calls, losses = denoisers(policy, objective.reference, algorithm), NetworkCalls(), 0
     with blanked(networks), calls.watching(networks):
         for loss in algorithm.losses(policy, objective, on_device_of(policy, cond)):
             loss.value.backward()
             losses += 1
+        if watch:
+            watched(policy, on_device_of(policy, cond))()
     policy.zero_grad()
     return _Played(losses, calls)
 

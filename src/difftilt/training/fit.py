@@ -21,6 +21,7 @@ from difftilt.training.kl_controller import KLController
 from difftilt.training.seeds import seed_round
 from difftilt.training.settings import Training
 from difftilt.training.sharding import clip, part_of
+from difftilt.training.trust_region import TrustRegion
 
 
 class NonFiniteError(FloatingPointError):
@@ -38,6 +39,7 @@ def fit(
     *,
     start: int = 0,
     kl_controller: KLController | None = None,
+    region: TrustRegion | None = None,
 ) -> Iterator[dict[str, float]]:
     """Runs one round per batch of conditions, and yields the numbers of every gradient step.
 
@@ -51,39 +53,39 @@ def fit(
         start: Number of the first round.
         kl_controller: If given, it moves the objective's alpha after every round, by the KL that the round
             reports.
+        region: If given, it moves the policy's learning rate after every round.
 
     Raises:
         NonFiniteError: Before a NaN or infinite loss or gradient reaches the weights.
         ValueError: If the accelerator is set to what is not followed here.
     """
-    training, accelerator = training or Training(), accelerator or Accelerator()
+    training, accelerator, batches = training or Training(), accelerator or Accelerator(), iter(conds)
     check_accelerator(accelerator)
-    accumulate, batches = training.accumulate, iter(conds)
     networks = denoisers(policy, objective.reference, algorithm)
-    in_step = together(accelerator.num_processes)
-    with autocast(networks, training.mixed_precision, accelerator), in_step:
+    with autocast(networks, training.mixed_precision, accelerator), together(accelerator.num_processes):
         for number in itertools.count(start):
             seed_round(training.seed, number, accelerator.process_index)
             cond = next(batches, None)
             if cond is None:
                 return
+            cond, pending, row = on_device_of(policy, cond), _Pending(), dict[str, float]()
             objective.reward.round = number
-            pending = _Pending()
             head = {"round": number, "alpha": objective.alpha}
-            row: dict[str, float] = {}
-            for loss in algorithm.losses(policy, objective, on_device_of(policy, cond)):
-                accelerator.backward(loss.value * (loss.share / accumulate))
+            if region is not None:
+                head["learning_rate"] = region.begin(policy, cond, number)
+            for loss in algorithm.losses(policy, objective, cond):
+                accelerator.backward(loss.value * (loss.share / training.accumulate))
                 pending.add(loss)
-                if pending.steps > accumulate - 1e-6:  # shares need not add up to the last digit
-                    row = head | _descend(optimizer, pending, number, 1.0, training.max_norm, accelerator)
+                if pending.full(training.accumulate):
+                    row = head | _descend(optimizer, pending, number, training, accelerator)
                     yield row
                     pending = _Pending()
             if pending.steps:
-                rescale = accumulate / pending.steps
-                row = head | _descend(optimizer, pending, number, rescale, training.max_norm, accelerator)
+                row = head | _descend(optimizer, pending, number, training, accelerator)
                 yield row
-            if kl_controller is not None:
-                kl_controller.update(row)
+            for mover in (region, kl_controller):
+                if mover is not None:
+                    mover.update(row)
 
 
 def denoisers(policy: Policy, reference: Policy, algorithm: Algorithm) -> list[nn.Module]:
@@ -105,6 +107,10 @@ class _Pending:
         for name, value in {"loss": loss.value.detach(), **loss.stats}.items():
             self._numbers[name].append(value.double())
 
+    def full(self, accumulate: int) -> bool:
+        """Whether they make a gradient step; shares need not add up to the last digit."""
+        return self.steps > accumulate - 1e-6
+
     def means(self) -> dict[str, Tensor]:
         """The mean of each number over rows."""
         shares = torch.tensor(self._shares, dtype=torch.float64) / self.steps
@@ -115,14 +121,14 @@ def _descend(
     optimizer: torch.optim.Optimizer,
     pending: _Pending,
     number: int,
-    rescale: float,
-    max_norm: float,
+    training: Training,
     accelerator: Accelerator,
 ) -> dict[str, float]:
     """Takes one gradient step and returns the means of the pending numbers."""
+    rescale = 1.0 if pending.full(training.accumulate) else training.accumulate / pending.steps
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     row = _average_numbers(pending, accelerator)
-    norm = _average_gradients(parameters, rescale, max_norm, accelerator)
+    norm = _average_gradients(parameters, rescale, training.max_norm, accelerator)
     if not math.isfinite(row["loss"]) or not math.isfinite(norm):
         optimizer.zero_grad()
         raise NonFiniteError(

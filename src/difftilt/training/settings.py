@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import annotated_types as at
 
 from difftilt.rewards.scoring import Scoring
-from difftilt.settings import Count, Natural, Positive, Rate, Threads
+from difftilt.settings import Count, Natural, NonNegative, Positive, Rate, Threads
 
 Schedule = Literal["constant", "linear", "cosine"]
 TrackerName = Literal["tensorboard", "wandb"]
@@ -22,7 +22,10 @@ class Training(Scoring):
     Args:
         rounds: Rounds of sampling and learning over all lives of a run, at least 1.
         batch: Conditions per round over all processes, at least 1.
-        learning_rate: Adam's step size for the policy, in (0, 10].
+        learning_rate: Adam's step size for the policy, in (0, 10]; with a trust region, where the search for
+            the right one starts, which then is logged with every step.
+        trust_region: Share that a round may move the policy by, at least 0, of the KL that the rewards ask
+            for, Var(r / alpha) / 2: the step size follows, up to 0.03. 0 leaves it as it is.
         own_learning_rate: The same for an algorithm's own networks, such as a critic, in (0, 10].
         schedule: How the learning rate falls to zero over the run.
         accumulate: Losses per gradient step, at least 1; their mean is descended. A round ends on a step.
@@ -53,10 +56,11 @@ class Training(Scoring):
     rounds: Count = 40
     batch: Count = 256
     learning_rate: Rate = 1e-3
+    trust_region: NonNegative = 0.3
     own_learning_rate: Rate = 3e-3
-    schedule: Schedule = "constant"
+    schedule: Schedule = "cosine"
     accumulate: Count = 1
-    max_norm: Positive = 1.0
+    max_norm: Positive = 0.1
     ema_decay: Annotated[float, at.Interval(ge=0, lt=1)] = 0.0
     diversity_filter: str | None = None
     diversity_bucket: Count = 25

@@ -27,6 +27,7 @@ from difftilt.training.settings import Training
 from difftilt.training.signals import Never, Preempted, Stop, watch_signals
 from difftilt.training.state import Scheduler, State
 from difftilt.training.trackers import Trackers, check_trackers
+from difftilt.training.trust_region import TrustRegion
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ def train(
     scheduler: Scheduler | None = None,
     generators: Sequence[torch.Generator] = (),
     target_kl: float | None = None,
+    region: TrustRegion | None = None,
     body: Stateful | None = None,
     run: Mapping[str, Any] | None = None,
     until: Callable[[Round], bool] | None = None,
@@ -95,6 +97,7 @@ def train(
         scheduler: Of the learning rate; moved after every round.
         generators: Private generators of the reward or the conditions, to be saved with the run.
         target_kl: If given, KL in nats that the objective's alpha is moved to reach; see `KLController`.
+        region: If given, it moves the policy's learning rate after every round; made of the optimizer.
         body: Keeper of what the caller's body changes, if that is neither the policy, the algorithm nor the
             reward: it is saved and restored with them.
         run: What tells this run from others, as JSON holds it; every checkpoint says it.
@@ -123,13 +126,12 @@ def train(
         for number in keeper.left(stop, until):
             for row in fit(
                 policy, objective, algorithm, map(conds, [number]), optimizer, training, accelerator,
-                start=number, kl_controller=state.kl_controller,
+                start=number, kl_controller=state.kl_controller, region=region,
             ):  # fmt: skip
                 tell(keeper.step(row), number)
             yield (ended := keeper.end_round())
             tell(ended.rows[-1] if ended.rows else {}, state.rounds)
-            keeper.remember()
-            if keeper.told_to_end(stop, until, ended):
+            if keeper.close(stop, until, ended):
                 return
 
 
@@ -190,13 +192,18 @@ class _Keeper:
         rows, self._rows = tuple(self._rows), []
         return Round(self.state.rounds - 1, rows, self.totals())
 
-    def remember(self) -> None:
-        """Takes the round, with what the body has changed, for the last finished one; saves it when due."""
+    def close(self, stop: Stop | Never, until: Callable[[Round], bool] | None, ended: Round) -> bool:
+        """Takes a round, with what the body has changed, for the last finished one, and saves it when due.
+
+        Returns:
+            Whether the run ends with it; see `told_to_end`.
+        """
         state, training = self.state, self.state.training
         state.seconds = time.monotonic() - self._started
         self._snapshot, self._saved = state.snapshot(), False
         if state.rounds % training.save_every == 0 or state.rounds == training.rounds:
             self.save()
+        return self.told_to_end(stop, until, ended)
 
     def left(self, stop: Stop | Never, until: Callable[[Round], bool] | None) -> range:
         """The rounds to do; none where an earlier life was about to end."""
