@@ -10,6 +10,7 @@ from problems import cosine, flat
 from difftilt.algorithms.adjoint_matching import AdjointMatching
 from difftilt.conditions import unconditional
 from difftilt.exact import gaussian
+from difftilt.guard import Guard
 from difftilt.objective import Objective
 from difftilt.policy import Policy
 from difftilt.transition import Transition
@@ -84,28 +85,28 @@ class OwnAdjoint(AdjointMatching):
         self.policy = policy
         return super().losses(policy, objective, cond)
 
-    def _adjoint(self, seen, reference):
-        return super()._adjoint(seen, self.policy)
+    def _adjoint(self, seen, reference, traced):
+        return super()._adjoint(seen, self.policy, [])
 
 
 class Late(AdjointMatching):
     """Tells each decision the adjoint of the state before it."""
 
-    def _adjoint(self, seen, reference):
-        adjoint = super()._adjoint(seen, reference)
+    def _adjoint(self, *given):
+        adjoint = super()._adjoint(*given)
         return torch.cat([adjoint[:1], adjoint[:-1]])
 
 
 class Descent(AdjointMatching):
-    def _adjoint(self, seen, reference):
-        return -super()._adjoint(seen, reference)
+    def _adjoint(self, *given):
+        return -super()._adjoint(*given)
 
 
 class Mean(AdjointMatching):
     """Averages over the two coordinates of an event where it should sum."""
 
-    def _adjoint(self, seen, reference):
-        return super()._adjoint(seen, reference) / 2
+    def _adjoint(self, *given):
+        return super()._adjoint(*given) / 2
 
 
 @pytest.mark.parametrize(
@@ -180,7 +181,7 @@ class Hidden(Transition):
 class HiddenSteps(Policy):
     def __init__(self, policy):
         super().__init__()
-        self.policy, self.steps = policy, policy.steps
+        self.policy, self.network, self.steps = policy, policy, policy.steps
 
     def initial(self, cond):
         return Hidden(self.policy.initial(cond))
@@ -196,3 +197,20 @@ def test_steps_that_are_not_gaussian_are_refused(problem):
     objective = Objective(problem.bowl, HiddenSteps(problem.objective.reference), 0.5)
     with pytest.raises(ValueError, match="needs Gaussian steps, but got a Hidden; use ppo"):
         list(AdjointMatching().losses(HiddenSteps(problem.start), objective, unconditional(8)))
+
+
+@pytest.mark.parametrize("drop", [False, True])
+def test_graphs_that_were_held_give_the_gradients_of_those_computed_again(drop):
+    problem, found = problems.affine(dimension=2), []
+
+    def reward(x, cond):
+        return torch.where(x[:, 0] > 1, torch.nan, x[:, 0].sin()) if drop else x[:, 0].sin()
+
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        guard = Guard(reward, on_error="drop")
+        objective = Objective(guard, problem.objective.reference, problems.ALPHA)
+        algorithm = AdjointMatching(minibatches=1, recompute=recompute)
+        (loss,) = algorithm.losses(problem.start, objective, unconditional(64))
+        found.append(flat(loss.value, problem.start))
+    assert torch.equal(*found) and found[0].norm() > 0
