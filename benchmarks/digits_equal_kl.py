@@ -42,7 +42,9 @@ from difftilt.training.distributed import make_accelerator
 
 TARGET_KL, START_ALPHA, STEPS = 4.0, 0.3, 10
 ALPHAS = (0.03, 0.1, 0.3, 1.0, 3.0)
-TRAINING = Training(rounds=30, batch=128, learning_rate=1.5e-4, schedule="linear")
+TRAINING = Training(
+    rounds=30, batch=128, learning_rate=1.5e-4, trust_region=0, schedule="linear", max_norm=1.0
+)
 SHORT = dataclasses.replace(TRAINING, rounds=15)
 
 

@@ -202,7 +202,12 @@ def train(policy: Policy, objective: Objective, algorithm: Backprop, seed: int) 
     """`fit` with Adam and a learning rate that falls to zero along a cosine."""
     optimizer = torch.optim.Adam([p for p in policy.parameters() if p.requires_grad], RATE)
     for row in fit(
-        policy, objective, algorithm, [unconditional(BATCH)] * ROUNDS, optimizer, Training(seed=seed)
+        policy,
+        objective,
+        algorithm,
+        [unconditional(BATCH)] * ROUNDS,
+        optimizer,
+        Training(seed=seed, max_norm=1.0),
     ):
         share = (row["round"] + 1) / ROUNDS
         for group in optimizer.param_groups:

@@ -105,7 +105,12 @@ def run(name: str, seed: int, minutes: float, rounds: int) -> dict[str, Any]:
     start = time.perf_counter()
     with counter.watching([reference.network, policy.network]):
         for row in fit(
-            policy, objective, algorithm, [unconditional(BATCH)] * rounds, optimizer, Training(seed=seed)
+            policy,
+            objective,
+            algorithm,
+            [unconditional(BATCH)] * rounds,
+            optimizer,
+            Training(seed=seed, max_norm=1.0),
         ):
             average.update()
             left = 1 - (row["round"] + 1) / rounds

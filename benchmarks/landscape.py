@@ -149,7 +149,7 @@ def run(
         groups += [{"params": own, "lr": RATE}] if own else []
         optimizer = torch.optim.Adam(groups, fused=True)
         rounds = iter(unconditional(BATCH) for _ in range(10**9))
-        steps = fit(policy, objective, algorithm, rounds, optimizer, Training(seed=seed))
+        steps = fit(policy, objective, algorithm, rounds, optimizer, Training(seed=seed, max_norm=1.0))
     else:
         optimizer = torch.optim.Adam(groups, fused=True)
         steps = student(problem, policy, optimizer, seed)

@@ -81,7 +81,10 @@ def judged(
 
 
 def utr_job(seed: int) -> Job:
-    return utr(training=Training(rounds=8, batch=128, learning_rate=8e-3, schedule="linear", seed=seed))
+    training = Training(
+        rounds=8, batch=128, learning_rate=8e-3, trust_region=0, schedule="linear", max_norm=1.0, seed=seed
+    )
+    return utr(training=training)
 
 
 def sensitivity(size: Size, found: Measured) -> None:

@@ -127,7 +127,7 @@ def tune_words(
     optimizer = torch.optim.Adam([{"params": group, "lr": rate} for group in groups if group], fused=True)
     course: list[dict[str, float]] = []
     conds = [unconditional(batch)] * rounds
-    for row in fit(policy, objective, algorithm, conds, optimizer, Training(seed=seed)):
+    for row in fit(policy, objective, algorithm, conds, optimizer, Training(seed=seed, max_norm=1.0)):
         if len(course) <= row["round"]:
             course.append({name: row[name] for name in ("reward", "kl_nats", "objective")})
         for group in optimizer.param_groups:
@@ -158,7 +158,13 @@ def digits_job(
 ) -> Job:
     """Digits in ten steps, rounds of 128 images, at the learning rate of `digits_equal_kl.py`."""
     training = Training(
-        rounds=size.of(rounds, 1), batch=size.of(128, 16), learning_rate=1.5e-4, schedule="linear", seed=seed
+        rounds=size.of(rounds, 1),
+        batch=size.of(128, 16),
+        learning_rate=1.5e-4,
+        trust_region=0,
+        schedule="linear",
+        max_norm=1.0,
+        seed=seed,
     )
     more: Any = {} if algorithm is None else {"algorithm": algorithm}
     return digits(reward=reward, alpha=alpha, steps=size.of(10, 2), training=training, **more)
@@ -173,7 +179,14 @@ def molecules_job(size: Size, seed: int, alpha: float, algorithm: AnyAlgorithm |
     """Drug-like molecules, rounds of 48; what is no molecule earns 0."""
     made = _molecules(alpha)  # it takes seconds to find what the grammar of SMILES allows
     training = dataclasses.replace(
-        made.training, rounds=size.of(4, 1), batch=size.of(48, 16), learning_rate=1e-3, seed=seed
+        made.training,
+        rounds=size.of(4, 1),
+        batch=size.of(48, 16),
+        learning_rate=1e-3,
+        trust_region=0,
+        schedule="constant",
+        max_norm=1.0,
+        seed=seed,
     )
     algorithm = copy.deepcopy(algorithm or made.algorithm)
     return dataclasses.replace(

@@ -96,7 +96,9 @@ def pretrained_rewards(weights: Path) -> list[float]:
 def run(name: str, alpha: float, seed: int, weights: Path) -> dict[str, Any]:
     """Tunes once. The time includes both evaluations and the report."""
     algorithm, learning_rate = ALGORITHMS[name]
-    training = dataclasses.replace(TRAINING, seed=seed, learning_rate=learning_rate)
+    training = dataclasses.replace(
+        TRAINING, seed=seed, learning_rate=learning_rate, trust_region=0, max_norm=1.0
+    )
     settings: dict[str, Any] = {"algorithm": algorithm(), "alpha": alpha, "training": training}
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)

@@ -132,7 +132,12 @@ def trained(
     batches = BATCHES[objective.alpha]
     with counter.watching([objective.reference.network]):
         for row in fit(
-            policy, objective, algorithm, map(unconditional, batches), optimizer, Training(seed=seed)
+            policy,
+            objective,
+            algorithm,
+            map(unconditional, batches),
+            optimizer,
+            Training(seed=seed, max_norm=1.0),
         ):
             share = (row["round"] + 1) / len(batches)
             optimizer.param_groups[0]["lr"] = RATE * (1 + math.cos(math.pi * share)) / 2
