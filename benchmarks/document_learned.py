@@ -9,6 +9,8 @@ from typing import Any
 
 from document import rows, table, write_page
 
+from difftilt.evaluation.course import Limits
+
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "learned.md"
 WORLDS = {"six6": "SIX6, labels from the lower half", "gb1": "GB1, labels at random"}
@@ -164,12 +166,11 @@ def misled(found: list[dict[str, Any]]) -> str:
         fires = (told([first(row, row[name], least) for row in group]) for name, _, least in MONITORS)
         best = f"{statistics.mean(p[0] for p in peak):.2f} at {statistics.mean(p[1] for p in peak):.1f}"
         lines.append([TASKS[task], best, told(parted), *fires])
-    notes = []
-    for name, what, least in MONITORS:
-        pairs = [pair for row in found for pair in zip(row[name], excess(row), strict=True)]
-        off, close = [m for m, e in pairs if e >= PARTED], [m for m, e in pairs if e < PARTED / 2]
-        seen, false = (sum(m >= least for m in group) for group in (off, close))
-        notes.append(f"- {what}: {seen} of {len(off)} noticed, {false} of {len(close)} false alarms")
+    notes = [noticed(found, what, {name: least}) for name, what, least in MONITORS]
+    both = {"spread": Limits.spread, "above_best_label": Limits.above}
+    notes.append(
+        noticed(found, f"either of a run's: spread {Limits.spread:g} x, or above the best label", both)
+    )
     head = ["labels", "best true reward, at KL", f"modelled - true reaches {PARTED:g} at KL"]
     return (
         "\nWhere tilts towards a learned mean mislead, as alpha falls from 1 to .003: KL in nats at which\n"
@@ -178,6 +179,17 @@ def misled(found: list[dict[str, Any]]) -> str:
         + f"\nOf all tilts whose modelled reward is {PARTED:g} or more too high, and of those where it is\n"
         f"less than {PARTED / 2:g} too high:\n\n" + "\n".join(notes) + "\n"
     )  # fmt: skip
+
+
+def noticed(found: list[dict[str, Any]], what: str, limits: dict[str, float]) -> str:
+    """How many tilts one of these limits notices, of those that mislead and of others."""
+    off, close = [], []
+    for row in found:
+        for k, ahead in enumerate(excess(row)):
+            said = any(row[name][k] >= least for name, least in limits.items())
+            off += [said] * (ahead >= PARTED)
+            close += [said] * (ahead < PARTED / 2)
+    return f"- {what}: {sum(off)} of {len(off)} noticed, {sum(close)} of {len(close)} false alarms"
 
 
 def excess(row: dict[str, Any]) -> list[float]:

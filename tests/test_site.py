@@ -14,7 +14,7 @@ from test_docs import BLOCKS, PAGES, ROOT
 import difftilt.cli
 from difftilt.cli import options
 from difftilt.cli.main import choose_command
-from difftilt.evaluation.monitors import Limits
+from difftilt.evaluation.course import Limits
 from difftilt.policy import RATIO_TOLERANCE
 from difftilt.settings import UsageError
 from difftilt.training.alpha import FAINT, FEWEST

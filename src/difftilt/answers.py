@@ -1,6 +1,7 @@
 """What a reward takes, how alike these samples are, and what it answers: numbers, or why there is none."""
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from difftilt.conditions import take
-from difftilt.shapes import Cond, PerSample, Sample, Scalar, Stateful
+from difftilt.shapes import Cond, Index, PerSample, Sample, Scalar, Stateful
 
 MOST_TOKENS = 1024  # beyond which integers are numbers
 COPIED = 2**22  # numbers that are copied at a time, as batches of images are large
@@ -203,6 +204,22 @@ def variance(sample: Sample, weight: PerSample | None = None) -> Scalar:
     parts = x.split(max(1, COPIED // max(len(mean), 1)))
     away = torch.cat([(part - mean).square().sum(1, dtype=torch.float64) for part in parts])
     return weight @ away / (1 - weight.square().sum())
+
+
+def attainable(reward: PerSample, log_ratio: PerSample, alpha: float, context: Index) -> Scalar:
+    """The largest J, as samples of any policy tell: alpha log E_pre[exp(r / alpha)], context by context.
+
+    alpha log mean exp(r / alpha - log_ratio), which is too small on average, and by c nats too large with a
+    probability of exp(-c) at most (Markov's inequality).
+
+    Args:
+        log_ratio: log p - log p_pre of the chains.
+        context: A number per sample, equal where conditions are.
+    """
+    y = reward.double().cpu() / alpha - log_ratio.double().cpu()
+    groups = [y[context == number] for number in context.unique()]
+    found = [len(group) * (group.logsumexp(0) - math.log(len(group))) for group in groups]
+    return (alpha * torch.stack(found).sum() / len(y)).to(reward.device)
 
 
 def repeats(sample: Sample) -> dict[str, Scalar]:

@@ -10,8 +10,8 @@ from typing import Any, ClassVar, cast
 import torch
 import torch.nn as nn
 
-from difftilt.answers import Filter, repeats, variance
-from difftilt.conditions import batch_size, deal
+from difftilt.answers import Filter, attainable, repeats, variance
+from difftilt.conditions import batch_size, context, deal
 from difftilt.guard import Guard, Reward, RewardError
 from difftilt.policy import Decision, Policy, Trajectory, chain, law
 from difftilt.settings import check_settings
@@ -230,13 +230,12 @@ class Experience:
 
     @cached_property
     def _signs(self) -> dict[str, Scalar]:
-        """What monitors go by: how different the samples are, and the error of the KL.
-
-        `kl_error` is the mean of the sampled log-ratios less the KL in closed form: 0, but for its error.
-        """
-        error = (self.log_ratio - self.kl).sum(0)
-        of_kl = {"kl_error": error.mean(), "kl_error_se": standard_error(error)}
-        return of_kl | {"variance": variance(self.path.sample)} | repeats(self.path.sample)
+        """What monitors go by; `kl_error`, sampled log-ratios less the KL in closed form, is 0 on average."""
+        earned, ratio = self.reward if self.earned is None else self.earned, self.log_ratio.sum(0)
+        error = ratio - self.kl.sum(0)
+        found = {"kl_error": error.mean(), "kl_error_se": standard_error(error)}
+        found["attainable"] = attainable(earned, ratio, self.alpha, context(self.path.cond))
+        return found | {"variance": variance(self.path.sample)} | repeats(self.path.sample)
 
 
 def outcome(reward: PerSample, kl: PerSample, alpha: float) -> dict[str, Scalar]:

@@ -8,7 +8,7 @@ from typing import Any, get_args
 import pytest
 import torch
 
-from difftilt.answers import variance
+from difftilt.answers import attainable, variance
 from difftilt.conditions import unconditional
 from difftilt.data.vocabulary import DNA, spell
 from difftilt.evaluation.evaluate import ScoredSamples
@@ -18,7 +18,7 @@ from difftilt.evaluation.run_folder import as_float
 from difftilt.guard import Guard
 from difftilt.rewards.ensemble import Ensemble
 from difftilt.rewards.learned import Labels
-from difftilt.rewards.saved import ABOVE, SPREAD, LearnedReward
+from difftilt.rewards.saved import ABOVE, OPTIMISM, SPREAD, LearnedReward
 from difftilt.training.settings import MonitorName
 
 ROUNDS = 12
@@ -28,7 +28,7 @@ EXPECTED = {
 }  # fmt: skip
 BEFORE = {
     "alpha": 0.1, "objective": 0.3, "objective_se": 0.01, "reward_se": 0.01, "expected": EXPECTED,
-    "parts": {SPREAD: 0.1},
+    "parts": {SPREAD: 0.1, OPTIMISM: 0.1},
 }  # fmt: skip
 
 
@@ -39,7 +39,8 @@ def healthy(k: int) -> dict[str, float]:
         "kl_error_se": 0.02, "objective": 0.3 + 0.01 * k, "objective_se": 0.01, "variance": 6 - 0.15 * k,
         "reward": 0.4, "reward_se": 0.01,
         "distinct": 0.9, "clipped": 0.1, "grad_norm": 1.0 + 0.1 * k, "reward_calls": 100 * k,
-        "dropped": 2 * k, f"part {SPREAD}": 0.1, f"part {ABOVE}": -0.2,
+        "dropped": 2 * k, f"part {SPREAD}": 0.1, f"part {ABOVE}": -0.2, f"part {OPTIMISM}": 0.3,
+        "attainable": 0.5,
     }  # fmt: skip
 
 
@@ -51,6 +52,7 @@ FAULTS: dict[str, tuple[MonitorName, Mapping[str, float], str]] = {
     "not setting out": ("exploration", {"kl_nats": 0.01}, "hardly set out"),
     "above all labels": ("generalisation", {f"part {ABOVE}": 0.3}, "0.3 above the best label"),
     "members disagree": ("generalisation", {f"part {SPREAD}": 0.3}, "spread 3 times"),
+    "too bold": ("generalisation", {f"part {OPTIMISM}": 0.7}, "0.6 standard deviations of its labels"),
     "clipped": ("updates", {"clipped": 0.9}, "90% of the ratios"),
     "gradients": ("updates", {"grad_norm": 1000.0}, "1e+03 long"),
     "wrong formula": ("kl", {"kl_error": 0.9}, "differ from it by"),
@@ -101,10 +103,45 @@ def test_a_reward_that_no_sample_earns_is_told():
     never = {"reward": 0.0, "reward_se": 0.0, "kl_nats": 0.01}
     nothing = {"variance": 6.0, "kl_nats": 0.0, "kl_nats_se": 0.0, "least_kl_nats": 0.0}
     rows = [healthy(k) | never for k in range(ROUNDS)]
-    before = BEFORE | {"expected": nothing, "reward_se": 0.0}
+    before = BEFORE | {"expected": nothing, "reward": 0.0, "reward_se": 0.0}
     (alarm,) = Monitors(before, ROUNDS).see_all(rows)
     assert alarm.monitor == "exploration" and "is 0 for every sample" in alarm.text and alarm.round == 6
     assert not Monitors(before, ROUNDS).see_all([row | {"reward_se": 0.01} for row in rows])
+
+
+def test_a_run_that_will_not_get_there_is_told_late():
+    def late(fault: Mapping[str, float], **before: Any) -> list[str]:
+        rows = [{**healthy(k), "attainable": 0.4, **fault} for k in range(ROUNDS)]
+        rows[4]["attainable"] = rows[5]["attainable"] = 1.5  # once seen, it is known
+        return [f"{alarm.round} {alarm.text}" for alarm in Monitors(BEFORE | before, ROUNDS).see_all(rows)]
+
+    (said,) = late({})
+    assert said.startswith("9 after 9 of 12 rounds J has risen by 0.07 of the 1.2 that its own samples")
+    assert "; lower the learning rate, or" in said  # as the KL has cost more than J gained
+    (said,) = late({"kl_nats": 0.5, "objective": 0.4})
+    assert "; raise the learning rate or the number of rounds, or" in said
+    assert not late({"objective": 0.6}), "a fair share of it"
+    assert not late({"objective_se": 0.2}), "within its error"
+    assert not late({}, alpha=0.2), "of another problem"
+
+
+def test_the_largest_j_is_told_by_the_samples_of_any_policy():
+    """With those of the optimum itself exactly; else by weights, each context for itself."""
+    draw = torch.Generator().manual_seed(0)
+    law, reward, alpha = torch.tensor([0.1, 0.2, 0.7]), torch.tensor([[2.0, 1.0, 0.0], [0.0, 3.0, 0.0]]), 0.5
+    log_z = (law.log() + reward / alpha).logsumexp(1)
+    contexts = torch.arange(20_000) % 2
+    optimum = (law.log() + reward / alpha).softmax(1)
+    for policy, error in ((optimum, 1e-6), (law.expand(2, 3), 0.02)):
+        x = torch.multinomial(policy[contexts], 1, generator=draw)[:, 0]
+        ratio = (policy / law).log()[contexts, x]
+        found = attainable(reward[contexts, x], ratio, alpha, contexts)
+        assert found.item() == pytest.approx(alpha * log_z.mean().item(), abs=error)
+    few = [
+        attainable(reward[0, x], torch.zeros(4), alpha, torch.zeros(4)).item()
+        for x in torch.multinomial(law.expand(2000, 3), 4, replacement=True, generator=draw)
+    ]
+    assert sum(few) / len(few) < alpha * log_z[0].item()
 
 
 def test_every_monitor_has_a_fault():
@@ -196,9 +233,11 @@ def test_pretrained_samples_tell_the_variance_of_the_tilt():
 def test_a_learned_reward_tells_what_generalisation_goes_by():
     x = torch.randint(4, (30, 3), generator=torch.Generator().manual_seed(0))
     labels, learner = Labels(x, (x == 0).float().mean(1)), Ensemble(4, members=2, steps=2)
-    learned = LearnedReward(learner.taught(labels), learner, DNA, 3, 3, 1.0, 2.0, best_label=0.75)
+    learned = LearnedReward(learner.taught(labels), learner, DNA, 3, 3, 1.0, 2.0, 0.75, optimism=0.6)
     guard = Guard(learned.of(lambda x: spell(x, DNA)))
     value, found = guard(x, unconditional(30)), learned.belief(x)
     torch.testing.assert_close(guard.parts[SPREAD], found.std)
     torch.testing.assert_close(guard.parts[ABOVE], found.mean - 0.75)
+    deviations = (found.mean - labels.score.mean()) / labels.score.std()
+    torch.testing.assert_close(guard.parts[OPTIMISM], 0.6 * deviations)
     torch.testing.assert_close(value, found.mean - 2 * found.std)

@@ -8,6 +8,7 @@ import torch
 
 from difftilt.rewards.ensemble import Ensemble
 from difftilt.rewards.held_out import (
+    Judgement,
     best_tenth,
     calibrated,
     cross_validated,
@@ -158,6 +159,25 @@ def test_intervals_hold_nine_in_ten_however_sure_the_learner_is(sure):
     assert belief.scale == pytest.approx(1 / sure, rel=0.1)
     with pytest.raises(ValueError, match="0 members"):
         belief.member(0)(measured(2).sample, {})
+
+
+def test_predictions_that_are_too_bold_are_known_by_their_slope():
+    labels, draw = measured(400), torch.Generator().manual_seed(0)
+    noise = torch.randn(400, generator=draw)
+
+    def judged(predicted: torch.Tensor) -> Judgement:
+        return judge(belief_of(lambda x: (predicted.numpy(), np.full(len(x), NOISE))), labels)
+
+    true, spread = labels.score, labels.score.std()
+    assert judged(true).optimism == pytest.approx(0, abs=1e-3)
+    assert judged(true / 2).optimism == 0, "too careful"
+    bold = judged(true + spread * noise)  # half of its variance is noise
+    assert bold.slope == pytest.approx(0.5, abs=3 * bold.slope_se) and 0 < bold.slope_se < 0.05
+    assert bold.optimism == pytest.approx(1 - bold.slope, rel=0.03)
+    few = Labels(labels.sample[:12], labels.score[:12])
+    unsure = judge(belief_of(lambda x: (noise[: len(x)].numpy(), np.ones(len(x)))), few)
+    assert abs(unsure.slope) < 3 * unsure.slope_se
+    assert Judgement(3, 0.5, 0.1, 0.9).optimism == 0 and 0 < unsure.optimism < 1 - unsure.slope
 
 
 def test_a_calibrated_ensemble_covers_fresh_measurements():

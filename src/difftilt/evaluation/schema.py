@@ -107,6 +107,7 @@ class Row(TypedDict):
     objective_se: NotRequired[Number]
     ess: NotRequired[Number]
     reward_calls: NotRequired[Number]
+    attainable: NotRequired[Number]
     kl_error: NotRequired[Number]
     kl_error_se: NotRequired[Number]
     variance: NotRequired[Number]

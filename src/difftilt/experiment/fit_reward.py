@@ -74,7 +74,8 @@ def fit_reward(
     found = {"at random": at_random, **_elsewhere(learner, labels, scale)}
     spelled = "".join(vocabulary.letters), vocabulary.shortest, vocabulary.longest
     best = labels.score.max().item()
-    reward = LearnedReward(learner.taught(labels), learner, *spelled, scale, beta, best)
+    optimism = at_random.optimism
+    reward = LearnedReward(learner.taught(labels), learner, *spelled, scale, beta, best, optimism)
     about = {
         "labels": len(labels),
         "data": data.name,

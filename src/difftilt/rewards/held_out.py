@@ -1,6 +1,7 @@
 """What a learner is worth, by labels that it has not seen."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,7 @@ FOLDS = 5
 FEWEST = 20  # labels
 INTERVAL = 0.9  # of the measurements lie inside
 TENTH = 10  # one label in so many is held out by a shift
+PRIOR = 0.3  # how far from 1 slopes are thought to be before any is seen
 ROWS = 2**7  # whose distances to all labels are found at a time
 
 
@@ -28,12 +30,28 @@ class Judgement:
         error: Root mean square, in units of the score.
         coverage: Share of the measurements in their 90 % intervals; .9 if the belief is as sure as it should
             be.
+        slope: Of the line that predicts measurements best from predictions; less than 1 where what is
+            predicted to be good is less good than that, as where noise was learned.
+        slope_se: Its standard error.
     """
 
     count: int
     correlation: float
     error: float
     coverage: float
+    slope: float = math.nan
+    slope_se: float = math.nan
+
+    @property
+    def optimism(self) -> float:
+        """The share of a predicted gain that is likely not there, in [0, 1]; 0 where nothing is known.
+
+        1 - slope, where few labels move the slope less far from 1: that is its mean under the prior N(1,
+        `PRIOR`^2).
+        """
+        seen = self.slope_se**2
+        away = (1 - self.slope) * PRIOR**2 / (PRIOR**2 + seen)
+        return min(max(away, 0.0), 1.0) if math.isfinite(away) else 0.0
 
     @property
     def correlation_se(self) -> float:
@@ -154,4 +172,6 @@ def _factor(wrong: PerSample) -> float:
 def _judged(mean: PerSample, score: PerSample, covered: PerSample) -> Judgement:
     correlation = torch.corrcoef(torch.stack([mean.double(), score.double()]))[0, 1].item()
     error = (mean - score).square().mean().sqrt().item()
-    return Judgement(len(score), correlation, error, covered.mean().item())
+    units = (score.std() / mean.std()).item()
+    slope_se = units * ((1 - correlation**2) / max(len(score) - 2, 1)) ** 0.5
+    return Judgement(len(score), correlation, error, covered.mean().item(), units * correlation, slope_se)

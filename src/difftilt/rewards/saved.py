@@ -18,7 +18,8 @@ from difftilt.rewards.learned import Belief
 from difftilt.shapes import Cond, PerSample, Sample
 
 WEIGHTS = "reward"
-SPREAD, ABOVE = "spread of members", "modelled - best label"  # answers beside the reward
+# answers beside the reward
+SPREAD, ABOVE, OPTIMISM = "spread of members", "modelled - best label", "likely not there"
 
 
 class _Config(TypedDict):
@@ -27,6 +28,7 @@ class _Config(TypedDict):
     shortest: int
     length: int
     best_label: NotRequired[float]
+    optimism: NotRequired[float]
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class LearnedReward:
         scale: Of the standard deviations; see `Belief`.
         beta: At least 0.
         best_label: The highest score that it was taught, where that is known.
+        optimism: The share of what it predicts above the mean label that labels which were held out say is
+            not there, where that is known; see `Judgement`.
     """
 
     network: EnsembleNetwork
@@ -50,6 +54,7 @@ class LearnedReward:
     scale: float
     beta: float
     best_label: float | None = None
+    optimism: float | None = None
 
     @property
     def belief(self) -> Belief:
@@ -96,8 +101,9 @@ class Spelled:
     """A learned reward of a chain's samples, which also says how far it can be trusted on them.
 
     Attributes:
-        answers: The spread of the members on each of the last samples, and how far the mean is above the best
-            label: what logs and pages show beside the reward.
+        answers: Of each of the last samples the spread of the members, how far the mean is above the best
+            label, and how much of it is likely not there, in standard deviations of the labels: what logs and
+            pages show beside the reward.
     """
 
     guards: Mapping[str, Guard] = {}
@@ -112,6 +118,9 @@ class Spelled:
         self.answers = {SPREAD: found.std.detach()}
         if reward.best_label is not None:
             self.answers[ABOVE] = found.mean.detach() - reward.best_label
+        if reward.optimism is not None:
+            above = (found.mean.detach() - reward.network.shift) / reward.network.unit
+            self.answers[OPTIMISM] = reward.optimism * above
         return found.mean - reward.beta * found.std
 
 
@@ -136,7 +145,7 @@ def save_reward(
         "alphabet": reward.alphabet,
         "shortest": reward.shortest,
         "length": reward.length,
-        **({} if reward.best_label is None else {"best_label": reward.best_label}),
+        **{name: x for name in ("best_label", "optimism") if (x := getattr(reward, name)) is not None},
         **about,
     }
     save_bundle(folder, {}, config, judge, {WEIGHTS: tensors})
@@ -161,8 +170,8 @@ def load_reward(folder: Path) -> LearnedReward:
         network = made.network((length,))
         network.load_state_dict(tensors)
         frozen = network.eval().requires_grad_(False)
-        best = bundle.config.get("best_label")
-        found = LearnedReward(frozen, made, alphabet, shortest, length, scale, beta, best)
+        known = {name: bundle.config.get(name) for name in ("best_label", "optimism")}
+        found = LearnedReward(frozen, made, alphabet, shortest, length, scale, beta, **known)
         if made.categories != len(found.vocabulary.alphabet):
             raise ValueError(f"{made.categories} letters")
         return found
