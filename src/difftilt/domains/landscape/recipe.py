@@ -28,9 +28,7 @@ from difftilt.shapes import Index
 from difftilt.training.settings import Training
 
 ALGORITHM = PPO(advantage="path", epochs=1, kl="reward")
-TRAINING = Training(
-    rounds=150, batch=2048, learning_rate=2e-2, schedule="linear", save_every=15, evaluate=2000
-)
+TRAINING = Training(rounds=150, batch=2048, save_every=15, evaluate=2000)
 Unit = Annotated[float, at.Interval(ge=0, le=1)]
 
 
