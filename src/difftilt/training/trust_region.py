@@ -21,7 +21,7 @@ from difftilt.shapes import Cond, PerSample
 FIRST, SEARCH = 0.03, 5  # of the learning rate in round 0, and the rounds that find the right one
 FASTEST, RANGE = 10.0, (1e-3, 30.0)  # change in a round, and in all
 LARGEST = 0.03  # Adam's step size that nothing grows beyond: weights of most networks are not much larger
-ENOUGH = 1.0  # nats in a round, above which nothing grows
+ENOUGH, FAR = 1.0, 5.0  # nats in a round, above which nothing grows, and which no round should exceed
 SETTLED = 0.1  # of the learning rate, below which a schedule has its way
 PER_CHAIN, FEWEST, MOST = 32, 2, 16  # samples of a round for each chain that is watched
 
@@ -32,9 +32,9 @@ class TrustRegion:
         moved = KL(p || p_old) on chains of p_old,     asked = Var(r / alpha - kl) / 2.
 
     `asked` is, to second order, the KL of p_r to the reference: how far there is to go at all. A round that
-    moves by more than a share of it is mostly led by noise, and ends below where it began: steps shrink.
-    While it moves by less, and by less than a nat, they grow. Where the learning rate falls by a schedule,
-    these KLs fall by the square of it.
+    moves by more than a share of it, or by more than FAR, is mostly led by noise, and ends below where it
+    began: steps shrink. While it moves by less they grow, above the given learning rate only while it moves
+    by less than ENOUGH. Where the rate falls by a schedule, these KLs fall by the square of it.
 
     The factor is kept with the optimizer's first group, which is the policy's, and so is saved with it.
 
@@ -65,7 +65,7 @@ class TrustRegion:
         fall, asked = rate / group.get("initial_lr", rate), row.get("asked_nats", math.nan)
         if fall < SETTLED or not math.isfinite(asked):
             return
-        most = self._share * asked * fall**2
+        most = min(self._share * asked, FAR) * fall**2
         enough = min(most, ENOUGH * fall**2)
         goal = enough if moved < enough else most
         change = (goal / moved) ** 0.5 if moved > 0 else FASTEST
