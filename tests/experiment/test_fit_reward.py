@@ -5,14 +5,19 @@ from typing import Any
 
 import pytest
 import torch
+from invented import MOLECULES
 from safetensors.torch import load_file, save_file
 
+from difftilt.answers import Failure
+from difftilt.cli.reward import reward_command
+from difftilt.data.chemistry import parse
 from difftilt.data.vocabulary import DNA, Vocabulary, spell
 from difftilt.domains.sequences.view import sequence_view
 from difftilt.experiment import code
 from difftilt.experiment.fit_reward import fit_reward
 from difftilt.experiment.reward import find_reward
 from difftilt.rewards.fingerprint import fingerprint
+from difftilt.rewards.molecule import logp
 from difftilt.rewards.saved import load_reward
 from difftilt.transition import one_hot
 
@@ -164,3 +169,31 @@ def test_a_reward_is_learned_of_sequences_of_any_length(tmp_path):
         reward.of(spelled)(x[:, :3], {})
     with pytest.raises(ValueError, match="both strands are read of DNA of one length, but got 4 to 7"):
         fit_reward(tmp_path / "assay.csv", tmp_path / "other", both_strands=True)
+
+
+def test_a_reward_is_learned_of_molecules_and_says_which_samples_are_none(tmp_path, capsys):
+    rows = [f"m{n},{text},{logp(parse(text)):.3f}" for n, text in enumerate(MOLECULES)]
+    rows += ["a,C[C@H](N)C(=O)O,-1", "b,OCC.Cl,0.5", "c,OCC,0.7", "d,C1CC,2", "e,CCO,"]
+    (tmp_path / "assay.csv").write_text("\n".join(["compound,canonical SMILES,pIC50", *rows]))
+    words = (
+        f"fit --data {tmp_path / 'assay.csv'} --out {tmp_path / 'reward'} --members 3 --steps 60 --bad-rows"
+    )
+    with pytest.raises(
+        ValueError, match="1 of 101 rows cannot be used: 1 whose SMILES has a ring that is open"
+    ):
+        fit_reward(tmp_path / "assay.csv")
+    reward_command([*words.split(), "drop"])
+    said = capsys.readouterr().out
+    assert "SMILES: column canonical SMILES" in said and "scores: column pIC50" in said
+    assert "98 different molecules, without stereochemistry, 98 with a score, of which 1 are means" in said
+    quality = json.loads((tmp_path / "reward" / "quality.json").read_text())
+    assert quality["at random"]["correlation"] > 0.8
+    assert "98 labels of molecules, as 1024 counts" in (tmp_path / "reward" / "README.md").read_text()
+    texts = ["CCc1ccccc1CCl", "C1CC", "Clc1ccccc1CCl", "NC(=O)CC(=O)O"]
+    reward: Any = find_reward(f"learned:{tmp_path / 'reward'}", {}, lambda x: [texts[i] for i in x], 1.0)
+    found: Any = reward(torch.arange(4), {})
+    assert isinstance(found[1], Failure) and "ring that is open" in found[1].reason
+    assert found[0] > found[3] + 1 and found[2] > found[3] + 1
+    assert reward.answers["spread of members"].isfinite().tolist() == [True, False, True, True]
+    with pytest.raises(ValueError, match="no motifs"):
+        fit_reward(tmp_path / "assay.csv", window=3, bad_rows="drop")

@@ -13,9 +13,11 @@ import torch
 from difftilt.cli.main import main
 from difftilt.data.vocabulary import Vocabulary, all_sequences, spell
 from difftilt.experiment.fit_reward import learner_of
-from difftilt.lab import propose, rounds
+from difftilt.lab import language, propose, rounds
+from difftilt.lab.edits import apart
 from difftilt.lab.folder import Lab
-from difftilt.lab.plate import Batch, apart, wells
+from difftilt.lab.language import SequenceLanguage
+from difftilt.lab.plate import Batch, wells
 from difftilt.lab.propose import RIVALS, RuleName
 from difftilt.lab.report import standings
 from difftilt.networks.automaton import forbid
@@ -141,7 +143,7 @@ def small(monkeypatch) -> None:
     def learner(vocabulary, window, both_strands, **settings):
         return learner_of(vocabulary, 0, both_strands, members=2, steps=20, **settings)
 
-    monkeypatch.setattr(propose, "learner_of", learner)
+    monkeypatch.setattr(language, "learner_of", learner)
     monkeypatch.setattr(propose, "PARTICLES", 16)
     monkeypatch.setattr(propose, "POPULATIONS", 4)
     monkeypatch.setattr(propose, "WAVES", 3)
@@ -250,13 +252,14 @@ def test_distances_are_edits_where_lengths_differ():
 def test_a_batch_is_new_far_apart_and_of_many_parents():
     every, words = all_sequences(4, 4), Vocabulary(tuple("ACGT"), 4, 4)
     known = words.encode(["AAAA", "CCCC"])
-    batch = Batch(words, known, known, 2, per_parent=5, both_strands=True)
+    strands = SequenceLanguage(words, both_strands=True)
+    batch = Batch(strands, known, known, 2, per_parent=5)
     assert batch.add(every, 100) == 10
     spelt = words.spell(batch.sample)
     assert "TTTT" not in spelt and "AAAA" not in spelt  # one molecule
-    d = batch.apart(batch.sample, batch.sample).fill_diagonal_(9)
+    d = strands.apart(batch.points, batch.points).fill_diagonal_(9)
     assert d.min() == 2 and min(batch.nearest(known), key=lambda found: found or 0)
-    assert Batch(words, known, known, 0).add(every, 999) == 254
+    assert Batch(SequenceLanguage(words), known, known, 0).add(every, 999) == 254
     places = [where for where, _ in zip(wells(3), range(97), strict=False)]
     assert places[11:13] == [(3, "A12"), (3, "B01")] and places[95:] == [(3, "H12"), (4, "A01")]
 

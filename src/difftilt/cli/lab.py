@@ -13,11 +13,9 @@ from difftilt.cli.actions import choose_action
 from difftilt.cli.options import parse
 from difftilt.cli.runs import build, check_writable, recipe_of, settings_of, subject, taken
 from difftilt.cli.tables import folded
-from difftilt.data.assay import BadRows, read_assay
-from difftilt.data.store import naming
+from difftilt.data.assay import BadRows
 from difftilt.evaluation.groups import METHOD
 from difftilt.experiment import code
-from difftilt.experiment.fit_reward import learner_of
 from difftilt.experiment.job import Job
 from difftilt.experiment.record import describe_settings, trust
 from difftilt.lab.folder import Lab
@@ -25,7 +23,7 @@ from difftilt.lab.ingest import Reading, digest_of, ingest
 from difftilt.lab.propose import Asked, RuleName, checked
 from difftilt.lab.records import Plan
 from difftilt.lab.report import SHORT, cells, spent, standings, write_lab_report
-from difftilt.lab.rounds import UNMEASURED, next_round, writable
+from difftilt.lab.rounds import UNMEASURED, next_round
 from difftilt.lab.simulate import over_seeds, simulate
 from difftilt.settings import Count, Natural, NonNegative, Positive
 
@@ -45,7 +43,8 @@ class InitOptions:
         out: The folder of the lab.
         alpha: Weight of the KL to the pretrained model, above 0, in units of the measurements per nat; by
             default a quarter of the standard deviation of all that was measured, round by round.
-        distance: Letters in which any two of a round differ, at least 0; edits where lengths differ.
+        distance: Letters in which any two of a round differ, at least 0, 2 by default; edits where lengths
+            differ. Of molecules the Tanimoto distance of fingerprints in percent, 30 by default.
         per_parent: Most sequences of a round whose nearest measured sequence is the same, at least 1.
         read_both_strands: DNA and its reverse complement are one and the same.
         sequence: Column of the sequences in the data, by name or number; found if not given.
@@ -59,7 +58,7 @@ class InitOptions:
     batch: Count = 96
     out: Path = Path("lab")
     alpha: Positive | None = None
-    distance: Natural = 2
+    distance: Natural | None = None
     per_parent: Count | None = None
     read_both_strands: bool = False
     sequence: str | None = None
@@ -84,26 +83,23 @@ def _init(words: list[str]) -> None:
     )
     options: InitOptions = taken(InitOptions, settings)
     check_writable(options.out)
-    _, vocabulary = checked(_job(recipe, settings))
+    _, language = checked(_job(recipe, settings), options.read_both_strands)
+    distance = language.near if options.distance is None else options.distance
     plan = Plan(
-        options.budget, options.batch, options.alpha, options.distance, options.per_parent,
+        options.budget, options.batch, options.alpha, distance, options.per_parent,
         options.read_both_strands, options.seed,
     )  # fmt: skip
-    learner_of(vocabulary, None, options.read_both_strands)  # or it would be refused only once all is there
+    language.learner()  # or it would be refused only once all is there
     start, digest, lab = None, "", Lab(options.out)
     if options.data is not None:
         digest = digest_of(options.data)
-        start = read_assay(
-            options.data, options.sequence, options.score, vocabulary.letters, options.bad_rows
-        )
-        with naming(options.data):
-            start = writable(start, vocabulary, options.bad_rows)
+        start = language.measured(options.data, options.sequence, options.score, options.bad_rows)
         print(*start.understood, sep="\n")
     record = describe_settings(recipe, settings)
     if "code" in record:
         record["signature"] = code.sign({name: record[name] for name in ("recipe", "settings", "code")})
     with lab.begun():
-        lab.begin(plan, record, vocabulary, start, digest)
+        lab.begin(plan, record, language, start, digest)
     print(f"lab: {options.out}; go on with difftilt lab propose {options.out}")
 
 

@@ -36,7 +36,7 @@ class Assay:
 
     Args:
         sequences: Each once, in the order of the file, in capitals where letters are those of `ALPHABETS`.
-        letters: The tokens that they are made of.
+        letters: The tokens that they are made of; none of molecules, which are SMILES.
         score: The mean of each one's measurements, in float64; NaN where there is none.
         error: Its standard error; NaN where there are fewer than two.
         count: How many measurements there are.
@@ -151,16 +151,19 @@ def _collected(
     return found, faults
 
 
-def _averaged(found: Mapping[str, Sequence[float]], letters: tuple[str, ...], said: tuple[str, ...]) -> Assay:
+def averages(found: Mapping[str, Sequence[float]]) -> tuple[Some, Some, Index]:
+    """Of each one's measurements, NaN where a cell was empty: mean, standard error and number."""
     score, error, count = [], [], []
     for values in found.values():
         held = torch.tensor([value for value in values if not math.isnan(value)], dtype=torch.float64)
         score.append(held.mean())
         error.append(held.std() / len(held) ** 0.5 if len(held) > 1 else held.new_tensor(math.nan))
         count.append(len(held))
-    assay = Assay(
-        list(found), letters, torch.stack(score), torch.stack(error), torch.tensor(count), tuple(said)
-    )
+    return torch.stack(score), torch.stack(error), torch.tensor(count)
+
+
+def _averaged(found: Mapping[str, Sequence[float]], letters: tuple[str, ...], said: tuple[str, ...]) -> Assay:
+    assay = Assay(list(found), letters, *averages(found), tuple(said))
     sizes, scored, repeated = assay.vocabulary(), int((assay.count > 0).sum()), int((assay.count > 1).sum())
     lengths = " to ".join(map(str, sorted({sizes.shortest, sizes.longest})))
     line = (

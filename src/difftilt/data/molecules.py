@@ -1,5 +1,6 @@
 """Tables of molecules as people have them: where SMILES stand, what was changed, what is no molecule."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,11 +8,11 @@ from typing import Any
 
 from rich.progress import track
 
-from difftilt.data.assay import BadRows, Faults
+from difftilt.data.assay import Assay, BadRows, Faults, averages
 from difftilt.data.chemistry import NoMoleculeError, canonical, largest, parse
-from difftilt.data.columns import called, cell_of
+from difftilt.data.columns import called, cell_of, score_column
 from difftilt.data.store import naming
-from difftilt.data.tables import Table, read_any_table
+from difftilt.data.tables import Table, has_decimal_commas, number_of, read_any_table
 
 NAMES = ("smiles", "canonical_smiles", "isomeric_smiles", "smile", "smi", "structure", "molecule", "mol")
 SPLITS = ("split", "set", "subset", "partition", "fold")
@@ -74,6 +75,66 @@ def read_molecules(
         said += [f"{len(parts):,} different molecules"]
         held = [text for text, out in parts.items() if out]
         return Molecules([text for text, out in parts.items() if not out], held, tuple(said))
+
+
+def names_molecules(path: Path) -> bool:
+    """Whether a table has a column that is called SMILES, or something with it."""
+    with naming(path):
+        return any("smiles" in cell.lower() for cell in read_any_table(path).rows[0])
+
+
+def read_molecule_assay(
+    path: Path, column: str | None = None, score: str | None = None, bad_rows: BadRows = "stop"
+) -> Assay:
+    """The molecules of a table, each once as RDKit writes it, and the means of what was measured of them.
+
+    Of salts and mixtures the largest part is kept; stereochemistry is taken away.
+
+    Args:
+        column: Of the SMILES, by its name or number; found if not given.
+        score: As for `read_assay`, like the next one.
+
+    Raises:
+        UnreadableError: In one sentence that names the file and says what to do.
+    """
+    with naming(path):
+        table = read_any_table(path)
+        header, body, place = _column(table, column)
+        scored = score_column(header, body, score, place)
+        numbers = [cell_of(row, scored) if scored is not None else "" for row in body.rows]
+        comma, faults, found = has_decimal_commas(numbers), Faults(), dict[str, list[float]]()
+        for row, line, number in zip(body.rows, body.lines, numbers, strict=True):
+            value = number_of(number, comma) if number else math.nan
+            try:
+                text = cleaned_smiles(cell_of(row, place))
+            except NoMoleculeError as error:
+                faults.add(_kind(error), line, cell_of(row, place))
+                continue
+            if value is None or math.isinf(value):
+                faults.add("with a score that is no finite number", line, number)
+            else:
+                found.setdefault(text, []).append(value)
+        told = faults.left_out(len(body.rows), bad_rows)
+        if not found:
+            raise ValueError(f"{told or 'there are no rows'}; name other columns")
+        measured = averages(found)
+        said = [f"{path}: {table.kind}, {len(body.rows):,} rows", f"SMILES: {called(header, place)}"]
+        said += ["scores: none" if scored is None else f"scores: {called(header, scored)}"]
+        said += [f"left out: {told}"] if told else []
+        said += [
+            f"{len(found):,} different molecules, without stereochemistry, {int((measured[2] > 0).sum()):,}"
+            f" with a score, of which {int((measured[2] > 1).sum()):,} are means of several"
+        ]
+        return Assay(list(found), (), *measured, tuple(said))
+
+
+def cleaned_smiles(cell: str) -> str:
+    """The largest part of a molecule as RDKit writes it, without stereochemistry.
+
+    Raises:
+        NoMoleculeError: If it is none.
+    """
+    return _clean(cell, stereo=False)[0]
 
 
 def _clean(cell: str, stereo: bool) -> tuple[str, bool, bool]:

@@ -1,4 +1,4 @@
-"""A reward of sequences is learned from measurements, and judged on those that it has not seen."""
+"""A reward of sequences or molecules is learned of measurements, and judged on such that it has not seen."""
 
 import dataclasses
 import json
@@ -9,15 +9,18 @@ import annotated_types as at
 import torch
 
 from difftilt.data.assay import Assay, BadRows, read_assay
+from difftilt.data.molecules import names_molecules, read_molecule_assay
 from difftilt.data.store import naming
 from difftilt.data.vocabulary import DNA, RNA, Vocabulary, listed
 from difftilt.networks.bundle import Numbers
 from difftilt.rewards.ensemble import Ensemble
 from difftilt.rewards.held_out import Judgement, best_tenth, cross_validated, judge, most_remote_tenth
 from difftilt.rewards.learned import Labels
+from difftilt.rewards.molecule_prints import WIDE, prints
 from difftilt.rewards.saved import LearnedReward, save_reward
-from difftilt.settings import Natural, NonNegative, Threads
+from difftilt.settings import Natural, NonNegative, Threads, UsageError
 
+SMILES = "smiles"  # the alphabet of molecules
 WINDOW = 6  # letters of a filter, where sequences are longer
 LEAST_CORRELATION = 0.1  # on labels that were held out
 SPLITS = {
@@ -43,15 +46,17 @@ def fit_reward(
     threads: Threads = 1,
     anyway: bool = False,
 ) -> dict[str, Judgement]:
-    """Learns a reward of sequences from a table of measurements, for --reward learned:DIR.
+    """Learns a reward of sequences or molecules from a table of measurements, for --reward learned:DIR.
 
     Args:
-        data: A table or FASTA, packed or not: sequences of any length, and what was measured of them, the
-            higher the better. Measurements of one sequence are averaged.
+        data: A table or FASTA, packed or not: sequences of any length, or SMILES, and what was measured of
+            them, the higher the better. Measurements of one sequence are averaged; molecules are told apart
+            without stereochemistry, and salts by their largest part.
         out: The folder to write.
         sequence: Column of the sequences, by name or number; found if not given.
         score: Column of the scores; found if not given.
-        alphabet: `dna`, `rna`, `protein`, or a file of letters; found if not given.
+        alphabet: `dna`, `rna`, `protein`, `smiles` for molecules, or a file of letters; found if not given,
+            molecules by a column that is called SMILES.
         bad_rows: `stop` tells of all rows that cannot be used; `drop` leaves them out.
         beta: The reward is mean - beta std: 0 trusts the mean, 1 and more are careful where labels are few.
         window: Letters of the filters that find motifs wherever they are, 0 for none; by default 6 where
@@ -64,7 +69,7 @@ def fit_reward(
         anyway: Write a reward also where the labels that were held out say that there is nothing to learn.
     """
     torch.set_num_threads(threads)
-    assay = read_assay(data, sequence, score, alphabet, bad_rows)
+    assay = _assay(data, sequence, score, alphabet, bad_rows)
     print(*assay.understood, sep="\n")
     with naming(data):
         labels, vocabulary = read_labels(assay)
@@ -72,7 +77,8 @@ def fit_reward(
         scale, at_random = cross_validated(learner, labels, seed)
     _refuse_noise(at_random, anyway)
     found = {"at random": at_random, **_elsewhere(learner, labels, scale)}
-    spelled = "".join(vocabulary.letters), vocabulary.shortest, vocabulary.longest
+    own = vocabulary
+    spelled = ("", 0, WIDE) if own is None else ("".join(own.letters), own.shortest, own.longest)
     best = labels.score.max().item()
     optimism = at_random.optimism
     reward = LearnedReward(learner.taught(labels), learner, *spelled, scale, beta, best, optimism)
@@ -87,6 +93,14 @@ def fit_reward(
     return found
 
 
+def _assay(
+    data: Path, sequence: str | None, score: str | None, alphabet: str | None, bad_rows: BadRows
+) -> Assay:
+    if alphabet == SMILES or (alphabet is None and names_molecules(data)):
+        return read_molecule_assay(data, sequence, score, bad_rows)
+    return read_assay(data, sequence, score, alphabet, bad_rows)
+
+
 def _elsewhere(learner: Ensemble, labels: Labels, scale: float) -> dict[str, Judgement]:
     """How good a belief is of labels unlike those that it learned from."""
     remote = most_remote_tenth(labels, learner.categories)
@@ -98,11 +112,12 @@ def _elsewhere(learner: Ensemble, labels: Labels, scale: float) -> dict[str, Jud
 
 
 def learner_of(
-    vocabulary: Vocabulary, window: int | None = None, both_strands: bool = False, **settings: int
+    vocabulary: Vocabulary | None, window: int | None = None, both_strands: bool = False, **settings: int
 ) -> Ensemble:
-    """The ensemble that suits sequences.
+    """The ensemble that suits sequences, or molecules.
 
     Args:
+        vocabulary: Of the sequences; None for molecules as `prints`.
         window: As for `fit_reward`.
         both_strands: As for `fit_reward`.
         settings: Others of the ensemble.
@@ -110,6 +125,10 @@ def learner_of(
     Raises:
         ValueError: If both strands cannot be read.
     """
+    if vocabulary is None:
+        if window or both_strands:
+            raise UsageError("molecules have no motifs and no strands; leave these options out")
+        return Ensemble(0, window=0, both_strands=False, **settings)
     if both_strands and vocabulary.alphabet != tuple(DNA):
         raise ValueError(
             f"both strands are read of DNA of one length, but got {vocabulary.shortest} to"
@@ -119,8 +138,10 @@ def learner_of(
     return Ensemble(len(vocabulary.alphabet), window=window, both_strands=both_strands, **settings)
 
 
-def read_labels(assay: Assay) -> tuple[Labels, Vocabulary]:
+def read_labels(assay: Assay) -> tuple[Labels, Vocabulary | None]:
     """Measured sequences as tokens with their mean scores, and what spells them; DNA stands for RNA.
+
+    Molecules are `prints`, and nothing spells them.
 
     Raises:
         ValueError: If tokens have several letters, or nothing was measured.
@@ -138,8 +159,11 @@ def read_labels(assay: Assay) -> tuple[Labels, Vocabulary]:
     words = [word for word, known in zip(assay.sequences, measured.tolist(), strict=True) if known]
     if not words:
         raise ValueError("a reward is learned of scored sequences, but got no scores; name them with --score")
+    score = assay.score[measured].float()
+    if not assay.letters:
+        return Labels(prints(words), score), None
     vocabulary = assay.vocabulary()
-    return Labels(vocabulary.encode(words), assay.score[measured].float()), vocabulary
+    return Labels(vocabulary.encode(words), score), vocabulary
 
 
 def _refuse_noise(found: Judgement, anyway: bool) -> None:
@@ -176,15 +200,21 @@ def card(reward: LearnedReward, about: Numbers, found: dict[str, Judgement]) -> 
     bound = f"mean - {reward.beta:g} std" if reward.beta else "the mean"
     return CARD.format(
         about=about, reward=reward, bound=bound, table=table, told=told,
-        length=" to ".join(map(str, sorted({reward.shortest, reward.length}))),
+        kind=_kind_of(reward),
         settings=json.dumps(dataclasses.asdict(reward.learner)),
         understood="; ".join(about["understood"]),
     )  # fmt: skip
 
 
+def _kind_of(reward: LearnedReward) -> str:
+    if not reward.alphabet:
+        return f"molecules, as {reward.length} counts of Morgan fingerprints,"
+    return f"{' to '.join(map(str, sorted({reward.shortest, reward.length})))} letters ({reward.alphabet})"
+
+
 CARD = """# A learned reward
 
-{about[labels]} labels of {length} letters ({reward.alphabet}) in {about[data]}
+{about[labels]} labels of {kind} in {about[data]}
 ({understood}). The reward is {bound} of an ensemble:
 `{settings}`, torch {about[torch]}.
 

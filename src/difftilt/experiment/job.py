@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 from difftilt.algorithms.ppo import PPO
 from difftilt.conditions import unconditional
@@ -44,7 +44,8 @@ class View:
 
     Args:
         spell: Each sample as a line of text, for tables and for rewards that read text.
-        vocabulary: What reads such lines as samples, if they are rows of its tokens.
+        vocabulary: What reads such lines as samples, if they are rows of its tokens; `smiles` if they are
+            molecules.
         alike: What makes samples alike, by name, for a diversity filter; of texts also `same` and `similar`.
         draw: Writes samples to files whose names begin with a path, in the domain's own format.
         diversity: A number that falls when samples become alike.
@@ -59,7 +60,7 @@ class View:
     """
 
     spell: Callable[[State], list[str]] | None = None
-    vocabulary: Vocabulary | None = None
+    vocabulary: Vocabulary | Literal["smiles"] | None = None
     alike: Mapping[str, Alike] = field(default_factory=dict)
     draw: Callable[[ScoredSamples, Path], None] | None = None
     diversity: Callable[[State], float] | None = None

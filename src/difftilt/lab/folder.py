@@ -21,7 +21,7 @@ from difftilt.data.lock import locked
 from difftilt.data.owned import contents
 from difftilt.data.read import UnreadableError, parse_json
 from difftilt.data.typed import misfit
-from difftilt.data.vocabulary import Letters, Vocabulary
+from difftilt.lab.language import Language, Saved, language_of
 from difftilt.lab.records import COLUMNS, Measured, Plan, Proposal, Record, Round
 from difftilt.objective import standard_error
 
@@ -96,13 +96,13 @@ class Lab:
         self,
         plan: Plan,
         record: Mapping[str, Any],
-        vocabulary: Vocabulary,
+        language: Language,
         start: Assay | None = None,
         digest: str = "",
     ) -> None:
         """Writes down what a lab is made of, and what is measured already."""
         with self._writing() as db:
-            settings = {"plan": asdict(plan), "record": record, "vocabulary": asdict(vocabulary)}
+            settings = {"plan": asdict(plan), "record": record, "vocabulary": language.saved()}
             for name, value in settings.items():
                 db.execute("INSERT INTO setting VALUES (?, ?)", (name, json.dumps(value)))
             if start is not None:
@@ -125,11 +125,11 @@ class Lab:
         return self._setting("record", Record)
 
     @property
-    def vocabulary(self) -> Vocabulary:
-        """What sequences are written in."""
-        found = self._setting("vocabulary", Letters)
+    def language(self) -> Language:
+        """What its texts are."""
+        found = self._setting("vocabulary", Saved)
         try:
-            return Vocabulary.of(found)
+            return language_of(found, self.plan.both_strands)
         except ValueError as error:
             raise self._damaged(str(error)) from None
 

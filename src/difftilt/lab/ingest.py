@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Literal
 
 from difftilt.data.assay import BadRows, Faults
-from difftilt.data.columns import called, cell_of, cleaned, header_of, score_column, sequence_column
+from difftilt.data.columns import called, cell_of, header_of, score_column
 from difftilt.data.read import read_bytes
 from difftilt.data.store import naming
 from difftilt.data.tables import Table, has_decimal_commas, number_of, read_any_table
-from difftilt.data.vocabulary import Vocabulary, split
 from difftilt.lab.folder import Lab
+from difftilt.lab.language import Language
 from difftilt.lab.plate import HEAD
 from difftilt.lab.records import Proposal
 from difftilt.settings import Count
@@ -75,7 +75,7 @@ def ingest(lab: Lab, path: Path, reading: Reading) -> list[str]:
     if known := lab.source(digest):
         return [f"{path} was ingested on {known[1]} as {known[0]}, so nothing was done"]
     with naming(path):
-        found = read_results(lab, path, lab.vocabulary, reading)
+        found = read_results(lab, path, lab.language, reading)
     before = {} if reading.replace else lab.results()
     rows = fresh(found.rows, before)
     lab.ingest(digest, path.name, rows, reading.replace)
@@ -114,7 +114,7 @@ def fresh(
     return kept
 
 
-def read_results(lab: Lab, path: Path, vocabulary: Vocabulary, reading: Reading) -> Results:
+def read_results(lab: Lab, path: Path, language: Language, reading: Reading) -> Results:
     """The rows of a file that can be used."""
     table = read_any_table(path)
     asked = [name for name in (reading.sequence, reading.score) if name]
@@ -124,12 +124,12 @@ def read_results(lab: Lab, path: Path, vocabulary: Vocabulary, reading: Reading)
     proposed, known = set(texts.values()), {*texts.values(), *lab.results()}
     columns = [[cell_of(row, place) for row in body.rows] for place in range(len(header))]
     ids = _most(columns, lambda cell: cell.lower() in texts)
-    place = _most(columns, lambda cell: cleaned(cell, vocabulary.letters) in known)
+    place = _most(columns, lambda cell: language.cleaned(cell) in known)
     if reading.sequence is None and ids is None and place is None:
         texts = _in_wells(proposals, reading.plate)
         ids = _most(columns, lambda cell: cell.lower() in texts)
     if reading.sequence is not None or (ids is None and place is None):
-        place = sequence_column(header, body, reading.sequence, vocabulary.letters)
+        place = language.column(header, body, reading.sequence)
     scored = _results_column(header, body, columns, reading.score, [ids, place])
     numbers = [cell.strip() for cell in columns[scored]]
     comma = has_decimal_commas(numbers)
@@ -137,11 +137,11 @@ def read_results(lab: Lab, path: Path, vocabulary: Vocabulary, reading: Reading)
     faults, strange = Faults(), Faults()
     for row, (cells, line) in enumerate(zip(body.rows, body.lines, strict=True)):
         key = "" if ids is None else cell_of(cells, ids).lower()
-        word = "" if place is None else cleaned(cell_of(cells, place), vocabulary.letters)
+        word = "" if place is None else language.cleaned(cell_of(cells, place))
         text = texts.get(key, word)
         value = number_of(numbers[row], comma)
         failed = numbers[row].lower() in FAILED or value is None or not math.isfinite(value)
-        if wrong := _wrong(text, word, key in texts, vocabulary):
+        if wrong := _wrong(text, word, key in texts, language):
             faults.add(wrong, line, word or key)
         elif value is None and numbers[row].lower() not in FAILED:
             faults.add("with a result that is no number, nor a failure such as fail", line, numbers[row])
@@ -164,14 +164,13 @@ def _in_wells(proposals: Sequence[Proposal], plate: int | None) -> dict[str, str
     return {name.lower(): p.text for p in own for name in (p.well, p.well.replace("0", "", p.well[1] == "0"))}
 
 
-def _wrong(text: str, word: str, has_id: bool, vocabulary: Vocabulary) -> str:
+def _wrong(text: str, word: str, has_id: bool, language: Language) -> str:
     """What is wrong with the sequence of a row; empty if nothing is."""
     if not text:
         return "without an id or a sequence of this lab"
     if has_id and word and word != text:
         return "with an id and a sequence that do not belong together"
-    letters = split(text, vocabulary.letters)
-    if letters is None or not vocabulary.shortest <= len(letters) <= vocabulary.longest:
+    if not language.writes(text):
         return "of sequences that the model cannot write"
     return ""
 

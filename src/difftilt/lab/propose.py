@@ -8,15 +8,14 @@ alpha, and says so: a batch is full, or there is none.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import torch
 
 from difftilt.conditions import unconditional
 from difftilt.data.vocabulary import Vocabulary, all_sequences
-from difftilt.experiment.fit_reward import learner_of
 from difftilt.experiment.job import Job
+from difftilt.lab.language import Language, MoleculeLanguage, SequenceLanguage
 from difftilt.lab.plate import Batch
 from difftilt.networks.constraint import obeys
 from difftilt.objective import Objective
@@ -40,6 +39,7 @@ LISTED = 2**18  # sequences, of which all can be asked about
 SPREAD = 4  # the scores' standard deviation over alpha, if that is not given
 POPULATIONS, PARTICLES = 8, 128  # that a part is drawn from at a time
 WAVES, WARMER = 4, 4  # of draws, each with so many times the alpha of the one before
+FEWER = 4  # times, at most, that the least distance is lowered
 SPARE = 4  # times the batch, that rivals propose
 
 
@@ -95,23 +95,21 @@ def fill(job: Job, labels: Labels, taken: Sequences, asked: Asked) -> Filled:
 
     Args:
         job: Whose reference draws; its reward and algorithm do not count.
-        labels: Sequences of the job's vocabulary, and the mean of what was measured.
-        taken: All that was measured or proposed.
+        labels: The points of texts, and the mean of what was measured.
+        taken: Those of all that was measured or proposed.
 
     Raises:
         ValueError: If there are not as many new sequences as asked for.
     """
-    chain, vocabulary = checked(job)
-    learner = partial(learner_of, vocabulary, None, asked.both_strands)
-    batch = Batch(
-        vocabulary, labels.sample, taken, asked.distance, asked.per_parent, asked.both_strands
-    )  # fmt: skip
+    chain, language = checked(job, asked.both_strands)
+    learner = language.learner
+    batch = Batch(language, labels.sample, taken, asked.distance, asked.per_parent)
     notes: list[str] = []
     belief = judged = alpha = None
     if len(labels) >= FEWEST and labels.score.std() > 0:
         alpha = asked.alpha or labels.score.std().item() / SPREAD
         scale, judged = cross_validated(learner(seed=asked.seed), labels, asked.seed)
-        belief = learner(seed=asked.seed).taught(labels).belief(scale)
+        belief = language.belief(learner(seed=asked.seed).taught(labels), scale)
     elif asked.rule != "random":
         notes.append(
             f"{FEWEST} labels that differ are needed, and {len(labels)} are there: the rule was random"
@@ -120,21 +118,24 @@ def fill(job: Job, labels: Labels, taken: Sequences, asked: Asked) -> Filled:
     seed_round(asked.seed, asked.round)
     with torch.no_grad():
         rules: list[str] = []
-        for part in _parts(chain, vocabulary, labels, belief, alpha or 1.0, rule, asked):
+        for part in _parts(chain, language, labels, belief, alpha or 1.0, rule, asked):
             rules += [part.name] * _added(part, batch, notes)
         rules += ["model as it is"] * _topped_up(chain, batch, asked.count, notes)
         predicted = None if belief is None else belief(batch.sample)
     return Filled(batch, rules, predicted, alpha, judged, notes)
 
 
-def checked(job: Job) -> tuple[MaskedPolicy, Vocabulary]:
+def checked(job: Job, both_strands: bool = False) -> tuple[MaskedPolicy, Language]:
     """The chain of a job that a lab can draw from, and what its samples are written in."""
     chain, vocabulary = job.objective.reference, job.view.vocabulary
     if vocabulary is None or not isinstance(chain, MaskedPolicy):
         raise UsageError(
-            "a lab needs a recipe whose samples are text that is read back, such as sequences, dna or protein"
+            "a lab needs a recipe whose samples are text that is read back, such as sequences, dna, protein"
+            " or molecules"
         )
-    return chain, vocabulary
+    if vocabulary == "smiles":
+        return chain, MoleculeLanguage(job.view.spell)
+    return chain, SequenceLanguage(vocabulary, both_strands)
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ class _Part:
 
 def _parts(
     chain: MaskedPolicy,
-    vocabulary: Vocabulary,
+    language: Language,
     labels: Labels,
     belief: Belief | None,
     alpha: float,
@@ -164,7 +165,7 @@ def _parts(
     if belief is None:
         yield _Part(rule, asked.count, iter([(alpha, _plain(chain))]))
     elif rule in RIVALS:
-        found = _rival(rule, chain, vocabulary)(labels, belief, SPARE * asked.count, generator)
+        found = _rival(rule, chain, _letters(language, rule))(labels, belief, SPARE * asked.count, generator)
         yield _Part(rule, asked.count, iter([(alpha, found[obeys(chain, found)])]))
     else:
         queries = RULES[rule](belief, alpha, asked.round, asked.rounds, generator)
@@ -172,6 +173,12 @@ def _parts(
             of = f" {number}/{len(queries)}" if len(queries) > 1 else ""
             name = rule if query.reward is None else f"{rule}{of}, alpha {query.alpha:.3g}"
             yield _Part(name, count, _waves(chain, query))
+
+
+def _letters(language: Language, rule: str) -> Vocabulary:
+    if not isinstance(language, SequenceLanguage):
+        raise UsageError(f"{rule} changes letters, which molecules have none of; take another rule")
+    return language.vocabulary
 
 
 def _waves(chain: MaskedPolicy, query: Query) -> Iterator[tuple[float, Sequences]]:
@@ -240,10 +247,12 @@ def _topped_up(chain: MaskedPolicy, batch: Batch, count: int, notes: list[str]) 
         ValueError: If it cannot be filled.
     """
     begun = len(batch.rows)
-    for distance in range(batch.distance, -1, -1):
+    least = max(batch.distance // FEWER, 1)
+    for distance in range(batch.distance, -1, -least):
         if len(batch.rows) < count and distance < batch.distance:
             notes.append(
-                f"{len(batch.rows)} of {count} differ by {batch.distance} letters, and others by less"
+                f"{len(batch.rows)} of {count} differ by {batch.distance} {batch.language.unit}, and others"
+                " by less"
             )
         batch.distance = distance
         for _ in range(WAVES):

@@ -46,7 +46,7 @@ class Proposal:
         id: Tells it from all others of the lab, such as P002-A01.
         predicted: What was expected of its measurement; None where nothing was known yet.
         std: How far off that may be.
-        to_labelled: In how many letters the nearest measured sequence differs, as of then.
+        to_labelled: How far the nearest measured sequence was, in the unit of the lab's language.
         to_proposed: The same of all that was proposed in earlier rounds.
         rule: What it was drawn for.
         plate: Its number, from 1 on.

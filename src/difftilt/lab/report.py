@@ -11,7 +11,6 @@ from markupsafe import Markup
 from difftilt.evaluation.estimate import Estimate, mean
 from difftilt.evaluation.words import figures, flat, page, save_page
 from difftilt.lab.folder import Lab
-from difftilt.lab.plate import Batch
 from difftilt.lab.records import Proposal, Round
 from difftilt.rewards.held_out import INTERVAL, correlation_error
 from difftilt.rewards.learned import HALF_WIDTH
@@ -92,8 +91,8 @@ def cells(each: Standing) -> list[str]:
 def more_cells(each: Standing, lab: Lab) -> list[str]:
     """What `HEADS` name beyond `SHORT`."""
     guess = each.predicted[~each.predicted.isnan()]
-    x = lab.vocabulary.encode([p.text for p in each.proposals])
-    apart = Batch(lab.vocabulary, x[:0], x[:0], 0, both_strands=lab.plan.both_strands).apart(x, x)
+    x = lab.language.read([p.text for p in each.proposals])
+    apart = lab.language.apart(x, x)
     pairs = apart.sum().item() / max(len(x) * (len(x) - 1), 1)
     far = [p.to_labelled for p in each.proposals if p.to_labelled is not None]
     return [

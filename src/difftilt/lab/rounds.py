@@ -1,13 +1,8 @@
 """A lab is begun, and its next round proposed."""
 
 import math
-from dataclasses import replace
 from pathlib import Path
 
-import torch
-
-from difftilt.data.assay import Assay, BadRows
-from difftilt.data.vocabulary import Vocabulary, split
 from difftilt.experiment.job import Job
 from difftilt.lab.folder import Lab
 from difftilt.lab.plate import wells, write_round
@@ -23,29 +18,6 @@ def unmeasured(sample: Sample, cond: Cond) -> PerSample:
 
 
 UNMEASURED = f"{__name__}:{unmeasured.__name__}"
-
-
-def writable(assay: Assay, vocabulary: Vocabulary, bad_rows: BadRows) -> Assay:
-    """The part of an assay that a model can write.
-
-    Raises:
-        ValueError: If that is not all, and nothing is to be dropped.
-    """
-    sizes = [len(split(text, vocabulary.letters) or "") for text in assay.sequences]
-    fits = [vocabulary.shortest <= size <= vocabulary.longest for size in sizes]
-    if all(fits):
-        return assay
-    if bad_rows == "stop":
-        raise ValueError(
-            f"{fits.count(False):,} of {len(fits):,} sequences have other lengths than the model writes,"
-            f" {vocabulary.shortest} to {vocabulary.longest}, first"
-            f" {assay.sequences[fits.index(False)][:60]}. Pretrain the model on"
-            " them, too, or leave them out with --bad-rows drop"
-        )
-    rows = torch.tensor(fits)
-    kept = [text for text, fit in zip(assay.sequences, fits, strict=True) if fit]
-    numbers = {name: getattr(assay, name)[rows] for name in ("score", "error", "count")}
-    return replace(assay, sequences=kept, **numbers)
 
 
 def next_round(
@@ -75,15 +47,15 @@ def next_round(
             " spend, say so with --budget and a larger number"
         )
     count, done = min(batch or plan.batch, left), len(rounds)
-    known, vocabulary = lab.measured(), lab.vocabulary
-    labels = Labels(vocabulary.encode(known.texts), known.score.float())
-    taken = vocabulary.encode(dict.fromkeys([*lab.results(), *(each.text for each in proposals)]))
+    known, language = lab.measured(), lab.language
+    labels = Labels(language.read(known.texts), known.score.float())
+    taken = language.read(list(dict.fromkeys([*lab.results(), *(each.text for each in proposals)])))
     asked = Asked(
         rule, count, done, done + math.ceil(left / count), plan.alpha, plan.distance, plan.per_parent,
         plan.both_strands, plan.seed,
     )  # fmt: skip
     filled = fill(job, labels, taken, asked)
-    old = vocabulary.encode([each.text for each in proposals])
+    old = language.read([each.text for each in proposals])
     plate = max((each.plate for each in proposals), default=0) + 1
     lab.propose(rule, filled.notes, _wells(filled, job, done + 1, plate, filled.batch.nearest(old)))
     made = lab.rounds()[-1]
@@ -93,7 +65,7 @@ def next_round(
 def finish(lab: Lab, made: Round) -> list[Path]:
     """Writes the files of a round."""
     own = [each for each in lab.proposals() if each.round == made.number]
-    paths = write_round(lab.folder, made.number, own)
+    paths = write_round(lab.folder, made.number, own, lab.language)
     lab.wrote(made.number)
     return paths
 
@@ -103,7 +75,8 @@ def _wells(
 ) -> list[Proposal]:
     """A batch in its wells."""
     sample, found = filled.batch.sample, filled.predicted
-    texts = job.view.spell(sample) if job.view.spell is not None else []
+    spelled = job.view.spell(sample) if job.view.spell is not None else []
+    texts = [filled.batch.language.cleaned(text) for text in spelled]
     mean, std = ([None] * len(texts),) * 2 if found is None else (found.mean.tolist(), found.total.tolist())
     to_labelled = filled.batch.nearest(filled.batch.labelled)
     rows = zip(texts, mean, std, to_labelled, to_proposed, filled.rules, wells(plate), strict=False)

@@ -8,10 +8,12 @@ from difftilt.conditions import unconditional
 from difftilt.data.vocabulary import END, all_sequences
 from difftilt.evaluation.estimate import Estimate, mean
 from difftilt.experiment.job import Job
+from difftilt.lab.language import SequenceLanguage
 from difftilt.lab.propose import LISTED, Asked, checked, fill
 from difftilt.networks.constraint import obeys
 from difftilt.policy import rollout
 from difftilt.rewards.learned import Labels
+from difftilt.settings import UsageError
 from difftilt.shapes import PerSample, Sequences
 from difftilt.training.progress import progress
 from difftilt.training.seeds import EVALUATION, seed_round
@@ -45,7 +47,9 @@ def simulate(job: Job, asked: Asked, start: int, noise: float, show: bool = Fals
         noise: Standard deviation of a measurement around the job's reward.
         show: Tell how far it is.
     """
-    chain, _ = checked(job)
+    chain, language = checked(job)
+    if not isinstance(language, SequenceLanguage):
+        raise UsageError("labs are simulated of sequences, such as dna; molecules have no list of all")
     seed_round(asked.seed, EVALUATION)
     x = rollout(chain, unconditional(start)).sample.unique(dim=0)
     true, y = _measured(job, x, noise)
@@ -67,7 +71,10 @@ def _measured(job: Job, x: Sequences, noise: float) -> tuple[PerSample, PerSampl
 
 
 def _regret(job: Job, best: float) -> float | None:
-    chain, vocabulary = checked(job)
+    chain, language = checked(job)
+    if not isinstance(language, SequenceLanguage):
+        return None
+    vocabulary = language.vocabulary
     count = len(vocabulary.alphabet)
     if END in vocabulary.alphabet or count**vocabulary.longest > LISTED:
         return None

@@ -1,4 +1,4 @@
-"""Learned rewards of sequences in a folder: safetensors and JSON, read by whatever spells its samples."""
+"""Learned rewards in a folder: safetensors and JSON, read by whatever spells its samples."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -8,6 +8,7 @@ from typing import Any, NotRequired, TypedDict
 
 import torch
 
+from difftilt.answers import Failure
 from difftilt.data.read import UnreadableError
 from difftilt.data.typed import misfit
 from difftilt.data.vocabulary import END, Vocabulary, listed
@@ -15,6 +16,8 @@ from difftilt.guard import Guard
 from difftilt.networks.bundle import load_bundle, save_bundle
 from difftilt.rewards.ensemble import Ensemble, EnsembleNetwork
 from difftilt.rewards.learned import Belief
+from difftilt.rewards.molecule import scored
+from difftilt.rewards.molecule_prints import prints
 from difftilt.shapes import Cond, PerSample, Sample
 
 WEIGHTS = "reward"
@@ -33,12 +36,12 @@ class _Config(TypedDict):
 
 @dataclass(frozen=True)
 class LearnedReward:
-    """mean - beta std of an ensemble that was taught on sequences.
+    """mean - beta std of an ensemble that was taught on sequences, or on molecules.
 
     Args:
-        alphabet: Letter k is token k of the network.
+        alphabet: Letter k is token k of the network; of molecules, which it reads as `prints`, empty.
         shortest: Letters of the shortest sequence.
-        length: Letters of the longest; see `Vocabulary` for what follows the others.
+        length: Letters of the longest; see `Vocabulary` for what follows the others. Numbers of a print.
         scale: Of the standard deviations; see `Belief`.
         beta: At least 0.
         best_label: The highest score that it was taught, where that is known.
@@ -65,15 +68,25 @@ class LearnedReward:
     def vocabulary(self) -> Vocabulary:
         return Vocabulary(tuple(self.alphabet), self.shortest, self.length)
 
-    def of(self, spell: Callable[[Sample], list[str]]) -> "Spelled":
+    def of(self, spell: Callable[[Sample], list[str]]) -> "Spelled | SpelledMolecules":
         """The reward of a chain's samples, whatever the order of its letters; T and U are one letter.
 
-        It is differentiable in one-hot vectors.
+        It is differentiable in one-hot vectors, but not that of molecules.
 
         Args:
             spell: Writes these samples as text.
         """
-        return Spelled(self, spell)
+        return Spelled(self, spell) if self.alphabet else SpelledMolecules(self, spell)
+
+    def answer(self, x: Sample) -> tuple[PerSample, dict[str, PerSample]]:
+        """The reward of what the network reads, and how far it can be trusted there."""
+        found = self.belief(x)
+        answers = {SPREAD: found.std.detach()}
+        if self.best_label is not None:
+            answers[ABOVE] = found.mean.detach() - self.best_label
+        if self.optimism is not None:
+            answers[OPTIMISM] = self.optimism * (found.mean.detach() - self.network.shift) / self.network.unit
+        return found.mean - self.beta * found.std, answers
 
     def read(self, sample: Sample, spell: Callable[[Sample], list[str]]) -> Sample:
         """A chain's samples in the letters of the network."""
@@ -114,14 +127,38 @@ class Spelled:
 
     def __call__(self, sample: Sample, cond: Cond) -> PerSample:
         reward = self._reward
-        found = reward.belief(reward.read(sample, self._spell))
-        self.answers = {SPREAD: found.std.detach()}
-        if reward.best_label is not None:
-            self.answers[ABOVE] = found.mean.detach() - reward.best_label
-        if reward.optimism is not None:
-            above = (found.mean.detach() - reward.network.shift) / reward.network.unit
-            self.answers[OPTIMISM] = reward.optimism * above
-        return found.mean - reward.beta * found.std
+        value, self.answers = reward.answer(reward.read(sample, self._spell))
+        return value
+
+
+class SpelledMolecules:
+    """The same of samples that a chain writes as SMILES; those that are no molecule have no reward.
+
+    Attributes:
+        answers: As for `Spelled`, NaN where there is no molecule.
+    """
+
+    guards: Mapping[str, Guard] = {}
+
+    def __init__(self, reward: LearnedReward, spell: Callable[[Sample], list[str]]):
+        self._reward, self._spell, self.__name__ = reward, spell, "learned"
+        self.answers: dict[str, PerSample] = {}
+
+    def __call__(
+        self, sample: Sample, cond: Cond
+    ) -> Any:  # numbers and failures, which the guard takes apart
+        texts = self._spell(sample)
+        found: list[Any] = [scored(text, lambda one: 0.0) for text in texts]
+        rows = [row for row, one in enumerate(found) if not isinstance(one, Failure)]
+        self.answers = {}
+        if rows:
+            value, answers = self._reward.answer(prints([texts[row] for row in rows]))
+            for row, one in zip(rows, value.tolist(), strict=True):
+                found[row] = one
+            blank = torch.full((len(texts),), torch.nan, dtype=value.dtype)
+            places = torch.tensor(rows)
+            self.answers = {name: blank.index_copy(0, places, x) for name, x in answers.items()}
+        return found
 
 
 def save_reward(
@@ -172,7 +209,7 @@ def load_reward(folder: Path) -> LearnedReward:
         frozen = network.eval().requires_grad_(False)
         known = {name: bundle.config.get(name) for name in ("best_label", "optimism")}
         found = LearnedReward(frozen, made, alphabet, shortest, length, scale, beta, **known)
-        if made.categories != len(found.vocabulary.alphabet):
+        if made.categories != (len(found.vocabulary.alphabet) if alphabet else 0):
             raise ValueError(f"{made.categories} letters")
         return found
     except (TypeError, ValueError, RuntimeError, KeyError) as error:

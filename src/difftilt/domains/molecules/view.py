@@ -67,6 +67,7 @@ class Molecules:
         """For a job."""
         return View(
             spell=self.spell,
+            vocabulary="smiles",
             alike=scores.molecules_alike(self.spell),
             draw=self.draw,
             diversity=lambda sample: internal_diversity(self.read(sample)),
