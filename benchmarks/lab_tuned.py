@@ -25,7 +25,6 @@ from torch import Tensor
 from difftilt.conditions import unconditional
 from difftilt.domains.landscape.recipe import dna
 from difftilt.exact import landscape as exact
-from difftilt.experiment.fit_reward import learner_of
 from difftilt.lab.propose import Asked, RuleName, checked, fill
 from difftilt.policy import rollout
 from difftilt.rewards.learned import Belief, Labels
@@ -52,7 +51,7 @@ def lab(name: Name, rule: RuleName, seed: int, seconds: float) -> dict[str, Any]
     """Plate after plate, as `difftilt lab` would have them measured."""
     began, problem = time.process_time(), landscape.make_problem(f"{name}-lower-{ALPHA}", MODELS)
     job = dna(landscape=name, alpha=ALPHA)
-    chain, vocabulary = checked(job)
+    chain, language = checked(job, both_strands=True)
     seed_round(seed, EVALUATION)
     x = rollout(chain, unconditional(START)).sample.unique(dim=0)
     labels = assayed(problem, x)
@@ -60,7 +59,7 @@ def lab(name: Name, rule: RuleName, seed: int, seconds: float) -> dict[str, Any]
         asked = Asked(rule, BATCH, number, ROUNDS, ALPHA, both_strands=True, seed=seed)
         more = assayed(problem, fill(job, labels, labels.sample, asked).batch.sample)
         labels = Labels(torch.cat([labels.sample, more.sample]), torch.cat([labels.score, more.score]))
-    belief = learner_of(vocabulary, None, both_strands=True, seed=seed).fit(labels)
+    belief = language.learner(seed=seed).fit(labels)
     about = {"task": f"lab-{name}", "rule": rule, "start": START}
     about["seconds"] = round(time.process_time() - began, 1)
     return about | ended(problem, labels, belief, seed, seconds)
