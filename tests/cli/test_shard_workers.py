@@ -78,8 +78,8 @@ def lives(process: int) -> bool:
 def test_workers_that_are_interrupted_and_killed_leave_what_one_process_leaves(own):
     main(line(own, "alone"))
     words, before = line(own, "together", "--workers", "2"), workers(own)
-    both = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen([sys.executable, "-m", "difftilt.cli", *words], text=True, **both) as command:
+    started, pipe = [sys.executable, "-m", "difftilt.cli", *words], subprocess.PIPE
+    with subprocess.Popen(started, stdout=pipe, stderr=pipe, text=True) as command:
 
         def interrupt() -> None:
             command.send_signal(signal.SIGINT)
