@@ -25,6 +25,7 @@ OWN = """
 import os, pathlib, time
 
 HERE = pathlib.Path(__file__).parent
+print("loaded")
 
 def score(sample, cond):
     (HERE / f"began-{os.getpid()}").touch()
@@ -77,19 +78,19 @@ def lives(process: int) -> bool:
 def test_workers_that_are_interrupted_and_killed_leave_what_one_process_leaves(own):
     main(line(own, "alone"))
     words, before = line(own, "together", "--workers", "2"), workers(own)
-    with subprocess.Popen(
-        [sys.executable, "-m", "difftilt.cli", *words], stderr=subprocess.PIPE, text=True
-    ) as command:
+    started, pipe = [sys.executable, "-m", "difftilt.cli", *words], subprocess.PIPE
+    with subprocess.Popen(started, stdout=pipe, stderr=pipe, text=True) as command:
 
         def interrupt() -> None:
             command.send_signal(signal.SIGINT)
             command.wait(30)
 
         when(own, 2, interrupt).join()
-        _, said = command.communicate()
+        out, said = command.communicate()
     assert command.returncode == 130 and not list(own.glob("together/*/shard-*"))
-    assert said.startswith("difftilt: got SIGINT and stopped before the end; what is done is kept, go on")
-    assert said.endswith("with the same line\n")
+    assert out == "loaded\n", "what workers print is no part of what the command says"
+    sentence = "got SIGINT and stopped before the end; what is done is kept, go on with the same line"
+    assert said == f"loaded\nloaded\ndifftilt: {sentence}\n"
     interrupted = workers(own) - before
     assert not any(lives(process) for process in interrupted)
 

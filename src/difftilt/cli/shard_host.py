@@ -22,6 +22,7 @@ def main() -> None:
     """Draws shards until nobody asks any more."""
     os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the asking process decides what it means
+    os.dup2(2, 1)  # what recipes print is no part of what the command says
     try:
         _serve(Connection(int(sys.argv[1])))
     except (EOFError, OSError):
