@@ -92,21 +92,21 @@ class OwnAdjoint(AdjointMatching):
 class Late(AdjointMatching):
     """Tells each decision the adjoint of the state before it."""
 
-    def _adjoint(self, *given):
-        adjoint = super()._adjoint(*given)
+    def _adjoint(self, seen, reference, traced):
+        adjoint = super()._adjoint(seen, reference, traced)
         return torch.cat([adjoint[:1], adjoint[:-1]])
 
 
 class Descent(AdjointMatching):
-    def _adjoint(self, *given):
-        return -super()._adjoint(*given)
+    def _adjoint(self, seen, reference, traced):
+        return -super()._adjoint(seen, reference, traced)
 
 
 class Mean(AdjointMatching):
     """Averages over the two coordinates of an event where it should sum."""
 
-    def _adjoint(self, *given):
-        return super()._adjoint(*given) / 2
+    def _adjoint(self, seen, reference, traced):
+        return super()._adjoint(seen, reference, traced) / 2
 
 
 @pytest.mark.parametrize(
