@@ -104,7 +104,7 @@ def _distance(x: float) -> str:
     return "none" if math.isnan(x) else f"{x:.3g}"
 
 
-CARD = """# Molecules: a masked diffusion model of SMILES
+CARD = """# Molecules: a masked diffusion model
 
 {understood}
 
@@ -120,7 +120,7 @@ tokens of the molecules held out (`held_out`), and of some that were learned fro
 ## How good it is
 
 Measured on {held_out} molecules held out, from which nothing was learned. Errors are standard errors.
-The evidence lower bound of the chain, which keeps to the grammar of SMILES, says at most {bound} nats per
+The evidence lower bound of the chain, which keeps to the grammar it knows, says at most {bound} nats per
 molecule, and without the grammar {bound_free}; tokens that do not know of each other, with the shares that
 they have at each position, say {independent}. A molecule has several SMILES, so these are bounds of the
 molecule's own information, too.
