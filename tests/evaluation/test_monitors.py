@@ -138,7 +138,7 @@ def test_the_largest_j_is_told_by_the_samples_of_any_policy():
         found = attainable(reward[contexts, x], ratio, alpha, contexts)
         assert found.item() == pytest.approx(alpha * log_z.mean().item(), abs=error)
     few = [
-        attainable(reward[0, x], torch.zeros(4), alpha, torch.zeros(4)).item()
+        attainable(reward[0, x], torch.zeros(4), alpha, torch.zeros(4, dtype=torch.long)).item()
         for x in torch.multinomial(law.expand(2000, 3), 4, replacement=True, generator=draw)
     ]
     assert sum(few) / len(few) < alpha * log_z[0].item()

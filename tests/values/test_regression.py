@@ -205,7 +205,8 @@ def trained(objective, policy=None, rounds=30, size=256, rate=0.03, **settings):
     algorithm.setup(objective.reference, unconditional(1))
     policy = objective.reference if policy is None else policy(algorithm.value(objective))
     optimizer = torch.optim.Adam(algorithm.parameters(), rate)
-    for row in fit(policy, objective, algorithm, [unconditional(size)] * rounds, optimizer):
+    conds, training = [unconditional(size)] * rounds, Training(max_norm=1.0)
+    for row in fit(policy, objective, algorithm, conds, optimizer, training):
         optimizer.param_groups[0]["lr"] = rate * (1 - (row["round"] + 1) / rounds)
     return algorithm
 

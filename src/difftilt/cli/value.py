@@ -134,6 +134,7 @@ def _training(options: FitOptions, score: ScoreOptions) -> Training:
         batch=options.batch,
         own_learning_rate=options.learning_rate,
         schedule=options.schedule,
+        max_norm=1.0,  # a regression has no heavy tails to clip
         save_every=options.save_every,
         evaluate=options.evaluate,
         seed=options.seed,

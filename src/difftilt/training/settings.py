@@ -56,7 +56,7 @@ class Training(Scoring):
     rounds: Count = 40
     batch: Count = 256
     learning_rate: Rate = 1e-3
-    trust_region: NonNegative = 0.3
+    trust_region: NonNegative = 0.1
     own_learning_rate: Rate = 3e-3
     schedule: Schedule = "cosine"
     accumulate: Count = 1
