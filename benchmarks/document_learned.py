@@ -111,8 +111,8 @@ def study(name: str, found: list[dict[str, Any]]) -> str:
         for (noise, start), group in zip(settings, groups, strict=True)
     ]
     return (
-        f"\n{LABS[name]} after six batches, at other noises and from fewer and more first labels: the mean"
-        f" gap in nats over {seeds} seeds or more, the least of each row in bold.\n\n" + table(head, lines)
+        f"\n{LABS[name]} after six batches, at other noises and from fewer and more first labels: the mean gap in"
+        f" nats over\n{seeds} seeds or more, the least of each row in bold.\n\n" + table(head, lines)
     )
 
 
@@ -149,8 +149,8 @@ def tuned(found: list[dict[str, Any]]) -> str:
     head = ["landscape", "learned from", "alpha", "seeds", "gap of the exact tilt, nats"]
     head += ["gap of the tuned network", "best 10 measured"]
     return (
-        "\nThe exact tilt by what was learned, and a network that PPO tuned towards it; plates as"
-        " `difftilt lab propose` fills them.\n\n" + table(head, lines)
+        "\nThe exact tilt by what was learned, and a network that PPO tuned towards it; plates as\n"
+        "`difftilt lab propose` fills them.\n\n" + table(head, lines)
     )
 
 
