@@ -111,8 +111,8 @@ def study(name: str, found: list[dict[str, Any]]) -> str:
         for (noise, start), group in zip(settings, groups, strict=True)
     ]
     return (
-        f"\n{LABS[name]} after six batches, at other noises and from fewer and more first labels: the mean gap"
-        f" in nats over\n{seeds} seeds or more, the least of each row in bold.\n\n" + table(head, lines)
+        f"\n{LABS[name]} after six batches, at other noises and from fewer and more first labels: the mean"
+        f" gap in nats over\n{seeds} seeds or more, the least of each row in bold.\n\n" + table(head, lines)
     )
 
 
