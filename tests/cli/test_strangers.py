@@ -57,7 +57,8 @@ def refused(words: list[str], capsys) -> str:
 
 def test_a_monitor_ends_a_run_which_goes_on_when_it_is_told_to(place, capsys):
     own = ["own_recipe.py:walk", "--rounds", "6", "--batch", "32", "--evaluate", "32"]
-    main(["finetune", *own, "--learning-rate", "3", "--stop-on", "kl", "--out", "a"])
+    far = ["--learning-rate", "3", "--trust-region", "0", "--schedule", "constant", "--max-norm", "1"]
+    main(["finetune", *own, *far, "--stop-on", "kl", "--out", "a"])
     said = capsys.readouterr()
     assert said.err.count("monitor: ") >= 1 and "training ended early: the monitor" in said.out
     assert json.loads(Path("a/summary.json").read_text())["rounds"] < 6

@@ -84,6 +84,9 @@ def watched(policy: Policy, cond: Cond) -> Callable[[], PerSample]:
 
     @torch.no_grad()
     def moved() -> PerSample:
-        return torch.stack([law(policy, d.x, d.t, some).kl(d.step) for d in drawn]).sum(0)
+        kls = list[PerSample]()
+        for d in drawn:
+            kls.append(law(policy, d.x, d.t, some).kl(d.step))
+        return torch.stack(kls).sum(0)
 
     return moved
