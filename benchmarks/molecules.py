@@ -60,7 +60,8 @@ STEERED = ("best-of-n", "smc", "svdd")
 
 
 def job_of(method: str, reward: str, alpha: float, seed: int) -> Job:
-    training = dataclasses.replace(TRAINING, rounds=ROUNDS, batch=BATCH, seed=seed)
+    fixed: dict[str, Any] = {"trust_region": 0.0, "schedule": "constant", "max_norm": 1.0}
+    training = dataclasses.replace(TRAINING, rounds=ROUNDS, batch=BATCH, seed=seed, **fixed)
     if method == "ppo-filtered":
         training = dataclasses.replace(training, **FILTER, diversity_strength=STRENGTH / alpha)
     return molecules(TUNED.get(method, ALGORITHM), reward=reward, alpha=alpha, training=training)
