@@ -165,7 +165,8 @@ def main() -> None:
         json.loads(options.out.read_text())["rows"] if options.out and options.out.exists() else []
     )
     for task in options.only:
-        for seed in range(options.first, options.count or TASKS[task][1]):
+        last = TASKS[task][1] if options.count is None else options.first + options.count
+        for seed in range(options.first, last):
             for name in options.algorithms:
                 rows = [r for r in rows if (r["task"], r["algorithm"], r["seed"]) != (task, name, seed)]
                 rows.append(run(task, name, seed))
