@@ -88,8 +88,8 @@ def defaults(found: list[dict[str, Any]]) -> str:
         "512: the same excess, exact, in nats (bars: median 0.01, worst 0.03; `nft` has a bias of its own).\n"
         "Defaults were chosen on other rewards of the family, seeds 0 and 100 to 102, some of which end\n"
         "above the bars, and on molecules; seeds 5 to 19, and 2 to 9 of lqg16, were not run.\n"
-        "`python benchmarks/defaults.py`, [`defaults.json`](../benchmarks/results/defaults.json) with every reward.\n\n"
-        + table([*head, "slowest, s"], lines)
+        "`python benchmarks/defaults.py`, [`defaults.json`](../benchmarks/results/defaults.json) with"
+        " every reward.\n\n" + table([*head, "slowest, s"], lines)
     )
 
 
