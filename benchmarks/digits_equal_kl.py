@@ -22,6 +22,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
+from fixed_rate import FIXED
 
 from difftilt import (
     GRPO,
@@ -42,9 +43,7 @@ from difftilt.training.distributed import make_accelerator
 
 TARGET_KL, START_ALPHA, STEPS = 4.0, 0.3, 10
 ALPHAS = (0.03, 0.1, 0.3, 1.0, 3.0)
-TRAINING = Training(
-    rounds=30, batch=128, learning_rate=1.5e-4, trust_region=0, schedule="linear", max_norm=1.0
-)
+TRAINING = Training(rounds=30, batch=128, learning_rate=1.5e-4, schedule="linear", **FIXED)
 SHORT = dataclasses.replace(TRAINING, rounds=15)
 
 

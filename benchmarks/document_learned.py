@@ -82,7 +82,7 @@ def offline(name: str, found: list[dict[str, Any]]) -> str:
 
 def online(name: str, found: list[dict[str, Any]]) -> str:
     """What every query rule has reached, the best first; and at other noises and starts, if there are any."""
-    rules = by_rule([row for row in found if (row["noise"], row["start"]) == BASE])
+    rules = by_rule([row for row in found if setting(row) == BASE])
     if not rules:
         return ""
     lines = []
@@ -100,10 +100,10 @@ def online(name: str, found: list[dict[str, Any]]) -> str:
 
 def study(name: str, found: list[dict[str, Any]]) -> str:
     """The gap after six batches, at every noise and number of first labels."""
-    settings = sorted({(row["noise"], row["start"]) for row in found})
+    settings = sorted(set(map(setting, found)))
     if len(settings) == 1:
         return ""
-    groups = [by_rule([r for r in found if (r["noise"], r["start"]) == setting]) for setting in settings]
+    groups = [by_rule([row for row in found if setting(row) == one]) for one in settings]
     seeds = min(len(runs) for group in groups for runs in group.values())
     head = ["noise", "first labels", *(f"`{rule}`" for rule in by_rule(found))]
     lines = [
@@ -122,6 +122,11 @@ def told_best(group: dict[str, list[dict[str, Any]]], rule: str) -> str:
         return ""
     text = f"{statistics.mean(ends(group[rule])):.2f}"
     return f"**{text}**" if rule == next(iter(group)) else text
+
+
+def setting(row: dict[str, Any]) -> tuple[float, int]:
+    """Noise, and first labels."""
+    return row["noise"], row["start"]
 
 
 def by_rule(found: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

@@ -28,6 +28,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
+from fixed_rate import FIXED
 
 from difftilt import PPO, Objective, Policy, fit
 from difftilt.conditions import unconditional
@@ -176,7 +177,7 @@ def tune(name: str, alpha: float, seed: int, times: int = 1) -> dict[str, Any]:
     rounds, delivered = times * task.rounds, times * task.delivered
     conds = [task.cond(task.batch)] * rounds
     with counter.watching(denoisers(policy, objective.reference, algorithm)):
-        for row in fit(policy, objective, algorithm, conds, optimizer, Training(seed=seed, max_norm=1.0)):
+        for row in fit(policy, objective, algorithm, conds, optimizer, Training(seed=seed, **FIXED)):
             for group in optimizer.param_groups:
                 group["lr"] = group["full"] * (1 - (row["round"] + 1) / rounds)
     calls = objective.reward.calls
@@ -250,7 +251,7 @@ def learn(task: Task, objective: Objective, count: int, seed: int) -> Value:
         algorithm,
         [task.cond(count // rounds)] * rounds,
         optimizer,
-        Training(seed=seed, max_norm=1.0),
+        Training(seed=seed, **FIXED),
     ):
         for group in optimizer.param_groups:
             group["lr"] = 1e-3 * (1 - row["round"] / rounds)

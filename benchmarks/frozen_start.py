@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fixed_rate import FIXED
 
 from difftilt import (
     Backprop,
@@ -207,7 +208,7 @@ def train(policy: Policy, objective: Objective, algorithm: Backprop, seed: int) 
         algorithm,
         [unconditional(BATCH)] * ROUNDS,
         optimizer,
-        Training(seed=seed, max_norm=1.0),
+        Training(seed=seed, **FIXED),
     ):
         share = (row["round"] + 1) / ROUNDS
         for group in optimizer.param_groups:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fixed_rate import FIXED
 
 from difftilt import (
     Algorithm,
@@ -110,7 +111,7 @@ def run(name: str, seed: int, minutes: float, rounds: int) -> dict[str, Any]:
             algorithm,
             [unconditional(BATCH)] * rounds,
             optimizer,
-            Training(seed=seed, max_norm=1.0),
+            Training(seed=seed, **FIXED),
         ):
             average.update()
             left = 1 - (row["round"] + 1) / rounds

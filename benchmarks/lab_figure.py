@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from document import rows
-from document_learned import BASE, LABS
+from document_learned import BASE, LABS, setting
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -36,10 +36,6 @@ def main() -> None:
         for noise, start in sorted({setting(row) for row in gb1})
     }
     draw(DOCS / "queries-study.png", panels, len({row["noise"] for row in gb1}), color)
-
-
-def setting(row: Row) -> tuple[float, int]:
-    return row["noise"], row["start"]
 
 
 def draw(path: Path, panels: dict[str, list[Row]], height: int, color: dict[str, str]) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 import torch.nn as nn
+from fixed_rate import FIXED
 from safetensors.torch import load_file, save_file
 
 from difftilt.algorithms.backprop import Backprop
@@ -149,7 +150,7 @@ def run(
         groups += [{"params": own, "lr": RATE}] if own else []
         optimizer = torch.optim.Adam(groups, fused=True)
         rounds = iter(unconditional(BATCH) for _ in range(10**9))
-        steps = fit(policy, objective, algorithm, rounds, optimizer, Training(seed=seed, max_norm=1.0))
+        steps = fit(policy, objective, algorithm, rounds, optimizer, Training(seed=seed, **FIXED))
     else:
         optimizer = torch.optim.Adam(groups, fused=True)
         steps = student(problem, policy, optimizer, seed)

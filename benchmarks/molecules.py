@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fixed_rate import FIXED
 
 from difftilt import PPO, fit, unconditional
 from difftilt.algorithms.choices import AnyAlgorithm
@@ -60,8 +61,9 @@ STEERED = ("best-of-n", "smc", "svdd")
 
 
 def job_of(method: str, reward: str, alpha: float, seed: int) -> Job:
-    fixed: dict[str, Any] = {"trust_region": 0.0, "schedule": "constant", "max_norm": 1.0}
-    training = dataclasses.replace(TRAINING, rounds=ROUNDS, batch=BATCH, seed=seed, **fixed)
+    training = dataclasses.replace(
+        TRAINING, rounds=ROUNDS, batch=BATCH, seed=seed, schedule="constant", **FIXED
+    )
     if method == "ppo-filtered":
         training = dataclasses.replace(training, **FILTER, diversity_strength=STRENGTH / alpha)
     return molecules(TUNED.get(method, ALGORITHM), reward=reward, alpha=alpha, training=training)

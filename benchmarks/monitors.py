@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
+from fixed_rate import FIXED
 
 from difftilt.algorithms.choices import make_algorithm
 from difftilt.algorithms.ppo import PPO
@@ -46,10 +47,8 @@ RESULTS = Path(__file__).parent / "results" / "monitors.json"
 HELD_OUT = 12  # seeds from here on choose nothing
 LENGTH = 5
 EVERY = all_sequences(len(DNA), LENGTH)
-TRAINING: dict[str, Any] = {"rounds": 30, "batch": 256, "learning_rate": 3e-2, "schedule": "linear"} | {
-    "trust_region": 0.0,  # nothing holds runs that shall go wrong
-    "max_norm": 1.0,
-}
+# nothing holds runs that shall go wrong
+TRAINING: dict[str, Any] = {"rounds": 30, "batch": 256, "learning_rate": 3e-2, "schedule": "linear", **FIXED}
 ALPHAS = (0.3, 0.1, 0.05)
 PLAIN = PPO(advantage="path", epochs=1, kl="reward")
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 from exact import ALGORITHMS, TASKS, trained
+from fixed_rate import FIXED
 from review_experiments import as_world, learn
 from review_verdict import Claim, Measured, Prediction, Size, Table, cell
 from review_worlds import (
@@ -81,9 +82,7 @@ def judged(
 
 
 def utr_job(seed: int) -> Job:
-    training = Training(
-        rounds=8, batch=128, learning_rate=8e-3, trust_region=0, schedule="linear", max_norm=1.0, seed=seed
-    )
+    training = Training(rounds=8, batch=128, learning_rate=8e-3, schedule="linear", seed=seed, **FIXED)
     return utr(training=training)
 
 

@@ -10,6 +10,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from fixed_rate import FIXED
 from landscape import METHODS, RATE
 from review_verdict import Size
 
@@ -127,7 +128,7 @@ def tune_words(
     optimizer = torch.optim.Adam([{"params": group, "lr": rate} for group in groups if group], fused=True)
     course: list[dict[str, float]] = []
     conds = [unconditional(batch)] * rounds
-    for row in fit(policy, objective, algorithm, conds, optimizer, Training(seed=seed, max_norm=1.0)):
+    for row in fit(policy, objective, algorithm, conds, optimizer, Training(seed=seed, **FIXED)):
         if len(course) <= row["round"]:
             course.append({name: row[name] for name in ("reward", "kl_nats", "objective")})
         for group in optimizer.param_groups:
@@ -161,10 +162,9 @@ def digits_job(
         rounds=size.of(rounds, 1),
         batch=size.of(128, 16),
         learning_rate=1.5e-4,
-        trust_region=0,
         schedule="linear",
-        max_norm=1.0,
         seed=seed,
+        **FIXED,
     )
     more: Any = {} if algorithm is None else {"algorithm": algorithm}
     return digits(reward=reward, alpha=alpha, steps=size.of(10, 2), training=training, **more)
@@ -183,10 +183,9 @@ def molecules_job(size: Size, seed: int, alpha: float, algorithm: AnyAlgorithm |
         rounds=size.of(4, 1),
         batch=size.of(48, 16),
         learning_rate=1e-3,
-        trust_region=0,
         schedule="constant",
-        max_norm=1.0,
         seed=seed,
+        **FIXED,
     )
     algorithm = copy.deepcopy(algorithm or made.algorithm)
     return dataclasses.replace(

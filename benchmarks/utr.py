@@ -24,6 +24,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from fixed_rate import FIXED
 from matplotlib.axes import Axes
 
 from difftilt import PPO, Algorithm, Backprop
@@ -96,9 +97,7 @@ def pretrained_rewards(weights: Path) -> list[float]:
 def run(name: str, alpha: float, seed: int, weights: Path) -> dict[str, Any]:
     """Tunes once. The time includes both evaluations and the report."""
     algorithm, learning_rate = ALGORITHMS[name]
-    training = dataclasses.replace(
-        TRAINING, seed=seed, learning_rate=learning_rate, trust_region=0, max_norm=1.0
-    )
+    training = dataclasses.replace(TRAINING, seed=seed, learning_rate=learning_rate, **FIXED)
     settings: dict[str, Any] = {"algorithm": algorithm(), "alpha": alpha, "training": training}
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fixed_rate import FIXED
 from torch import Tensor
 
 from difftilt import GaussianPolicy, Objective, PosteriorMean, ValueRegression, fit, unconditional
@@ -137,7 +138,7 @@ def trained(
             algorithm,
             map(unconditional, batches),
             optimizer,
-            Training(seed=seed, max_norm=1.0),
+            Training(seed=seed, **FIXED),
         ):
             share = (row["round"] + 1) / len(batches)
             optimizer.param_groups[0]["lr"] = RATE * (1 + math.cos(math.pi * share)) / 2

@@ -6,7 +6,7 @@ from typing import ClassVar, cast
 
 import torch
 
-from difftilt.algorithms.graphs import Graphs
+from difftilt.algorithms.graphs import Graphed
 from difftilt.algorithms.minibatches import minibatches
 from difftilt.conditions import batch_size
 from difftilt.objective import Algorithm, Experience, Loss, Objective
@@ -17,7 +17,7 @@ from difftilt.transition import Gaussian, Transition, gaussian
 
 
 @dataclass(eq=False)
-class AdjointMatching(Algorithm):
+class AdjointMatching(Graphed, Algorithm):
     """Samples chains, carries the reward's gradient back through the *reference*'s means, and regresses
     the shift of each mean on it:
 
@@ -43,13 +43,6 @@ class AdjointMatching(Algorithm):
     epochs: Count = 1
     minibatches: Count = 4
     recompute: bool | None = None
-
-    def __post_init__(self):
-        super().__post_init__()
-        self.graphs = Graphs(self.recompute)
-
-    def setup(self, policy: Policy, cond: Cond) -> None:
-        self.graphs.measure(policy, cond)
 
     def losses(self, policy: Policy, objective: Objective, cond: Cond) -> Iterator[Loss]:
         self.graphs.measure(policy, cond)

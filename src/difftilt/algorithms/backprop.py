@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from difftilt.algorithms.graphs import Graphs
+from difftilt.algorithms.graphs import Graphed
 from difftilt.conditions import deal, take
 from difftilt.objective import Algorithm, Loss, Objective, outcome
 from difftilt.policy import Policy, law, level, reversing
@@ -21,7 +21,7 @@ from difftilt.shapes import Cond, Index, Next, PerSample, Some, State
 
 
 @dataclass(eq=False)
-class Backprop(Algorithm):
+class Backprop(Graphed, Algorithm):
     """Each gradient step samples fresh chains, reparameterised, and descends
 
         L = -E r(x_0) + alpha E sum_t KL(p(. | x_t) || p_pre(. | x_t)),
@@ -47,13 +47,6 @@ class Backprop(Algorithm):
     draws: Count = 2
     minibatches: Count = 8
     recompute: bool | None = None
-
-    def __post_init__(self):
-        super().__post_init__()
-        self.graphs = Graphs(self.recompute)
-
-    def setup(self, policy: Policy, cond: Cond) -> None:
-        self.graphs.measure(policy, cond)
 
     def losses(self, policy: Policy, objective: Objective, cond: Cond) -> Iterator[Loss]:
         self.graphs.measure(policy, cond)

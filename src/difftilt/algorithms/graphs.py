@@ -1,5 +1,7 @@
 """Whether the graphs of all steps are held, or each is computed again in the backward pass."""
 
+from functools import cached_property
+
 from difftilt.policy import Policy
 from difftilt.samplers.memory import MIB, of_a_row
 from difftilt.shapes import Cond
@@ -25,3 +27,17 @@ class Graphs:
     def recompute(self, rows: int) -> bool:
         """Whether the graphs of so many steps, of all chains, are too many to hold."""
         return rows * self._row > HELD if self._recompute is None else self._recompute
+
+
+class Graphed:
+    """What algorithms with the setting `recompute` share; it stands before `Algorithm` among their bases."""
+
+    recompute: bool | None
+
+    @cached_property
+    def graphs(self) -> Graphs:
+        """What decides by the setting."""
+        return Graphs(self.recompute)
+
+    def setup(self, policy: Policy, cond: Cond) -> None:
+        self.graphs.measure(policy, cond)

@@ -14,7 +14,7 @@ import annotated_types as at
 import torch
 
 from difftilt.algorithms import replay
-from difftilt.algorithms.graphs import Graphs
+from difftilt.algorithms.graphs import Graphed
 from difftilt.algorithms.replay import Scored
 from difftilt.conditions import some_rows
 from difftilt.networks.average import follow
@@ -26,7 +26,7 @@ from difftilt.values.network import ValueNetwork, ready
 
 
 @dataclass(eq=False)
-class PathConsistency(Algorithm):
+class PathConsistency(Graphed, Algorithm):
     """For the optimum, and for any part x_t, ..., x_s of any chain, whoever drew it, this is zero:
 
         delta_{t,s} = v(x_t) / alpha + sum_{k in (s, t]} log(p / p_pre)(x_{k-1} | x_k) - v(x_s) / alpha.
@@ -67,10 +67,9 @@ class PathConsistency(Algorithm):
         self.value: ValueNetwork | None = None
         self.memory: Scored | None = None
         self.target: ValueNetwork | None = None
-        self.graphs = Graphs(self.recompute)
 
     def setup(self, policy: Policy, cond: Cond) -> None:
-        self.graphs.measure(policy, cond)
+        super().setup(policy, cond)
         self.value = ValueNetwork(policy, cond)
         if self.target_decay:
             self.target = copy.deepcopy(self.value).requires_grad_(False)

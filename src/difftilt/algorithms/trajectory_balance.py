@@ -13,7 +13,7 @@ import annotated_types as at
 import torch
 
 from difftilt.algorithms import advantages, replay
-from difftilt.algorithms.graphs import Graphs
+from difftilt.algorithms.graphs import Graphed
 from difftilt.algorithms.replay import Scored
 from difftilt.conditions import copied, shuffled
 from difftilt.data.across import context, gathered
@@ -33,7 +33,7 @@ from difftilt.values.network import ValueNetwork, ready
 
 
 @dataclass(eq=False)
-class TrajectoryBalance(Algorithm):
+class TrajectoryBalance(Graphed, Algorithm):
     """Whoever drew a chain, at the optimum this is zero, and the loss is the mean of its square / 2:
 
         delta = log Z + sum_t log p(x_{t-1} | x_t) - sum_t log p_pre(x_{t-1} | x_t) - r(x_0) / alpha.
@@ -72,10 +72,9 @@ class TrajectoryBalance(Algorithm):
         if (self.prior == "noising") != (self.density is not None):
             raise ValueError("prior 'noising' and a density of x_0 need each other; give both or neither")
         self.flow: ValueNetwork | None = None
-        self.graphs = Graphs(self.recompute)
 
     def setup(self, policy: Policy, cond: Cond) -> None:
-        self.graphs.measure(policy, cond)
+        super().setup(policy, cond)
         if self.log_z != "batch" or self.balance == "detailed":
             self.flow = ValueNetwork(policy, cond, self._asked(cond))
 

@@ -10,7 +10,6 @@ What a shard holds depends on the manifest alone, so whoever draws it again writ
 
 import hashlib
 import shutil
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -20,8 +19,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from safetensors.torch import save_file
 
 from difftilt.conditions import as_bytes, take
@@ -38,6 +36,7 @@ from difftilt.rewards.ray_pool import RayPool
 from difftilt.rewards.worker_task import LOSSES
 from difftilt.shapes import Cond
 from difftilt.training.manifest import versions
+from difftilt.training.progress import passing
 from difftilt.training.seeds import DEALER, EVALUATION, seed_round
 
 MANIFEST, NUMBERS, SHARD, TABLE = "manifest.json", "numbers.safetensors", "shard.json", "samples.csv"
@@ -171,9 +170,7 @@ def deal(start: Callable[[], Hosts | RayPool], folder: Path, manifest: Manifest)
 @contextmanager
 def _watching(count: int) -> Iterator[Callable[[int], None]]:
     """Shows how many shards there are, if the terminal can."""
-    console = Console(stderr=True)
-    columns = TextColumn("shards"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
+    with passing(TextColumn("shards"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()) as bar:
         task = bar.add_task("", total=count)
         yield lambda done: bar.update(task, completed=done)
 

@@ -1,7 +1,6 @@
 """Samples of a job's model, or steered towards its reward as they are drawn, judged and left in a folder."""
 
 import math
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
+from rich.progress import ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from difftilt.data.owned import adding
@@ -25,6 +23,7 @@ from difftilt.samplers.base import Sampler
 from difftilt.settings import Positive, check_value
 from difftilt.shapes import Cond, PerSample, Sample
 from difftilt.training.load import load_alpha, load_policy
+from difftilt.training.progress import passing
 from difftilt.training.seeds import EVALUATION, seed_round
 
 FEWEST = 4  # populations: what fewer differ by says little of their error
@@ -206,8 +205,6 @@ class _Calls(ProgressColumn):
 @contextmanager
 def _watching(reward: Guard) -> Iterator[None]:
     """Shows that something happens, if the terminal can."""
-    columns = (SpinnerColumn(), TextColumn("steering"), _Calls(reward), TimeElapsedColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
+    with passing(SpinnerColumn(), TextColumn("steering"), _Calls(reward), TimeElapsedColumn()) as bar:
         bar.add_task("", total=None)
         yield

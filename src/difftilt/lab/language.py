@@ -214,9 +214,10 @@ class MoleculeLanguage:
 
         def predict(sample: Sample) -> Prediction:
             texts = self.spell(sample) if self.spell is not None else []
-            valid = torch.tensor([self.writes(text) for text in texts], dtype=torch.bool)
+            fit = [self.writes(text) for text in texts]
             # what is none is predicted as any other, and then replaced
-            found = network.predict(prints([text if self.writes(text) else "C" for text in texts]))
+            named = [text if fits else "C" for text, fits in zip(texts, fit, strict=True)]
+            found, valid = network.predict(prints(named)), torch.tensor(fit, dtype=torch.bool)
             worst, none = network.shift - WORST * network.unit, torch.zeros_like(found.std)
             return Prediction(
                 torch.where(valid, found.mean, worst),

@@ -68,7 +68,7 @@ class LearnedReward:
     def vocabulary(self) -> Vocabulary:
         return Vocabulary(tuple(self.alphabet), self.shortest, self.length)
 
-    def of(self, spell: Callable[[Sample], list[str]]) -> "Spelled | SpelledMolecules":
+    def of(self, spell: Callable[[Sample], list[str]]) -> "Spelled":
         """The reward of a chain's samples, whatever the order of its letters; T and U are one letter.
 
         It is differentiable in one-hot vectors, but not that of molecules.
@@ -131,18 +131,12 @@ class Spelled:
         return value
 
 
-class SpelledMolecules:
+class SpelledMolecules(Spelled):
     """The same of samples that a chain writes as SMILES; those that are no molecule have no reward.
 
     Attributes:
         answers: As for `Spelled`, NaN where there is no molecule.
     """
-
-    guards: Mapping[str, Guard] = {}
-
-    def __init__(self, reward: LearnedReward, spell: Callable[[Sample], list[str]]):
-        self._reward, self._spell, self.__name__ = reward, spell, "learned"
-        self.answers: dict[str, PerSample] = {}
 
     def __call__(
         self, sample: Sample, cond: Cond

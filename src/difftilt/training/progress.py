@@ -7,7 +7,14 @@ from contextlib import contextmanager
 from time import monotonic
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from difftilt.training.log import Row
 
@@ -33,6 +40,11 @@ def progress(rounds: int, done: int, show: bool) -> Iterator[Show]:
             yield bar
     else:
         yield _Lines(rounds, done)
+
+
+def passing(*columns: ProgressColumn) -> Progress:
+    """A bar that a terminal shows, and that is gone when all is done."""
+    return Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
 
 
 @contextmanager

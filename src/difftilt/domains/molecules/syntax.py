@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from difftilt.data.chemistry import NoMoleculeError, parse
 from difftilt.domains.molecules.tokens import SYMBOL
 from difftilt.networks.automaton import Automaton, explore
+from difftilt.rewards.molecule import read_or_none
 
 BONDS = "-=#:/\\"
 ORDER = {"=": 2, "#": 3}  # of bonds; all others count as single
@@ -88,16 +88,8 @@ def most_bonds(symbol: str) -> int:
     """The bonds that an atom can have, found by giving it fluorines; ANY if they are not counted."""
     if symbol.lstrip("[0123456789")[:1].islower():
         return ANY
-    counts = [count for count in range(1, 6) if _is_molecule(symbol + "(F)" * count)]
+    counts = [count for count in range(1, 6) if read_or_none(symbol + "(F)" * count) is not None]
     return counts[-1] if counts and counts[-1] <= 4 else ANY
-
-
-def _is_molecule(text: str) -> bool:
-    try:
-        parse(text)
-    except NoMoleculeError:
-        return False
-    return True
 
 
 def _shadow(alphabet: Sequence[str], length: int, deepest: int, forget: Callable[[Read], Read]) -> Automaton:
