@@ -236,3 +236,16 @@ def test_failures_can_be_treated_in_every_way_in_every_recipe(name):
     wrong = parse(recipe_of(name), ["--on-error", "drop", "--penalty", "1"], "difftilt")["training"]
     with pytest.raises(ValueError, match=r"on_error 'drop' got penalty 1\.0"):
         guarded(lambda x, c: x, "ink", wrong)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_run_that_is_called_like_a_recipe_is_told_apart(recipe, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        main(["sample", recipe, "--nonsense"])
+    assert "./" not in capsys.readouterr().err, "nothing is called like it"
+    (tmp_path / recipe).mkdir()
+    (tmp_path / recipe / "run.json").write_text("{}")
+    with pytest.raises(SystemExit):
+        main(["sample", recipe, "--nonsense"])
+    assert f"for the run in the folder {recipe} say ./{recipe}" in capsys.readouterr().err

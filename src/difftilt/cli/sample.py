@@ -1,6 +1,7 @@
 """The command `difftilt sample`."""
 
 import dataclasses
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
@@ -115,6 +116,9 @@ class Asked:
 
 def sample_command(words: list[str]) -> None:
     """Draws samples from a run's or a recipe's model, steered if asked, and judges them."""
+    if words and words[0] in RECIPES and (Path(words[0]) / "run.json").exists():
+        name = words[0]
+        print(f"{name} is the recipe; for the run in the folder {name} say ./{name}", file=sys.stderr)
     _draw(_asked(words), words)
 
 
