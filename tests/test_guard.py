@@ -187,6 +187,42 @@ def test_the_cache_gives_the_same_answers_in_fewer_calls(numbers, again):
     assert cached.calls == len(set(numbers))
 
 
+class Unsure:
+    """Twice the sample, but for 1, and how sure that is."""
+
+    def __init__(self):
+        self.guards: dict[str, Guard] = {}
+        self.answers: dict[str, Tensor] = {}
+
+    def __call__(self, x: Tensor, c: Any) -> Tensor:
+        self.answers = {"spread": x[:, 0] ** 2}
+        return fails_on({1})(x, c)
+
+
+@pytest.mark.parametrize("failing", [{"on_error": "drop"}, {"on_error": "penalty", "penalty": -1.0}], ids=str)
+def test_what_parts_said_of_remembered_samples_is_remembered(failing):
+    """Also where some are new, one has no valid reward, all are known, or a checkpoint lies between."""
+    plain, cached, later = (
+        Guard(Unsure(), **failing),
+        *(Guard(Unsure(), cache=True, **failing) for _ in range(2)),
+    )
+    for rows in ([0, 2], [1, 2, 0], [3, 3, 1, 2], [2, 0, 1, 3], [3]):
+        x, cond = SAMPLES[rows], unconditional(len(rows))
+        torch.testing.assert_close(cached(x, cond), plain(x, cond), equal_nan=True)
+        assert cached.parts.keys() == plain.parts.keys() == {"spread"}
+        assert cached.parts["spread"].equal(plain.parts["spread"])
+    assert cached.calls == 6 < plain.calls  # three good ones once each, and the bad one each time
+    later.load_state_dict(cached.state_dict())
+    later(SAMPLES[[3]], unconditional(1))
+    assert later.calls == cached.calls and later.parts["spread"].equal(cached.parts["spread"])
+    state = cached.state_dict()
+    del state["told"]  # a run of before has none
+    later = Guard(Unsure(), cache=True, **failing)
+    later.load_state_dict(state)
+    later(SAMPLES[[3, 0]], unconditional(2))
+    assert not later.parts, "what is not known of all is not shown of some"
+
+
 def test_the_cache_knows_conditions_and_names_the_right_sample():
     lengths: Any = lambda x, c: [float(len(p)) for p in c["prompt"]]  # noqa: E731
     guard = Guard(lengths, cache=True)

@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from difftilt.conditions import take
-from difftilt.shapes import Cond, Index, PerSample, Sample, Scalar, Stateful
+from difftilt.shapes import Cond, Index, Mask, PerSample, Sample, Scalar, Stateful
 
 MOST_TOKENS = 1024  # beyond which integers are numbers
 COPIED = 2**22  # numbers that are copied at a time, as batches of images are large
@@ -72,6 +72,34 @@ class Asked:
         index = torch.arange(start, stop, device=self.sample.device)
         part = (self.sample[index], take(self.cond, index), self.rows[start:stop])
         return Asked(*part, self.total, self.keys[start:stop])
+
+
+class Told:
+    """What the parts of a reward said of samples, for those that are remembered.
+
+    Attributes:
+        known: By the sample's key, and by the part's name.
+    """
+
+    def __init__(self):
+        self.known: dict[str, dict[str, float]] = {}
+
+    def add(self, keys: Sequence[str], answers: Mapping[str, PerSample]) -> None:
+        """Remembers the answers to one call."""
+        said = {name: x.tolist() for name, x in answers.items()}
+        for row, key in enumerate(keys):
+            self.known[key] = {name: column[row] for name, column in said.items()}
+
+    def of(self, keys: Sequence[str], valid: Mask) -> dict[str, PerSample]:
+        """The answers, NaN where a part gave none; nothing where they are not known of all valid samples."""
+        told = [self.known.get(key) for key in keys]
+        if any(each is None and ok for each, ok in zip(told, valid.tolist(), strict=True)):
+            return {}
+        names = dict.fromkeys(name for each in told for name in each or {})
+        rows = {name: [(each or {}).get(name, math.nan) for each in told] for name in names}
+        return {
+            name: torch.tensor(row, dtype=torch.float32, device=valid.device) for name, row in rows.items()
+        }
 
 
 def numbers_of(answer: Any, device: torch.device) -> Tensor | None:

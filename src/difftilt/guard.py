@@ -12,6 +12,7 @@ from difftilt.answers import (
     Failure,
     Prefetching,
     RewardError,
+    Told,
     check_arguments,
     described,
     is_missing,
@@ -93,6 +94,7 @@ class Guard:
         self.parts: Mapping[str, PerSample] = {}
         self._raised: dict[int, str] = {}
         self._cache: dict[str, float] | None = {} if cache else None
+        self._told = Told()
         self._ahead: set[str] = set()  # keys of samples that were prefetched since the last call
         check_arguments(reward, self.name)
 
@@ -100,13 +102,15 @@ class Guard:
         self.failure, self.reasons = "", {}
         self._raised.clear()
         self._ahead.clear()
-        value = self._fresh(sample, cond) if self._cache is None else self._remembered(sample, cond)
+        keys = [] if self._cache is None else sample_keys(sample, cond)
+        value = self._fresh(sample, cond) if self._cache is None else self._remembered(sample, cond, keys)
         valid = value.isfinite()
         if not valid.all():
             self._count((~valid).nonzero()[:, 0].tolist(), value)
             value = value.where(valid, torch.nan if self.penalty is None else self.penalty)
         if isinstance(self.reward, Composite):
-            answers, kept = self.reward.answers, value.isfinite()  # fewer, where a batch was taken apart
+            answers = self.reward.answers if self._cache is None else self._told.of(keys, valid)
+            kept = value.isfinite()  # answers are fewer, where a batch was taken apart
             self.parts = {name: x[kept] for name, x in answers.items() if len(x) == len(kept)}
         return value
 
@@ -167,12 +171,13 @@ class Guard:
             "dropped": self.dropped,
             "last_failure": self.last_failure,
             "cache": self._cache,
+            "told": self._told.known,
             "reward": None if own is None else own.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.calls, self.dropped, self._cache = state["calls"], state["dropped"], state["cache"]
-        self.last_failure = state.get("last_failure", "")  # runs of before have none
+        self.last_failure, self._told.known = state.get("last_failure", ""), state.get("told", {})
         own = learner_of(self.reward)
         if (own is None) != (state["reward"] is None):
             saved, now = ("some", "none") if own is None else ("none", "some")
@@ -186,10 +191,9 @@ class Guard:
     def _fresh(self, sample: Sample, cond: Cond) -> PerSample:
         return self._checked(Asked(sample, cond, range(len(sample)), len(sample)))
 
-    def _remembered(self, sample: Sample, cond: Cond) -> PerSample:
+    def _remembered(self, sample: Sample, cond: Cond, keys: Sequence[str]) -> PerSample:
         """Scores each new sample once. What failed is not remembered: it may work the next time."""
         known = {} if self._cache is None else self._cache
-        keys = sample_keys(sample, cond)
         first = self._first(keys)
         fresh: dict[str, float] = {}
         if first:
@@ -270,6 +274,8 @@ class Guard:
         if self._cache is not None:
             pairs = zip(asked.keys, numbers.tolist(), strict=True)
             self._cache |= {key: number for key, number in pairs if np.isfinite(number)}
+            if isinstance(self.reward, Composite):
+                self._told.add(asked.keys, self.reward.answers)
         return numbers
 
     def _note(self, answer: Sequence[Any], asked: Asked) -> None:

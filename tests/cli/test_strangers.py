@@ -304,8 +304,9 @@ def test_the_option_that_was_meant_is_named(wrong, right, place, capsys):
     [
         (["finetune", "digits", "--algorithm", "grpo"], "algorithm:ppo"),
         (["sample", "digits", "--sampler", "smc"], "sampler:smc"),
+        (["finetune", "dna", "--algoritm", "grpo"], "algorithm:ppo"),
     ],
-    ids=["algorithm", "sampler"],
+    ids=["algorithm", "sampler", "misspelt"],
 )
 def test_what_is_chosen_by_a_word_is_told_by_one(words, right, capsys):
     assert f"but a word such as {right};" in refused(words, capsys)

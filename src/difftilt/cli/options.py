@@ -259,18 +259,15 @@ def _unknown_option(said: str, options: type, program: str) -> str:
     if unknown is None:
         return ""
     word = unknown.group(1).removeprefix("--").replace("_", "-")
-    if word in (choices := dict(_choices(options))):
-        example = f"{word}:{choices[word]}"
-        return (
-            f"there is no option --{word}, but a word such as {example}; {program} --help lists all of them"
-        )
     names = list(_names(options))
     names += re.findall(r"--([\w.-]+)", said.replace(unknown.group(1), "", 1))
     initials = [name for name in names if "".join(part[:1] for part in name.split("-")) == word]
     inside = [name for name in names if word in name.split("-") or name.startswith(word)]
     found = [*initials, *difflib.get_close_matches(word, names, 1, 0.5), *inside]
-    nearest = f"; did you mean --{found[0]}?" if found else ""
-    return f"there is no option --{word}{nearest or ';'} {program} --help lists all of them"
+    choices = dict(_choices(options))
+    meant = f"but a word such as {found[0]}:{choices[found[0]]}" if found and found[0] in choices else ""
+    nearest = f", {meant};" if meant else f"; did you mean --{found[0]}?" if found else ";"
+    return f"there is no option --{word}{nearest} {program} --help lists all of them"
 
 
 def _names(settings: Any) -> Iterator[str]:

@@ -49,7 +49,9 @@ def own_of(path: Path, process: int, processes: int, before: int) -> dict[str, A
     for name in ("calls", "dropped"):
         reward[name] = _dealt(sum(each["reward"][name] for each in every), process, processes)
     if reward["cache"] is not None:
-        reward["cache"] = {key: number for each in every for key, number in each["reward"]["cache"].items()}
+        for name in ("cache", "told"):
+            known = (each["reward"].get(name, {}) for each in every)  # runs of before have no `told`
+            reward[name] = {key: one for each in known for key, one in each.items()}
     return own
 
 
