@@ -50,6 +50,7 @@ from difftilt.training.fit import fit
 from difftilt.training.pretrain import explain, regress
 from difftilt.training.seeds import seed_round
 from difftilt.training.settings import Training
+from difftilt.training.unfinished import Unfinished
 from difftilt.transition import one_hot
 
 RESULTS = Path(__file__).parent / "results" / "landscape"
@@ -110,17 +111,20 @@ def make_problem(name: str, models: Path) -> Problem:
         network = landscape_network(table)
         network.load_state_dict(load_file(path))
     else:
-        network = pretrained(table, table.lower_half() if data == "lower" else table.measured.nonzero()[:, 0])
-        models.mkdir(parents=True, exist_ok=True)
-        save_file(network.state_dict(), path)
+        rows = table.lower_half() if data == "lower" else table.measured.nonzero()[:, 0]
+        network = pretrained(table, rows, path)
     return Problem(name, table, chain_of(network.requires_grad_(False), table), float(alpha))
 
 
-def pretrained(table: Landscape, rows: torch.Tensor) -> nn.Module:
-    """A network that learned these sequences, whatever their scores."""
+def pretrained(table: Landscape, rows: torch.Tensor, path: Path) -> nn.Module:
+    """A network that learned these sequences, whatever their scores; it is kept in a file."""
     torch.manual_seed(0)
-    network = landscape_network(table)
-    train(network, table, table.sequences()[rows], PRETRAIN_STEPS, 1024, 3e-3, seed=0)
+    network, data = landscape_network(table), table.sequences()[rows]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kept = Unfinished(path, {}, {"learned": data})
+    train(network, table, data, PRETRAIN_STEPS, 1024, 3e-3, 0, kept)
+    save_file(network.state_dict(), path)
+    kept.remove()
     return network
 
 

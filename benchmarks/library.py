@@ -65,7 +65,9 @@ def main() -> None:
     torch.set_num_threads(1)
     for reward in asked.rewards:
         table, alpha = library(reward), ALPHAS[reward]
-        chain = chain_of(landscape.pretrained(table, table.lower_half()).requires_grad_(False), table)
+        path = asked.models / f"library-{reward}.safetensors"
+        network = landscape.pretrained(table, table.lower_half(), path)
+        chain = chain_of(network.requires_grad_(False), table)
         problem = landscape.Problem(f"{reward}-lower-{alpha}", table, chain, alpha)
         landscape.tune(problem, RESULTS, asked)
 

@@ -3,6 +3,7 @@
 import importlib
 from collections.abc import Mapping
 
+from difftilt.cli.interruption import watch
 from difftilt.cli.options import parse
 from difftilt.settings import UsageError, choose
 
@@ -25,4 +26,6 @@ def pretrain_command(words: list[str]) -> None:
         raise UsageError(f"difftilt pretrain needs a recipe: {', '.join(PRETRAIN)}")
     module, name = choose("recipe", words[0], PRETRAIN)
     pretrain = getattr(importlib.import_module(module), name)
-    pretrain(**parse(pretrain, words[1:], f"difftilt pretrain {words[0]}"))
+    options = parse(pretrain, words[1:], f"difftilt pretrain {words[0]}")
+    with watch.repeatable():
+        pretrain(**options)

@@ -3,6 +3,7 @@
 import math
 import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from difftilt.networks.bundle import Numbers
@@ -22,6 +23,12 @@ def made(settings: Mapping[str, Any], seconds: float, threads: int, version: str
         "threads": threads,
         "torch": version,
     }
+
+
+def said(**options: Any) -> Numbers:
+    """Those options that have a value, paths as texts."""
+    given = {name: value for name, value in options.items() if value is not None}
+    return {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
 
 
 def command(words: Sequence[str], about: Numbers) -> str:

@@ -35,7 +35,9 @@ class Muon(torch.optim.AdamW):
     def step(self, closure: Callable[[], float] | None = None) -> Any:
         for group in self.param_groups:
             for weight in group["params"] if group["orthogonal"] else ():
-                mean = self.state[weight].setdefault("mean", torch.zeros_like(weight))
+                state = self.state[weight]
+                mean = state.setdefault("mean", torch.zeros_like(weight))
+                state.setdefault("step", torch.zeros(()))  # AdamW loads no state without one
                 mean.lerp_(weight.grad, 1 - MOMENTUM)
                 step = orthogonal(weight.grad.lerp(mean, MOMENTUM))  # Nesterov's
                 weight.sub_(step, alpha=group["lr"] * max(1, len(step) / len(step.T)) ** 0.5)

@@ -27,6 +27,7 @@ def denoise(
     null: Mapping[str, Tensor] | None = None,
     drop: float = 0.1,
     seed: int = 0,
+    start: int = 0,
 ) -> Iterator[dict[str, float]]:
     """Descends E_t |network(a x_0 + s z, t, c) - target|^2, and yields after every gradient step.
 
@@ -40,8 +41,9 @@ def denoise(
         drop: Share of the samples whose condition is replaced by `null`, in [0, 1], so that the same
             network learns the unconditional distribution.
         seed: Step k draws from generators seeded by (seed, k).
+        start: Number of the first step; those before were made by another process.
     """
-    for number, rows in _minibatches(len(data), batch, steps, seed):
+    for number, rows in _minibatches(len(data), batch, steps, seed, start):
         t = torch.randint(1, policy.steps + 1, (batch,))
         x_0, given = data[rows], _forget(take(cond, rows), null or {}, drop)
         a, s = (level[t].view(-1, *(1,) * (data.ndim - 1)) for level in (policy.alpha, policy.sigma))
@@ -61,6 +63,7 @@ def explain(
     batch: int = 256,
     even: bool = False,
     seed: int = 0,
+    start: int = 0,
 ) -> Iterator[dict[str, float]]:
     """Descends T E_t of the chain's loss, t uniform in 1, ..., T, and yields after every gradient step.
 
@@ -72,8 +75,9 @@ def explain(
         cond: The condition of each.
         even: Spread the t of a batch evenly, so that its loss varies less.
         seed: Step k draws from generators seeded by (seed, k).
+        start: Number of the first step; those before were made by another process.
     """
-    for number, rows in _minibatches(len(data), batch, steps, seed):
+    for number, rows in _minibatches(len(data), batch, steps, seed, start):
         if even:
             share = (torch.arange(batch, device=data.device) + torch.rand(1, device=data.device)) / batch
             t = (share * policy.steps).long().clamp(max=policy.steps - 1) + 1
@@ -92,14 +96,16 @@ def regress(
     steps: int,
     batch: int = 256,
     seed: int = 0,
+    start: int = 0,
 ) -> Iterator[dict[str, float]]:
     """Descends Huber's loss of predicted numbers, and yields after every gradient step.
 
     Args:
         network: Maps samples to one number each.
         seed: Step k draws from generators seeded by (seed, k).
+        start: Number of the first step; those before were made by another process.
     """
-    for number, rows in _minibatches(len(data), batch, steps, seed):
+    for number, rows in _minibatches(len(data), batch, steps, seed, start):
         yield _step(F.huber_loss(network(data[rows]), value[rows]), optimizer, number)
 
 
@@ -114,6 +120,7 @@ def classify(
     augment: Callable[[Real], Real] = lambda x: x,
     smoothing: float = 0.0,
     seed: int = 0,
+    start: int = 0,
 ) -> Iterator[dict[str, float]]:
     """Descends the cross-entropy of a classifier, and yields after every gradient step.
 
@@ -122,8 +129,9 @@ def classify(
         augment: Changes samples at random without changing their class.
         smoothing: Share of the label's probability that is spread over all classes, in [0, 1).
         seed: Step k draws from generators seeded by (seed, k).
+        start: Number of the first step; those before were made by another process.
     """
-    for number, rows in _minibatches(len(data), batch, steps, seed):
+    for number, rows in _minibatches(len(data), batch, steps, seed, start):
         logits = network(augment(data[rows]))
         loss = F.cross_entropy(logits, label[rows], label_smoothing=smoothing)
         yield _step(loss, optimizer, number)
@@ -206,9 +214,11 @@ def _forget(cond: Cond, null: Mapping[str, Tensor], drop: float) -> Cond:
     return forgotten
 
 
-def _minibatches(count: int, batch: int, steps: int, seed: int) -> Iterator[tuple[int, Index]]:
+def _minibatches(
+    count: int, batch: int, steps: int, seed: int, start: int = 0
+) -> Iterator[tuple[int, Index]]:
     """The number of each step, after it is seeded, and which rows of the data it sees."""
-    for number in range(steps):
+    for number in range(start, steps):
         seed_round(seed, number)
         yield number, torch.randint(count, (batch,))
 

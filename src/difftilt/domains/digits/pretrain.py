@@ -1,12 +1,11 @@
 """Makes the weights that come with the package: the digits model, the proxy and the gold classifier."""
 
-import time
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from rich.progress import track
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from difftilt.domains.card import command, made, shown
@@ -31,6 +30,7 @@ from difftilt.policy import rollout
 from difftilt.settings import Count, Natural, Rate, Threads
 from difftilt.shapes import Samples
 from difftilt.training.pretrain import classify, denoise, noisy, shifted, warm_cosine
+from difftilt.training.unfinished import Unfinished
 
 NETWORK = {"patch": 4, "width": 128, "depth": 2, "heads": 4, "expand": 4}
 CLASSIFIER = {"width": 24, "features": 32}
@@ -59,15 +59,16 @@ def pretrain_digits(
         seed: Of weights and training; the split of the data is always the same.
     """
     torch.set_num_threads(threads)
-    busy, split = time.process_time(), load_split()
-    networks = {
-        "model": _train_model(split.train, steps, batch, learning_rate, seed),
-        "proxy": _train_classifier("proxy", split.proxy, classifier_steps, seed + 1),
-        "gold": _train_classifier("gold", split.gold, classifier_steps, seed + 2),
-    }
+    split = load_split()
     settings = {"steps": steps, "batch": batch, "learning_rate": learning_rate}
     settings |= {"classifier_steps": classifier_steps, "seed": seed}
-    about = made(settings, time.process_time() - busy, threads, torch.__version__)
+    kept = Unfinished(out, settings, {"learned": split.train.image})
+    networks = {
+        "model": _train_model(split.train, steps, batch, learning_rate, seed, kept),
+        "proxy": _train_classifier("proxy", split.proxy, classifier_steps, seed + 1, kept),
+        "gold": _train_classifier("gold", split.gold, classifier_steps, seed + 2, kept),
+    }
+    about = made(settings, kept.seconds(), threads, torch.__version__)
     config = {"network": NETWORK, "classifier": CLASSIFIER, "made": about}
 
     def judge(folder: Path) -> tuple[Numbers, str]:
@@ -75,16 +76,20 @@ def pretrain_digits(
         return found, card(about, found)
 
     save_bundle(out, networks, config, judge)
+    kept.remove()
 
 
-def _train_model(data: Images, steps: int, batch: int, learning_rate: float, seed: int) -> nn.Module:
+def _train_model(
+    data: Images, steps: int, batch: int, learning_rate: float, seed: int, kept: Unfinished
+) -> nn.Module:
     """The running average of the weights."""
     torch.manual_seed(seed)
     network = DiT(**NETWORK)
     average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(0.999))
     optimizer = torch.optim.AdamW(network.parameters(), learning_rate, weight_decay=0.01)
     schedule = warm_cosine(optimizer, steps)
-    rows = denoise(
+    loop = partial(
+        denoise,
         chain_of(network, training_schedule()),
         state_of(data.image),
         {"label": data.label},
@@ -95,19 +100,21 @@ def _train_model(data: Images, steps: int, batch: int, learning_rate: float, see
         drop=DROP,
         seed=seed,
     )
-    for _ in track(rows, "diffusion model", total=steps):
+    states = {"network": network, "average": average, "optimizer": optimizer, "schedule": schedule}
+    for _ in kept.rows("diffusion model", loop, steps, **states):
         schedule.step()
         average.update_parameters(network)
     return average.module
 
 
-def _train_classifier(name: str, data: Images, steps: int, seed: int) -> nn.Module:
+def _train_classifier(name: str, data: Images, steps: int, seed: int, kept: Unfinished) -> nn.Module:
     """Noise, shifts and soft labels make a reward that is hard to exploit and has a useful slope."""
     torch.manual_seed(seed)
     classifier = Classifier(**CLASSIFIER)
     optimizer = torch.optim.AdamW(classifier.parameters(), CLASSIFIER_RATE, weight_decay=0.02)
     schedule = warm_cosine(optimizer, steps)
-    rows = classify(
+    loop = partial(
+        classify,
         classifier,
         data.image,
         data.label,
@@ -117,7 +124,8 @@ def _train_classifier(name: str, data: Images, steps: int, seed: int) -> nn.Modu
         smoothing=0.05,
         seed=seed,
     )
-    for _ in track(rows, f"{name} classifier", total=steps):
+    states = {"classifier": classifier, "optimizer": optimizer, "schedule": schedule}
+    for _ in kept.rows(f"{name} classifier", loop, steps, **states):
         schedule.step()
     return classifier
 

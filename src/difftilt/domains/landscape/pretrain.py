@@ -1,14 +1,13 @@
 """Makes what the recipes `dna` and `protein` start from: models of the lower half of a landscape."""
 
 import dataclasses
-import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import torch
 import torch.nn as nn
-from rich.progress import track
 
 from difftilt.conditions import unconditional
 from difftilt.data.landscape import Landscape, load_landscape
@@ -30,6 +29,7 @@ from difftilt.objective import Objective
 from difftilt.settings import Count, Natural, Rate, Threads, check_settings
 from difftilt.shapes import Tokens
 from difftilt.training.pretrain import explain, warm_cosine
+from difftilt.training.unfinished import Unfinished
 
 
 @dataclass(frozen=True)
@@ -87,33 +87,42 @@ def pretrain_protein(pretraining: Pretraining = PRETRAINING) -> None:
 
 def _pretrain(table: Landscape, asked: Pretraining) -> None:
     torch.set_num_threads(asked.threads)
-    busy = time.process_time()
     data = table.sequences()[table.lower_half()]
+    out = asked.out or (Path("models") / table.name if table.name == SHIPPED else default_folder(table.name))
+    settings = {k: v for k, v in dataclasses.asdict(asked).items() if k not in ("out", "threads")}
+    kept = Unfinished(out, settings, {"learned": data})
     torch.manual_seed(asked.seed)
     size = {"width": asked.width, "rows": asked.rows}
     network = landscape_network(table, **size)
-    train(network, table, data, asked.steps, asked.batch, asked.learning_rate, asked.seed)
-    settings = {k: v for k, v in dataclasses.asdict(asked).items() if k not in ("out", "threads")}
-    about = made(settings, time.process_time() - busy, asked.threads, torch.__version__)
+    train(network, table, data, asked.steps, asked.batch, asked.learning_rate, asked.seed, kept)
+    about = made(settings, kept.seconds(), asked.threads, torch.__version__)
     config = {"landscape": table.name, "network": size, "made": about}
 
     def judge(folder: Path) -> tuple[Numbers, str]:
         found = quality(table, folder)
         return found, card(table, config, found)
 
-    out = Path("models") / table.name if table.name == SHIPPED else default_folder(table.name)
-    save_bundle(asked.out or out, {"model": network}, config, judge)
+    save_bundle(out, {"model": network}, config, judge)
+    kept.remove()
 
 
 def train(
-    network: nn.Module, table: Landscape, data: Tokens, steps: int, batch: int, rate: float, seed: int
+    network: nn.Module,
+    table: Landscape,
+    data: Tokens,
+    steps: int,
+    batch: int,
+    rate: float,
+    seed: int,
+    kept: Unfinished,
 ) -> None:
     """Teaches a network to explain the data, all rows alike."""
     optimizer = torch.optim.Adam(network.parameters(), rate, fused=True)
     schedule = warm_cosine(optimizer, steps)
     chain, cond = chain_of(network, table), unconditional(len(data))
-    rows = explain(chain, data, cond, optimizer, steps=steps, batch=batch, seed=seed)
-    for _ in track(rows, f"model of {table.name}", total=steps):
+    loop = partial(explain, chain, data, cond, optimizer, steps=steps, batch=batch, seed=seed)
+    states = {"chain": chain, "optimizer": optimizer, "schedule": schedule}
+    for _ in kept.rows(f"model of {table.name}", loop, steps, **states):
         schedule.step()
 
 

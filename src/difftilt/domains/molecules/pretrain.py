@@ -1,7 +1,6 @@
 """Makes the model that the recipe `molecules` starts from: of drug-like molecules, or of your own."""
 
 import random
-import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,19 +12,19 @@ import torch
 from difftilt.data.assay import BadRows
 from difftilt.data.libraries import load_moses
 from difftilt.data.molecules import read_molecules
-from difftilt.domains.card import made
+from difftilt.domains.card import made, said
 from difftilt.domains.molecules.card import card, quality
 from difftilt.domains.molecules.model import NETWORK, build, config_of, free_chain, load_molecules
 from difftilt.domains.molecules.notation import Notation, Writing, written
 from difftilt.domains.molecules.tokens import learn_pieces
-from difftilt.domains.sequences.pretrain import FEWEST, TIMES, split_rows, train
+from difftilt.domains.sequences.pretrain import FEWEST, TIMES, compact, split_rows, train
 from difftilt.networks.bundle import Numbers, save_bundle
 from difftilt.networks.constraint import accepted
 from difftilt.networks.sequence import Transformer
-from difftilt.processes.masked import MaskedPolicy
 from difftilt.settings import Count, Natural, Rate, Threads, UsageError
 from difftilt.shapes import Sequences
 from difftilt.training.muon import Muon
+from difftilt.training.unfinished import Unfinished
 
 ADAM_RATE = 3e-3  # of embeddings, biases and outputs
 MOST = 500_000  # molecules that are learned from
@@ -90,35 +89,27 @@ def pretrain_molecules(
     """
     torch.set_num_threads(threads)
     texts, held_out, understood = _molecules(data, column, bad_rows, stereo)
-    print(*understood, sep="\n")
-    busy = time.process_time()
     torch.manual_seed(seed)
     network, writing, spelled = _begun(texts, notation, merges, start)
     rows = _rows(spelled, held_out, writing, understood)
-    print(rows.understood[-1])
+    settings: Numbers = {
+        **said(start=start, column=column, bad_rows=data and bad_rows, notation=writing.notation),
+        **said(merges=merges, steps=steps, batch=batch, learning_rate=learning_rate, seed=seed),
+    }
+    kept = Unfinished(out, settings, {"learned": rows.learned, "checked": rows.checked})
     chain, optimizer = free_chain(network, writing), Muon(network, learning_rate, ADAM_RATE)
-    _train(chain, rows, optimizer, steps, batch, seed)
-    named = {"start": start, "column": column, "bad_rows": data and bad_rows, "notation": writing.notation}
-    settings = {name: str(value) for name, value in named.items() if value is not None}
-    numbers = {"merges": merges, "steps": steps, "batch": batch, "learning_rate": learning_rate, "seed": seed}
-    about = made(settings | numbers, time.process_time() - busy, threads, torch.__version__)
+    train(chain, rows.learned, rows.checked, optimizer, steps, batch, kept, even=True, seed=seed)
+    about = made(settings, kept.seconds(), threads, torch.__version__)
     source = [] if data is None else ["--data", str(data), *(["--stereo"] if stereo else [])]
 
     def judge(folder: Path) -> tuple[Numbers, str]:
         found = quality(folder, rows.held_out, rows.learned, set(texts), drawn)
         return found, card(rows.understood, source, about, found)
 
-    kept = {"known": rows.learned[:KEPT], "held_out": rows.held_out}
-    tensors = {"measured": {name: x.to(torch.int16) for name, x in kept.items()}}
+    tensors = {"measured": compact({"known": rows.learned[:KEPT], "held_out": rows.held_out})}
     save_bundle(out, {"model": network}, config_of(network, writing, about), judge, tensors)
+    kept.remove()
     print(f"model, and its card README.md: {out}; tune it with difftilt finetune molecules --model {out}")
-
-
-def _train(chain: MaskedPolicy, rows: Data, optimizer: Muon, steps: int, batch: int, seed: int) -> None:
-    train(
-        chain, rows.learned, rows.checked, optimizer, steps, batch=batch, even=True, seed=seed,
-        what="molecules",
-    )  # fmt: skip
 
 
 def _begun(
@@ -147,6 +138,7 @@ def _molecules(
     else:
         texts, held_out = load_moses("train"), load_moses("test")
         understood = (f"MOSES: {len(texts):,} molecules to learn from, {len(held_out):,} held out",)
+    print(*understood, sep="\n")
     for part in (texts, held_out):
         random.Random(0).shuffle(part)
     return texts, held_out[:HELD_OUT], understood
@@ -160,11 +152,12 @@ def _rows(spelled: list[str], held_out: list[str], writing: Writing, understood:
         held_out: As SMILES.
     """
     x = _obeying(spelled, writing)
-    said = (
+    line = (
         f"{len(x):,} molecules in rows of {writing.longest} of {len(writing.alphabet)} tokens of"
         f" {NAMES[writing.notation]}; {len(spelled) - len(x):,} others are too long, or have rare symbols,"
         " deeply nested branches or unusual bonds"
     )
+    print(line)
     if held_out:
         outside = _obeying(written(held_out, writing.notation), writing)
         checked, learned = x.tensor_split([min(CHECKED, max(len(x) // 10, 3))])
@@ -173,9 +166,9 @@ def _rows(spelled: list[str], held_out: list[str], writing: Writing, understood:
     if min(len(learned), 10 * len(outside)) < FEWEST:
         raise ValueError(
             f"{len(learned)} molecules remain to learn from, and {len(outside)} to be held out, but at least"
-            f" {FEWEST} and {FEWEST // 10} are needed; {said}"
+            f" {FEWEST} and {FEWEST // 10} are needed; {line}"
         )
-    return Data(learned, checked, outside, (*understood, said))
+    return Data(learned, checked, outside, (*understood, line))
 
 
 def _obeying(spelled: list[str], writing: Writing) -> Sequences:

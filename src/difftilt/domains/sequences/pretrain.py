@@ -2,20 +2,19 @@
 
 import copy
 import dataclasses
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import annotated_types as at
 import torch
-from rich.progress import track
 from torch.optim import Adam
 
 from difftilt.conditions import unconditional
 from difftilt.data.assay import Assay, BadRows, read_assay
 from difftilt.data.vocabulary import Vocabulary, listed
-from difftilt.domains.card import command, made, shown
+from difftilt.domains.card import command, made, said, shown
 from difftilt.domains.sequences.model import bare, build, chain_of, load_sequences, network_for
 from difftilt.domains.sequences.view import diversity, kmer_correlation, shares, word_length
 from difftilt.evaluation.estimate import mean
@@ -27,6 +26,7 @@ from difftilt.rewards.held_out import nearest as share_apart
 from difftilt.settings import Count, Natural, Rate, Threads
 from difftilt.shapes import PerSample, Sequences, Some
 from difftilt.training.pretrain import explain, warm_cosine
+from difftilt.training.unfinished import Unfinished
 
 FEWEST = 30  # different sequences; of fewer, too few are held out to say anything
 PART = 10  # one sequence in so many is held out, and as many choose the best step
@@ -72,21 +72,21 @@ def pretrain_sequences(
         seed: Of weights and training; the split of the data is always the same.
     """
     torch.set_num_threads(threads)
-    assay = read_assay(data, sequence, score, alphabet, bad_rows)
+    assay = _read(data, sequence, score, alphabet, bad_rows)
     vocabulary = assay.vocabulary()
-    print(*assay.understood, sep="\n")
-    _check(assay, data)
     x = vocabulary.encode(assay.sequences)
     held_out, checked, learned = split_rows(x)
     network = network_for(vocabulary, width)
     torch.manual_seed(seed)
-    busy = time.process_time()
+    settings = {
+        **said(sequence=sequence, score=score, alphabet=alphabet, bad_rows=bad_rows, width=width),
+        **said(steps=steps, batch=batch, learning_rate=learning_rate, seed=seed),
+    }
+    out = out or user_folder("sequences")
+    kept = Unfinished(out, settings, {"learned": learned, "checked": checked})
     chain = chain_of(build(network, vocabulary), vocabulary)
-    train(chain, learned, checked, Adam(chain.parameters(), learning_rate), steps, batch=batch, seed=seed)
-    named = {"sequence": sequence, "score": score, "alphabet": alphabet, "bad_rows": bad_rows, "width": width}
-    settings = {**named, "steps": steps, "batch": batch, "learning_rate": learning_rate, "seed": seed}
-    settings = {name: value for name, value in settings.items() if value is not None}
-    about = made(settings, time.process_time() - busy, threads, torch.__version__)
+    train(chain, learned, checked, Adam(chain.parameters(), learning_rate), steps, batch, kept, seed=seed)
+    about = made(settings, kept.seconds(), threads, torch.__version__)
     config = {"vocabulary": dataclasses.asdict(vocabulary), "network": network, "made": about}
 
     def judge(folder: Path) -> tuple[Numbers, str]:
@@ -94,18 +94,26 @@ def pretrain_sequences(
         return found, card(assay, vocabulary, str(data), about, found)
 
     compared = {"all": held_out, **best(assay, x)}
-    tensors = {"measured": {name: rows.to(torch.int16) for name, rows in compared.items()}}
-    save_bundle(out or user_folder("sequences"), {"model": bare(chain)}, config, judge, tensors)
-    print(f"model, and its card README.md: {out or user_folder('sequences')}")
+    save_bundle(out, {"model": bare(chain)}, config, judge, {"measured": compact(compared)})
+    kept.remove()
+    print(f"model, and its card README.md: {out}")
 
 
-def _check(assay: Assay, data: Path) -> None:
-    """Refuses data of which too little could be held out."""
+def _read(data: Path, *given: Any) -> Assay:
+    """Reads data, says what was understood, and refuses those of which too little could be held out."""
+    assay = read_assay(data, *given)
+    print(*assay.understood, sep="\n")
     if len(assay.sequences) < FEWEST:
         raise ValueError(
             f"{data} holds {len(assay.sequences)} different sequences, but at least {FEWEST} are needed, some"
             " of which are held out"
         )
+    return assay
+
+
+def compact(rows: Mapping[str, Sequences]) -> dict[str, Sequences]:
+    """Tokens as they are kept beside a model."""
+    return {name: x.to(torch.int16) for name, x in rows.items()}
 
 
 def split_rows(x: Sequences) -> Iterator[Sequences]:
@@ -122,36 +130,51 @@ def best(assay: Assay, x: Sequences) -> dict[str, Sequences]:
     return {"best": x[order[:MOST]]} if len(order) >= 3 else {}
 
 
+class _Best:
+    """The weights of a chain with which it explained sequences best."""
+
+    def __init__(self, chain: MaskedPolicy):
+        self._chain, self._lowest, self._weights = chain, float("inf"), copy.deepcopy(chain.state_dict())
+
+    def look(self, missing: float) -> None:
+        """Keeps the weights that the chain has now if it misses fewer nats than before."""
+        if missing < self._lowest:
+            self._lowest, self._weights = missing, copy.deepcopy(self._chain.state_dict())
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"lowest": self._lowest, "weights": self._weights}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._lowest, self._weights = state["lowest"], state["weights"]
+
+
 def train(
     chain: MaskedPolicy,
     data: Sequences,
     checked: Sequences,
     optimizer: torch.optim.Optimizer,
     steps: int,
-    *,
     batch: int,
+    kept: Unfinished,
+    *,
     even: bool = False,
     seed: int = 0,
-    what: str = "model of sequences",
 ) -> None:
     """Teaches a chain to explain the data, and leaves it as it explained other sequences best.
 
     Args:
         even: As for `explain`.
-        what: Is trained, for the progress bar.
     """
-    schedule = warm_cosine(optimizer, steps)
+    schedule, best = warm_cosine(optimizer, steps), _Best(chain)
     cond = unconditional(len(data))
-    rows = explain(chain, data, cond, optimizer, steps=steps, batch=batch, even=even, seed=seed)
-    lowest, kept = float("inf"), copy.deepcopy(chain.state_dict())
-    for row in track(rows, what, total=steps):
+    loop = partial(explain, chain, data, cond, optimizer, steps=steps, batch=batch, even=even, seed=seed)
+    states = {"chain": chain, "optimizer": optimizer, "schedule": schedule, "best": best}
+    for row in kept.rows("model", loop, steps, **states):
         schedule.step()
         if (int(row["step"]) + 1) % (steps // TIMES) == 0:
             torch.manual_seed(seed)
-            missing = -bound(chain, checked).mean().item()
-            if missing < lowest:
-                lowest, kept = missing, copy.deepcopy(chain.state_dict())
-    chain.load_state_dict(kept)
+            best.look(-bound(chain, checked).mean().item())
+    chain.load_state_dict(best.state_dict()["weights"])
 
 
 @torch.no_grad()

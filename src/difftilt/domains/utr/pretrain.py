@@ -1,11 +1,10 @@
 """Makes what the recipe `utr` starts from: a model of random 5' UTRs, the proxy and the gold oracle."""
 
-import time
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn as nn
-from rich.progress import track
 
 from difftilt.conditions import unconditional
 from difftilt.domains.card import command, made, shown
@@ -31,6 +30,7 @@ from difftilt.rewards.held_out import correlation_error
 from difftilt.settings import Count, Natural, Rate, Threads
 from difftilt.shapes import PerSample, Sequences
 from difftilt.training.pretrain import explain, regress, warm_cosine
+from difftilt.training.unfinished import Unfinished
 
 NETWORK = {"width": 32, "kernel": 7, "depth": 3}
 ORACLE = {"width": 32, "kernel": 7, "depth": 3, "features": 64}
@@ -64,14 +64,16 @@ def pretrain_utr(
     """
     torch.set_num_threads(threads)
     parts = load_split()
-    busy = time.process_time()
-    networks = {
-        "model": _train_model(parts.train.sequence, steps, batch, seed),
-        "proxy": _train_oracle("proxy", parts.proxy, oracle_steps, batch, oracle_rate, seed + 1),
-        "gold": _train_oracle("gold", parts.gold, oracle_steps, batch, oracle_rate, seed + 2),
-    }
+    out = out or user_folder("utr")
     settings = {"steps": steps, "oracle_steps": oracle_steps, "batch": batch, "oracle_rate": oracle_rate}
-    about = made(settings | {"seed": seed}, time.process_time() - busy, threads, torch.__version__)
+    settings |= {"seed": seed}
+    kept = Unfinished(out, settings, {"learned": parts.train.sequence, "proxy": parts.proxy.load})
+    networks = {
+        "model": _train_model(parts.train.sequence, steps, batch, seed, kept),
+        "proxy": _train_oracle("proxy", parts.proxy, oracle_steps, batch, oracle_rate, seed + 1, kept),
+        "gold": _train_oracle("gold", parts.gold, oracle_steps, batch, oracle_rate, seed + 2, kept),
+    }
+    about = made(settings, kept.seconds(), threads, torch.__version__)
     measured = {"all": parts.held_out.sequence[:COMPARED], "best": best(parts)[:COMPARED]}
     tensors = {"measured": {name: x.to(torch.uint8) for name, x in measured.items()}}
 
@@ -80,31 +82,36 @@ def pretrain_utr(
         return found, card(about, found)
 
     config = {"network": NETWORK, "oracle": ORACLE, "made": about}
-    save_bundle(out or user_folder("utr"), networks, config, judge, tensors)
+    save_bundle(out, networks, config, judge, tensors)
+    kept.remove()
 
 
-def _train_model(data: Sequences, steps: int, batch: int, seed: int) -> nn.Module:
+def _train_model(data: Sequences, steps: int, batch: int, seed: int, kept: Unfinished) -> nn.Module:
     """One letter at a time, so that the network meets every number of masks."""
     torch.manual_seed(seed)
     network = denoiser(**NETWORK)
     optimizer = torch.optim.Adam(network.parameters(), RATE)
     schedule = warm_cosine(optimizer, steps)
     policy, cond = chain_of(network, data.shape[1]), unconditional(len(data))
-    rows = explain(policy, data, cond, optimizer, steps=steps, batch=batch, seed=seed)
-    for _ in track(rows, "diffusion model", total=steps):
+    loop = partial(explain, policy, data, cond, optimizer, steps=steps, batch=batch, seed=seed)
+    states = {"chain": policy, "optimizer": optimizer, "schedule": schedule}
+    for _ in kept.rows("diffusion model", loop, steps, **states):
         schedule.step()
     return network
 
 
-def _train_oracle(name: str, data: Measured, steps: int, batch: int, rate: float, seed: int) -> nn.Module:
+def _train_oracle(
+    name: str, data: Measured, steps: int, batch: int, rate: float, seed: int, kept: Unfinished
+) -> nn.Module:
     torch.manual_seed(seed)
     oracle = Oracle(**ORACLE)
     oracle.mean.copy_(data.load.mean())
     oracle.spread.copy_(data.load.std())
     optimizer = torch.optim.AdamW(oracle.parameters(), rate, weight_decay=0.02)
     schedule = warm_cosine(optimizer, steps)
-    rows = regress(oracle, data.sequence, data.load, optimizer, steps=steps, batch=batch, seed=seed)
-    for _ in track(rows, f"{name} oracle", total=steps):
+    loop = partial(regress, oracle, data.sequence, data.load, optimizer, steps=steps, batch=batch, seed=seed)
+    states = {"oracle": oracle, "optimizer": optimizer, "schedule": schedule}
+    for _ in kept.rows(f"{name} oracle", loop, steps, **states):
         schedule.step()
     return oracle
 
