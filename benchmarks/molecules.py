@@ -71,8 +71,8 @@ def job_of(method: str, reward: str, alpha: float, seed: int) -> Job:
 
 def tuned(job: Job) -> None:
     """Trains as `difftilt finetune` does, without a folder."""
-    optimizer, scheduler = make_optimizer(job)
     job.algorithm.setup(job.policy, unconditional(2))
+    optimizer, scheduler = make_optimizer(job)
     last = 0
     conds = [unconditional(job.training.batch)] * job.training.rounds
     for row in fit(job.policy, job.objective, job.algorithm, conds, optimizer, job.training):

@@ -195,9 +195,9 @@ def molecules_job(size: Size, seed: int, alpha: float, algorithm: AnyAlgorithm |
 
 def train(job: Job) -> Iterator[dict[str, float]]:
     """Trains as `difftilt finetune` does, without a folder; yields a row per gradient step."""
-    optimizer, scheduler = make_optimizer(job)
     seed_round(job.training.seed, SETUP)
     job.algorithm.setup(job.policy, job.cond(2))
+    optimizer, scheduler = make_optimizer(job)
     for number in range(job.training.rounds):
         conds = [job.cond(job.training.batch)]
         settings = job.training

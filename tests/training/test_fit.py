@@ -20,6 +20,7 @@ from difftilt.policy import Policy
 from difftilt.shapes import Cond
 from difftilt.training.fit import NonFiniteError, fit
 from difftilt.training.settings import Training
+from difftilt.training.tree import pack, unpack
 
 CONDS = [unconditional(4)]
 
@@ -36,7 +37,7 @@ class Given(Algorithm):
             yield Loss((slope * weight).sum(), {"size": slope.norm()})
 
 
-def descend(slopes: list[Tensor], accumulate: int, max_norm: float = 1e9) -> tuple[Tensor, list[dict]]:
+def descend(slopes: list[Tensor], accumulate: int, max_norm: float | None = 1e9) -> tuple[Tensor, list[dict]]:
     """How far plain gradient descent of length 1 moved the weight."""
     policy = make_policy()
     weight = policy.network.get_parameter("layers.0.bias")
@@ -71,6 +72,49 @@ def test_gradients_are_clipped_to_the_given_length():
     moved, rows = descend([torch.full((8,), 3.0)], 1, max_norm=0.5)
     assert moved.norm().item() == pytest.approx(0.5, rel=1e-4)
     assert rows[0]["grad_norm"] == pytest.approx(72**0.5)
+
+
+@pytest.mark.parametrize("unit", [1e-2, 1.0, 1e6])
+def test_gradients_are_clipped_to_twice_the_median_of_those_before(unit):
+    """Whatever their unit is; those of length 0 do not count."""
+    sizes = [1.0, 0.0, 3.0, 0.0, 0.0, 2.0, 50.0, 0.0, 4.9, 5.1]
+    first = torch.nn.functional.one_hot(torch.tensor(0), 8) * unit
+    moved, rows = descend([size * first for size in sizes], 1, max_norm=None)
+    taken = [1.0, 2.0, 2.0, 4.0, 4.9, 5.1]  # the medians are 1, 2, 2, 2.5 and 3, twice each
+    assert moved.tolist() == pytest.approx([unit * sum(taken), *[0.0] * 7], rel=1e-4)
+    assert [row["grad_norm"] for row in rows] == pytest.approx([unit * size for size in sizes])
+
+
+def test_how_long_gradients_were_is_saved_with_the_optimizer():
+    policy = make_policy()
+    weight = policy.network.get_parameter("layers.0.bias")
+    objective = Objective(lambda x, c: x[:, 0], copy.deepcopy(policy), 1.0)
+    optimizer = torch.optim.SGD(policy.parameters(), 1.0)
+    list(fit(policy, objective, Given([torch.ones(8)]), CONDS, optimizer))
+    again = torch.optim.SGD(policy.parameters(), 1.0)
+    again.load_state_dict(unpack(pack(optimizer.state_dict())))
+    start = weight.detach().clone()
+    list(fit(policy, objective, Given([100 * torch.ones(8)]), CONDS, again))
+    torch.testing.assert_close(start - weight.detach(), 2 * torch.ones(8))
+
+
+class Owning(Given):
+    """Has a weight of its own."""
+
+    def setup(self, policy: Policy, cond: Cond) -> None:
+        super().setup(policy, cond)
+        self.own = torch.nn.Parameter(torch.zeros(()))
+
+
+def test_an_algorithm_whose_own_networks_would_not_learn_is_refused():
+    policy, algorithm = make_policy(), Owning([torch.ones(8)])
+    objective = Objective(lambda x, c: x[:, 0], copy.deepcopy(policy), 1.0)
+    early = torch.optim.SGD(policy.parameters(), 1.0)
+    algorithm.setup(policy, CONDS[0])
+    with pytest.raises(ValueError, match="Owning has networks of its own that the optimizer does not train"):
+        next(fit(policy, objective, algorithm, CONDS, early))
+    late = torch.optim.SGD([*policy.parameters(), *algorithm.parameters()], 1.0)
+    next(fit(policy, objective, algorithm, CONDS, late))
 
 
 @settings(max_examples=60, deadline=None)

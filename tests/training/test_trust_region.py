@@ -13,7 +13,7 @@ from difftilt import PPO, GaussianPolicy, Objective, fit, unconditional
 from difftilt.training.settings import Training
 from difftilt.training.trust_region import LARGEST, TrustRegion
 
-BATCH = 64
+BATCH, CLIPPED = 64, Training(max_norm=0.1)
 
 
 def trained(scale: float, rate: float, share: float, rounds: int = 12, steep: float = 1.0):
@@ -34,7 +34,7 @@ def trained(scale: float, rate: float, share: float, rounds: int = 12, steep: fl
     rates = []
     for number in range(rounds):
         cond = [unconditional(BATCH)]
-        rows = list(fit(policy, objective, PPO(), cond, optimizer, start=number, region=region))
+        rows = list(fit(policy, objective, PPO(), cond, optimizer, CLIPPED, start=number, region=region))
         rates.append(rows[-1].get("learning_rate", rate))
     torch.manual_seed(0)
     found, before = (objective.sample(p, unconditional(4000)).stats() for p in (policy, reference))

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import cast
@@ -22,6 +23,8 @@ from difftilt.training.seeds import seed_round
 from difftilt.training.settings import Training
 from difftilt.training.sharding import clip, part_of
 from difftilt.training.trust_region import TrustRegion
+
+LONG, RECENT = 2.0, 64  # times the median length of so many steps, which no gradient exceeds
 
 
 class NonFiniteError(FloatingPointError):
@@ -57,10 +60,12 @@ def fit(
 
     Raises:
         NonFiniteError: Before a NaN or infinite loss or gradient reaches the weights.
-        ValueError: If the accelerator is set to what is not followed here.
+        ValueError: If the accelerator is set to what is not followed here, or if the algorithm has weights
+            that the optimizer does not hold.
     """
     training, accelerator, batches = training or Training(), accelerator or Accelerator(), iter(conds)
     check_accelerator(accelerator)
+    _check_held(algorithm, optimizer)
     networks = denoisers(policy, objective.reference, algorithm)
     with autocast(networks, training.mixed_precision, accelerator), together(accelerator.num_processes):
         for number in itertools.count(start):
@@ -92,6 +97,16 @@ def denoisers(policy: Policy, reference: Policy, algorithm: Algorithm) -> list[n
     """The networks of the chains that a run samples from, those among them that an algorithm keeps."""
     own = [module for module in algorithm.modules() if isinstance(module, Policy)]
     return [chain.network for chain in (policy, reference, *own)]
+
+
+def _check_held(algorithm: Algorithm, optimizer: torch.optim.Optimizer) -> None:
+    """Refuses an algorithm whose own networks would stay as they are."""
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if any(p.requires_grad and id(p) not in held for p in algorithm.parameters()):
+        raise ValueError(
+            f"{type(algorithm).__name__} has networks of its own that the optimizer does not train; call"
+            " algorithm.setup(policy, cond) before the optimizer is made, and give it their parameters, too"
+        )
 
 
 class _Pending:
@@ -128,7 +143,8 @@ def _descend(
     rescale = 1.0 if pending.full(training.accumulate) else training.accumulate / pending.steps
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     row = _average_numbers(pending, accelerator)
-    norm = _average_gradients(parameters, rescale, training.max_norm, accelerator)
+    longest = _longest(optimizer) if training.max_norm is None else training.max_norm
+    norm = _average_gradients(parameters, rescale, longest, accelerator)
     if not math.isfinite(row["loss"]) or not math.isfinite(norm):
         optimizer.zero_grad()
         raise NonFiniteError(
@@ -138,7 +154,19 @@ def _descend(
         )
     optimizer.step()
     optimizer.zero_grad()
+    if norm > 0:  # many are 0 where rewards are rare, and say nothing of those that are not
+        group = optimizer.param_groups[0]
+        group["norms"] = [*group.get("norms", []), norm][-RECENT:]
     return {**row, "grad_norm": norm}
+
+
+def _longest(optimizer: torch.optim.Optimizer) -> float:
+    """The length that the next gradient is clipped to, by those before, which are saved with the optimizer.
+
+    A length that is right for all tasks there is not: it has the unit of the loss, and what a weight does.
+    """
+    norms = optimizer.param_groups[0].get("norms", [])
+    return LONG * statistics.median(norms) if norms else math.inf
 
 
 def _average_numbers(pending: _Pending, accelerator: Accelerator) -> dict[str, float]:

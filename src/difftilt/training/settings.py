@@ -29,7 +29,8 @@ class Training(Scoring):
         own_learning_rate: The same for an algorithm's own networks, such as a critic, in (0, 10].
         schedule: How the learning rate falls to zero over the run.
         accumulate: Losses per gradient step, at least 1; their mean is descended. A round ends on a step.
-        max_norm: Length that the gradient is clipped to, above 0.
+        max_norm: Length that the gradient is clipped to, above 0; by default twice the median length of the
+            64 steps before.
         ema_decay: Average the weights over steps with this decay, in [0, 1), for samples; 0 is off.
         diversity_filter: What makes samples alike, of which many earn less while training: `same`, samples
             that are equal, `similar` ones, and of molecules `scaffold`; off by default. What is reported is
@@ -60,7 +61,7 @@ class Training(Scoring):
     own_learning_rate: Rate = 3e-3
     schedule: Schedule = "cosine"
     accumulate: Count = 1
-    max_norm: Positive = 0.1
+    max_norm: Positive | None = None
     ema_decay: Annotated[float, at.Interval(ge=0, lt=1)] = 0.0
     diversity_filter: str | None = None
     diversity_bucket: Count = 25
