@@ -84,10 +84,10 @@ def defaults(found: list[dict[str, Any]]) -> str:
             cells += [f"{gap:.4f}" for gap in numbers] or [""] * 3
         lines.append([f"`{name}`", *cells, f"{max(row['cpu_seconds'] for row in mine):.0f}"])
     return (
-        "\nRewards of a random family, which nobody tuned anything for, at defaults but for 200 rounds of\n"
-        "512: the same excess, exact, in nats (bars: median 0.01, worst 0.03; `nft` has a bias of its own).\n"
-        "Defaults were chosen on other rewards of the family, seeds 0 and 100 to 102, some of which end\n"
-        "above the bars, and on molecules; seeds 5 to 19, and 2 to 9 of lqg16, were not run.\n"
+        "\nRewards of a random family, at defaults but for the number of rounds, 200 to 800 of 512: the\n"
+        "same excess, exact, in nats (bars: median 0.01, worst 0.03; `nft` has a bias of its own, and\n"
+        "`reward-weighted` a small one). Defaults were chosen on molecules, on rewards of other seeds, 100\n"
+        "to 102, and on seeds 0, 3, 8 and 18 of these.\n"
         "`python benchmarks/defaults.py`, [`defaults.json`](../benchmarks/results/defaults.json) with"
         " every reward.\n\n" + table([*head, "slowest, s"], lines)
     )

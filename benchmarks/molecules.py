@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fixed_rate import FIXED
+from rounds import train
 
-from difftilt import PPO, fit, unconditional
+from difftilt import PPO, unconditional
 from difftilt.algorithms.choices import AnyAlgorithm
 from difftilt.algorithms.grpo import GRPO
 from difftilt.algorithms.reward_weighted import RewardWeighted
@@ -33,7 +33,6 @@ from difftilt.domains.molecules.recipe import ALGORITHM, TRAINING, molecules
 from difftilt.domains.molecules.view import internal_diversity
 from difftilt.evaluation.estimate import Estimate, mean
 from difftilt.evaluation.evaluate import evaluate
-from difftilt.experiment.finetune import make_optimizer
 from difftilt.experiment.job import Job
 from difftilt.experiment.record import write_json
 from difftilt.rewards.molecule import read_or_none, scaffold
@@ -61,24 +60,10 @@ STEERED = ("best-of-n", "smc", "svdd")
 
 
 def job_of(method: str, reward: str, alpha: float, seed: int) -> Job:
-    training = dataclasses.replace(
-        TRAINING, rounds=ROUNDS, batch=BATCH, seed=seed, schedule="constant", **FIXED
-    )
+    training = dataclasses.replace(TRAINING, rounds=ROUNDS, batch=BATCH, seed=seed)
     if method == "ppo-filtered":
         training = dataclasses.replace(training, **FILTER, diversity_strength=STRENGTH / alpha)
     return molecules(TUNED.get(method, ALGORITHM), reward=reward, alpha=alpha, training=training)
-
-
-def tuned(job: Job) -> None:
-    """Trains as `difftilt finetune` does, without a folder."""
-    job.algorithm.setup(job.policy, unconditional(2))
-    optimizer, scheduler = make_optimizer(job)
-    last = 0
-    conds = [unconditional(job.training.batch)] * job.training.rounds
-    for row in fit(job.policy, job.objective, job.algorithm, conds, optimizer, job.training):
-        if row["round"] != last:
-            scheduler.step()
-        last = row["round"]
 
 
 def sampler(method: str, calls: int, steps: int) -> Sampler:
@@ -107,7 +92,8 @@ def run(method: str, reward: str, alpha: float, seed: int) -> Row:
         seconds = time.process_time() - busy
     else:
         if method != "pretrained":
-            tuned(job)
+            for _ in train(job):
+                pass
         asked, seconds = job.objective.reward.calls, time.process_time() - busy
         seen = evaluate(job.policy, job.objective, unconditional(EVALUATED), job.gold, seed=seed)
         numbers, sample = seen.summary(), seen.sample

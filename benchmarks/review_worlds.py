@@ -4,7 +4,6 @@ score is known, digits, molecules and one-dimensional chains.
 
 import copy
 import dataclasses
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from fixed_rate import FIXED
 from landscape import METHODS, RATE
 from review_verdict import Size
+from rounds import train
 
 from difftilt import GaussianPolicy, Objective, fit
 from difftilt.algorithms.choices import AnyAlgorithm
@@ -25,7 +25,6 @@ from difftilt.domains.molecules.recipe import molecules
 from difftilt.evaluation.evaluate import ScoredSamples, evaluate
 from difftilt.exact import landscape as exact
 from difftilt.exact.toy import gmm, gmm_schedule
-from difftilt.experiment.finetune import make_optimizer
 from difftilt.experiment.job import Job
 from difftilt.processes.masked import MaskedPolicy
 from difftilt.processes.noise import FixedLarge
@@ -191,18 +190,6 @@ def molecules_job(size: Size, seed: int, alpha: float, algorithm: AnyAlgorithm |
     return dataclasses.replace(
         made, policy=copy.deepcopy(made.policy), algorithm=algorithm, training=training
     )
-
-
-def train(job: Job) -> Iterator[dict[str, float]]:
-    """Trains as `difftilt finetune` does, without a folder; yields a row per gradient step."""
-    seed_round(job.training.seed, SETUP)
-    job.algorithm.setup(job.policy, job.cond(2))
-    optimizer, scheduler = make_optimizer(job)
-    for number in range(job.training.rounds):
-        conds = [job.cond(job.training.batch)]
-        settings = job.training
-        yield from fit(job.policy, job.objective, job.algorithm, conds, optimizer, settings, start=number)
-        scheduler.step()
 
 
 def before_and_after(job: Job, count: int) -> tuple[ScoredSamples, ScoredSamples, int]:

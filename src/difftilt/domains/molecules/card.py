@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,9 +20,10 @@ from difftilt.domains.molecules.view import (
     wasserstein,
 )
 from difftilt.domains.sequences.pretrain import bound, independent
-from difftilt.evaluation.estimate import mean
+from difftilt.evaluation.estimate import Estimate, mean
 from difftilt.networks.bundle import Numbers
 from difftilt.policy import rollout
+from difftilt.processes.masked import MaskedPolicy
 from difftilt.rewards.molecule import molecule, scaffold
 from difftilt.shapes import Sequences
 
@@ -41,24 +43,24 @@ def quality(
     """
     torch.manual_seed(seed)
     network, writing = load_molecules(folder)
-    chain, count = chain_of(network, writing), len(writing.alphabet)
+    chain, free = chain_of(network, writing), free_chain(network, writing)
     busy = time.process_time()
-    parts = [rollout(chain, unconditional(PART)).sample for _ in range(-(-drawn // PART))]
+    texts = writing.spell(_drawn(chain, drawn))
     seconds = time.process_time() - busy
-    texts = writing.spell(torch.cat(parts)[:drawn])
-    found = [one for text in texts if (one := read_or_none(text)) is not None]
+    found, alone = _molecules(texts), _molecules(writing.spell(_drawn(free, drawn)))
     written, outside = [canonical(one) for one in found], [molecule(text) for text in writing.spell(held_out)]
     known = {scaffold(molecule(text)) for text in sorted(data)[:: max(1, len(data) // SCAFFOLDS)]}
     scaffolds = {scaffold(one) for one in found}
-    values, expected = properties(found), properties(outside)
+    values, expected, unruled = properties(found), properties(outside), properties(alone)
     return {
         "held_out": len(held_out),
         "drawn": drawn,
-        "samples_per_second": round(len(texts) / seconds, 1),
+        "samples_per_second": round(drawn / seconds, 1),
         "bound": mean(-bound(chain, held_out)),
-        "bound_free": mean(-bound(free_chain(network, writing), held_out)),
-        "independent": mean(-independent(held_out, learned, count)),
-        "valid": mean(torch.tensor([read_or_none(text) is not None for text in texts]).double()),
+        "bound_free": mean(-bound(free, held_out)),
+        "independent": mean(-independent(held_out, learned, len(writing.alphabet))),
+        "valid": _share(len(found), drawn),
+        "valid_free": _share(len(alone), drawn),
         "unique": len(set(written)) / max(len(written), 1),
         "new": sum(text not in data for text in set(written)) / max(len(set(written)), 1),
         "scaffolds": len(scaffolds),
@@ -66,7 +68,8 @@ def quality(
         "new_scaffolds": len(scaffolds - known) / max(len(scaffolds), 1),
         "diversity": {"held out": internal_diversity(outside), "drawn": internal_diversity(found)},
         "means": {
-            name: {"held out": mean(expected[name]), "drawn": mean(values[name])} for name in PROPERTIES
+            name: {"held out": mean(expected[name]), "drawn": mean(values[name]), "free": mean(unruled[name])}
+            for name in PROPERTIES
         },
         "wasserstein": {
             name: {
@@ -78,6 +81,20 @@ def quality(
     }
 
 
+def _drawn(chain: MaskedPolicy, count: int) -> Sequences:
+    """Samples, drawn some at a time."""
+    return torch.cat([rollout(chain, unconditional(PART)).sample for _ in range(-(-count // PART))])[:count]
+
+
+def _molecules(texts: Sequence[str]) -> list[Any]:
+    """Those that are any."""
+    return [one for text in texts if (one := read_or_none(text)) is not None]
+
+
+def _share(hits: int, count: int) -> Estimate:
+    return mean((torch.arange(count) < hits).double())
+
+
 def card(understood: Sequence[str], source: Sequence[str], about: Numbers, found: Numbers) -> str:
     """The model card, in Markdown.
 
@@ -86,7 +103,7 @@ def card(understood: Sequence[str], source: Sequence[str], about: Numbers, found
     """
     seen = shown(found)
     rows = "\n".join(
-        f"| {label} | {seen['means'][name]['held out']} | {seen['means'][name]['drawn']} |"
+        f"| {label} | {' | '.join(seen['means'][name][key] for key in ('held out', 'drawn', 'free'))} |"
         f" {_distance(found['wasserstein'][name]['drawn'])} |"
         f" {_distance(found['wasserstein'][name]['held out'])} |"
         for name, (label, _) in PROPERTIES.items()
@@ -131,7 +148,10 @@ unique ones do not stand in the data. They have {scaffolds} different scaffolds,
 none of the {known_scaffolds} scaffolds of molecules learned from that were looked at.
 Their mean Tanimoto distance from each other is {inside}; held out it is {inside_held}.
 
-| property | mean, held out | mean, drawn | Wasserstein distance | the same of two halves held out |
-| --- | --- | --- | --- | --- |
+As many drawn without the grammar are molecules in a share of {valid_free}: the grammar completes what would
+have been none, which is more often a molecule than one like those of the data.
+
+| property | held out | drawn | drawn without grammar | Wasserstein distance | of two halves held out |
+| --- | --- | --- | --- | --- | --- |
 {rows}
 """
