@@ -25,7 +25,7 @@ from difftilt.networks.bundle import Numbers
 from difftilt.policy import rollout
 from difftilt.processes.masked import MaskedPolicy
 from difftilt.rewards.molecule import molecule, scaffold
-from difftilt.shapes import Sequences
+from difftilt.shapes import PerSample, Sequences
 
 PART = 200  # molecules drawn at a time
 SCAFFOLDS = 50_000  # molecules learned from whose scaffolds are known
@@ -56,8 +56,8 @@ def quality(
         "held_out": len(held_out),
         "drawn": drawn,
         "samples_per_second": round(drawn / seconds, 1),
-        "bound": mean(-bound(chain, held_out)),
-        "bound_free": mean(-bound(free, held_out)),
+        "bound": mean(-_bound(chain, held_out, seed)),
+        "bound_free": mean(-_bound(free, held_out, seed)),
         "independent": mean(-independent(held_out, learned, len(writing.alphabet))),
         "valid": _share(len(found), drawn),
         "valid_free": _share(len(alone), drawn),
@@ -84,6 +84,12 @@ def quality(
 def _drawn(chain: MaskedPolicy, count: int) -> Sequences:
     """Samples, drawn some at a time."""
     return torch.cat([rollout(chain, unconditional(PART)).sample for _ in range(-(-count // PART))])[:count]
+
+
+def _bound(chain: MaskedPolicy, x: Sequences, seed: int) -> PerSample:
+    """The bound of each molecule, by the same draws of noise whichever the chain is."""
+    torch.manual_seed(seed)
+    return bound(chain, x)
 
 
 def _molecules(texts: Sequence[str]) -> list[Any]:
