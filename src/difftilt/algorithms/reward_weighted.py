@@ -21,6 +21,7 @@ from difftilt.settings import Count, Positive, Share
 from difftilt.shapes import Cond, Index, PerSample, PerStep
 from difftilt.values.tweedie import PosteriorMean
 
+SOFTER, SOFTENINGS = 0.8, 50  # factor of the weights' logarithms, and how often it is applied
 HISTORY = 8192  # rewards behind the threshold of `percentile`
 
 
@@ -46,6 +47,9 @@ class RewardWeighted(Algorithm):
             `percentile` of recent rewards. The last two have no alpha, and p_r is not their target.
         keep: The share that `top` and `percentile` keep, in (0, 1].
         temperature: Weights are w^(1 / temperature), above 0; above 1 there is less variance, and bias.
+        effective: Effective share of the samples that weights must leave, in (0, 1]: while they leave less,
+            their logarithms are made smaller, so that a far target is neared in rounds. There is no bias,
+            as near the target all weights are alike.
         epochs: Passes over the rows of a round, at least 1.
         minibatches: Gradient steps per pass over shuffled (t, sample) rows, at least 1.
         value: Soft values v_t(x_t) for form `value`; by default r(E[x_0 | x_t]), the reward of the clean
@@ -58,6 +62,7 @@ class RewardWeighted(Algorithm):
     select: Literal["all", "top", "percentile"] = "all"
     keep: Share = 0.1
     temperature: Positive = 1.0
+    effective: Share = 0.1
     epochs: Count = 1
     minibatches: Count = 4
     value: Value | None = None
@@ -85,7 +90,7 @@ class RewardWeighted(Algorithm):
         if self.target == "fixed":
             log_w = log_w - seen.log_ratio.sum(0)
         if self.select == "all":
-            weight = advantages.group_softmax(log_w / self.temperature, ids)
+            weight = self._tempered(log_w, ids)
         else:
             weight = self._selected(seen.reward, ids)
         return weight.expand_as(seen.kl)
@@ -108,7 +113,17 @@ class RewardWeighted(Algorithm):
         before = torch.cat([torch.zeros_like(value[:1]), value[:-1]])
         log_w = (value - before) / seen.alpha - seen.log_ratio
         log_w = log_w.where(log_w.isfinite(), -torch.inf)  # a state whose reward failed teaches nothing
-        return torch.stack([advantages.group_softmax(row / self.temperature, ids) for row in log_w])
+        return torch.stack([self._tempered(row, ids) for row in log_w])
+
+    def _tempered(self, log_w: PerSample, ids: Index) -> PerSample:
+        """Weights of mean 1 in each context, that leave enough samples, or nearly none that is preferred."""
+        log_w = log_w / self.temperature
+        for _ in range(SOFTENINGS):
+            weight = advantages.group_softmax(log_w, ids)
+            if effective_share(gathered(weight).log()[None])[0] >= self.effective:
+                return weight
+            log_w = SOFTER * log_w
+        return advantages.group_softmax(log_w, ids)
 
     @torch.no_grad()
     def _values(self, seen: Experience, objective: Objective) -> PerStep:
