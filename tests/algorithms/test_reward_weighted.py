@@ -71,6 +71,26 @@ def test_nor_has_another_alpha():
     assert gradient_at(policy, solved, other, cond).norm() > 1e-3
 
 
+@pytest.mark.parametrize("effective", [0.02, 0.1, 0.6])
+def test_weights_leave_the_effective_share_that_is_asked_for(effective):
+    """Where more is left without it, nothing changes; in the order of rewards they stay."""
+    torch.manual_seed(0)
+    reward = torch.randn(400, dtype=F64)
+    for scale, far in ((0.05, False), (50.0, True)):
+        found = weights(seen(scale * reward), effective=effective)
+        plain = weights(seen(scale * reward), effective=1e-9)
+        share = found.mean() ** 2 / found.square().mean()
+        assert (found[reward.argsort()].diff() >= 0).all()
+        assert effective <= share < 1.4 * effective + 0.03 if far else torch.equal(found, plain)
+
+
+def test_what_has_no_reward_does_not_soften_the_weights_of_others():
+    reward = torch.full((400,), -torch.inf, dtype=F64)
+    reward[:4] = torch.tensor([0.0, 1.0, 2.0, 3.0])
+    found = weights(seen(reward), effective=0.5)  # which cannot be
+    assert found.isfinite().all() and (found[4:] == 0).all() and found.mean().item() == pytest.approx(1)
+
+
 def tilted(objective, times):
     """p_pre exp(times r / alpha)."""
     return tabular.solve(Objective(objective.reward, objective.reference, objective.alpha / times)).policy

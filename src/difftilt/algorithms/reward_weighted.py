@@ -89,10 +89,7 @@ class RewardWeighted(Algorithm):
         log_w = seen.reward.double() / seen.alpha
         if self.target == "fixed":
             log_w = log_w - seen.log_ratio.sum(0)
-        if self.select == "all":
-            weight = self._tempered(log_w, ids)
-        else:
-            weight = self._selected(seen.reward, ids)
+        weight = self._tempered(log_w, ids) if self.select == "all" else self._selected(seen.reward, ids)
         return weight.expand_as(seen.kl)
 
     def _selected(self, reward: PerSample, ids: Index) -> PerSample:
