@@ -128,6 +128,7 @@ def test_the_map_of_the_folders_is_that_of_the_tree():
         ("which", "document_which"),
         ("review", "document_review"),
         ("cluster", "document_fleet"),
+        ("molecules", "document_molecules"),
     ],
 )
 def test_measured_tables_are_those_of_the_results(name, script, monkeypatch):
