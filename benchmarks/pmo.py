@@ -103,8 +103,8 @@ def run(task: str, method: str, seed: int, model: Path | None, calls: int) -> Ro
 
 def spend(job: Job, until: float) -> None:
     """Trains until the oracle answers no more, or until that processor time."""
-    optimizer, _ = make_optimizer(job)
     job.algorithm.setup(job.policy, unconditional(2))
+    optimizer, _ = make_optimizer(job)
     conds = itertools.repeat(unconditional(job.training.batch))
     try:
         for _ in fit(job.policy, job.objective, job.algorithm, conds, optimizer, job.training):

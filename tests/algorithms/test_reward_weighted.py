@@ -8,7 +8,7 @@ import torch
 from problems import EveryPath, finite, flat, reversal
 
 from difftilt.algorithms import advantages
-from difftilt.algorithms.reward_weighted import RewardWeighted
+from difftilt.algorithms.reward_weighted import SOFTER, RewardWeighted
 from difftilt.conditions import unconditional
 from difftilt.exact import tabular
 from difftilt.exact.toy import GaussianDenoiser
@@ -76,12 +76,12 @@ def test_weights_leave_the_effective_share_that_is_asked_for(effective):
     """Where more is left without it, nothing changes; in the order of rewards they stay."""
     torch.manual_seed(0)
     reward = torch.randn(400, dtype=F64)
-    for scale, far in ((0.05, False), (50.0, True)):
-        found = weights(seen(scale * reward), effective=effective)
-        plain = weights(seen(scale * reward), effective=1e-9)
-        share = found.mean() ** 2 / found.square().mean()
-        assert (found[reward.argsort()].diff() >= 0).all()
-        assert effective <= share < 1.4 * effective + 0.03 if far else torch.equal(found, plain)
+    near, far = (weights(seen(scale * reward), effective=effective) for scale in (0.05, 50.0))
+    assert near.equal(weights(seen(0.05 * reward), effective=1e-9))
+    harder = (far.log() / SOFTER).softmax(0)
+    shares = [w.mean() ** 2 / w.square().mean() for w in (harder, far)]
+    assert shares[0] < effective <= shares[1]
+    assert (far[reward.argsort()].diff() >= 0).all()
 
 
 def test_what_has_no_reward_does_not_soften_the_weights_of_others():
