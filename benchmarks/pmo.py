@@ -1,6 +1,7 @@
 """PMO: how good the best ten molecules are, over the first 10,000 that are scored (Gao et al., 2022).
 
-    python benchmarks/pmo.py [TASK ...] [--methods NAME ...] [--seeds 0 1 2] [--model FOLDER] [--out FILE]
+    python benchmarks/pmo.py [--tasks NAME ...] [--methods NAME ...] [--seeds 0 1 2] [--model FOLDER]
+                             [--out FILE]
 
 Every run begins with the pretrained model, the shipped one by default, and ends after 10,000 different
 molecules, ASKED texts or SECONDS of processor time, whichever comes first; what it has found by then counts
@@ -126,7 +127,7 @@ def table(rows: list[Row]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("tasks", nargs="*", choices=[*TASKS, []], default=[*TASKS], metavar="TASK")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=[*TASKS], metavar="TASK")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=["search"], metavar="NAME")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--model", type=Path, help="by default the one that ships with the package")

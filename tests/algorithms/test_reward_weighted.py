@@ -18,6 +18,7 @@ from difftilt.processes.gaussian import GaussianPolicy
 from difftilt.processes.schedule import NoiseSchedule
 
 F64 = torch.float64
+UNUSED: Any = None  # the objective, but for form value
 
 
 def seen(reward, log_ratio=None, label=None, alpha=0.5, decisions=3):
@@ -31,7 +32,7 @@ def seen(reward, log_ratio=None, label=None, alpha=0.5, decisions=3):
 
 def weights(experience, **settings):
     ids = experience.path.cond.get("label", torch.zeros(len(experience.reward), dtype=torch.long))
-    return RewardWeighted(**settings)._weights(experience, ids)[0]
+    return RewardWeighted(**settings)._weights(experience, UNUSED, ids)[0][0]
 
 
 def enumerated(alpha=0.5):
@@ -121,7 +122,7 @@ def test_with_exact_values_the_steps_of_the_optimum_weigh_the_same(exact):
 
     algorithm = RewardWeighted(form="value", value=value)
     experience = problem.objective.sample(solved.policy, unconditional(200))
-    found = algorithm._step_weights(experience, problem.objective, torch.zeros(200, dtype=torch.long))
+    found = algorithm._weights(experience, problem.objective, torch.zeros(200, dtype=torch.long))[0]
     assert found.shape == (4, 200)
     assert (float((found - 1).abs().max()) < 1e-9) == exact
 
@@ -149,9 +150,8 @@ def test_a_state_whose_reward_failed_teaches_nothing():
         return torch.where((t == 2) & (torch.arange(len(x)) == 3), torch.nan, 0.0)
 
     experience = problem.objective.sample(problem.start, unconditional(50))
-    found = RewardWeighted(form="value", value=value)._step_weights(
-        experience, problem.objective, torch.zeros(50, dtype=torch.long)
-    )
+    algorithm, ids = RewardWeighted(form="value", value=value), torch.zeros(50, dtype=torch.long)
+    found, _ = algorithm._weights(experience, problem.objective, ids)
     assert found[1, 3] == 0
     assert found.isfinite().all()
 
@@ -201,8 +201,8 @@ def test_top_keeps_the_best_of_each_context(keep, kept):
 
 def test_percentile_keeps_those_above_the_rewards_of_earlier_rounds_too():
     algorithm, ids = RewardWeighted(select="percentile", keep=0.25), torch.zeros(8, dtype=torch.long)
-    algorithm._weights(seen(REWARDS), ids)
-    found = algorithm._weights(seen([r + 1 for r in REWARDS]), ids)[0]
+    algorithm._weights(seen(REWARDS), UNUSED, ids)
+    found = algorithm._weights(seen([r + 1 for r in REWARDS]), UNUSED, ids)[0][0]
     past = sorted(REWARDS + [r + 1 for r in REWARDS])
     place = 0.75 * (len(past) - 1)
     low, high = past[int(place)], past[int(place) + 1]
@@ -213,7 +213,7 @@ def test_percentile_keeps_those_above_the_rewards_of_earlier_rounds_too():
 
 def test_the_history_is_saved_with_the_run():
     first, second = RewardWeighted(select="percentile"), RewardWeighted(select="percentile")
-    first._weights(seen(REWARDS), torch.zeros(8, dtype=torch.long))
+    first._weights(seen(REWARDS), UNUSED, torch.zeros(8, dtype=torch.long))
     second.load_state_dict(first.state_dict())
     assert list(second.history) == REWARDS
 

@@ -18,7 +18,7 @@ from difftilt.objective import Algorithm, Experience, Loss, Objective, Value
 from difftilt.policy import Policy, decide, level, reversing
 from difftilt.samplers.particles import effective_share
 from difftilt.settings import Count, Positive, Share
-from difftilt.shapes import Cond, Index, PerSample, PerStep
+from difftilt.shapes import Cond, Index, PerSample, PerStep, Scalar
 from difftilt.values.tweedie import PosteriorMean
 
 SOFTER, SOFTENINGS = 0.8, 50  # factor of the weights' logarithms, and how often it is applied
@@ -74,23 +74,46 @@ class RewardWeighted(Algorithm):
     def losses(self, policy: Policy, objective: Objective, cond: Cond) -> Iterator[Loss]:
         seen = objective.sample(policy, cond)
         ids = context(seen.path.cond).to(seen.reward.device)
-        weight = (
-            self._step_weights(seen, objective, ids) if self.form == "value" else self._weights(seen, ids)
-        )
-        ess = effective_share(gathered(weight.mean(0)).log()[None])[0]
+        weight, ess = self._weights(seen, objective, ids)
         for _ in range(self.epochs):
             for index, share in minibatches(policy, seen.path, self.minibatches):
                 cost = self._cost(policy, seen, index)
                 loss = (weight.flatten()[index] * cost).mean() * len(seen.kl)
                 yield Loss(loss, seen.stats() | {"ess": ess}, share)
 
-    def _weights(self, seen: Experience, ids: Index) -> PerStep:
-        """One weight per chain, the same at every decision."""
-        log_w = seen.reward.double() / seen.alpha
-        if self.target == "fixed":
-            log_w = log_w - seen.log_ratio.sum(0)
-        weight = self._tempered(log_w, ids) if self.select == "all" else self._selected(seen.reward, ids)
-        return weight.expand_as(seen.kl)
+    def _weights(self, seen: Experience, objective: Objective, ids: Index) -> tuple[PerStep, Scalar]:
+        """One weight per decision, of mean 1 in each context, and the effective share before they are softened.
+
+        Where a chain has one weight, it is the same at every decision.
+        """
+        if self.select != "all" and self.form != "value":
+            weight = plain = self._selected(seen.reward, ids)[None]
+        else:
+            log_w = self._log_weights(seen, objective) / self.temperature
+            plain = torch.stack([advantages.group_softmax(row, ids) for row in log_w])
+            weight = torch.stack([self._softened(row, ids) for row in log_w])
+        share = effective_share(gathered(plain.mean(0)).log()[None])[0]
+        return weight.expand_as(seen.kl), share
+
+    def _log_weights(self, seen: Experience, objective: Objective) -> PerStep:
+        """Their logarithms, up to a constant; one row where all decisions of a chain have one."""
+        if self.form != "value":
+            passed = seen.log_ratio.sum(0) if self.target == "fixed" else 0
+            return (seen.reward.double() / seen.alpha - passed)[None]
+        value = self._values(seen, objective)
+        before = torch.cat([torch.zeros_like(value[:1]), value[:-1]])
+        log_w = (value - before) / seen.alpha - seen.log_ratio
+        return log_w.where(log_w.isfinite(), -torch.inf)  # a state whose reward failed teaches nothing
+
+    def _softened(self, log_w: PerSample, ids: Index) -> PerSample:
+        """Weights that leave enough samples, as far as that can be."""
+        weight = advantages.group_softmax(log_w, ids)
+        for _ in range(SOFTENINGS):
+            if effective_share(gathered(weight).log()[None])[0] >= self.effective:
+                break
+            log_w = SOFTER * log_w
+            weight = advantages.group_softmax(log_w, ids)
+        return weight
 
     def _selected(self, reward: PerSample, ids: Index) -> PerSample:
         """The same for the best, 0 for the others; its mean is 1 in each context for `top`."""
@@ -103,24 +126,6 @@ class RewardWeighted(Algorithm):
         self.history.extend(gathered(reward).tolist())
         threshold = torch.tensor(list(self.history)).quantile(1 - self.keep)
         return (reward >= threshold).double() / self.keep
-
-    def _step_weights(self, seen: Experience, objective: Objective, ids: Index) -> PerStep:
-        """One weight per decision, of mean 1 in each context at each decision."""
-        value = self._values(seen, objective)
-        before = torch.cat([torch.zeros_like(value[:1]), value[:-1]])
-        log_w = (value - before) / seen.alpha - seen.log_ratio
-        log_w = log_w.where(log_w.isfinite(), -torch.inf)  # a state whose reward failed teaches nothing
-        return torch.stack([self._tempered(row, ids) for row in log_w])
-
-    def _tempered(self, log_w: PerSample, ids: Index) -> PerSample:
-        """Weights of mean 1 in each context, that leave enough samples, or nearly none that is preferred."""
-        log_w = log_w / self.temperature
-        for _ in range(SOFTENINGS):
-            weight = advantages.group_softmax(log_w, ids)
-            if effective_share(gathered(weight).log()[None])[0] >= self.effective:
-                return weight
-            log_w = SOFTER * log_w
-        return advantages.group_softmax(log_w, ids)
 
     @torch.no_grad()
     def _values(self, seen: Experience, objective: Objective) -> PerStep:
