@@ -18,7 +18,7 @@ from difftilt.processes.gaussian import GaussianPolicy
 from difftilt.processes.schedule import NoiseSchedule
 
 F64 = torch.float64
-UNUSED: Any = None  # the objective, but for form value
+UNUSED = finite().objective  # where weights need no value
 
 
 def seen(reward, log_ratio=None, label=None, alpha=0.5, decisions=3):
