@@ -82,7 +82,7 @@ class RewardWeighted(Algorithm):
                 yield Loss(loss, seen.stats() | {"ess": ess}, share)
 
     def _weights(self, seen: Experience, objective: Objective, ids: Index) -> tuple[PerStep, Scalar]:
-        """One weight per decision, of mean 1 in each context, and the effective share that they had unsoftened.
+        """One weight per decision, of mean 1 in each context, and the effective share before they are soft.
 
         Where a chain has one weight, it is the same at every decision.
         """
