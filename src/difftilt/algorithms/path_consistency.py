@@ -48,7 +48,8 @@ class PathConsistency(Graphed, Algorithm):
         epochs: Passes over as many chains as a round draws, at least 1.
         minibatches: Gradient steps per pass, at least 1.
         recompute: Hold the graph of one step at a time, and compute each again in the backward pass; by
-            default where the graphs of all steps would take more than a GiB.
+            default where the graphs of all steps would take more than a GiB. If they are held and a round
+            makes one loss, of its own new chains, they are those of the draw: no state passes a second time.
     """
 
     pairs: Literal["one_step", "fixed", "full", "all"] = "full"

@@ -53,7 +53,8 @@ class TrajectoryBalance(Graphed, Algorithm):
         epochs: Passes over the chains of a round, at least 1.
         minibatches: Gradient steps per pass, at least 1.
         recompute: Hold the graph of one step at a time, and compute each again in the backward pass; by
-            default where the graphs of all steps would take more than a GiB.
+            default where the graphs of all steps would take more than a GiB. If they are held and a round
+            makes one loss, of its own new chains, they are those of the draw: no state passes a second time.
         density: log p_pre(x_0, c) up to a constant, for the prior `noising`.
     """
 
