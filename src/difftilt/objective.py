@@ -104,8 +104,7 @@ class Objective:
         states, sample = torch.stack(whole.states).detach(), whole.sample.detach()
         path, kept = Trajectory(states, sample, torch.stack(whole.log_prob), cond), whole.kept
         if len(valid) < len(sample):
-            path = path.chains(valid)
-            kept = [step.rows(valid) for step in kept]
+            path, kept = path.chains(valid), [step.rows(valid) for step in kept]
         log_ratios, kls = torch.stack(whole.log_ratio)[:, valid], torch.stack(whole.kl)[:, valid]
         base = _concat(kept, len(valid), valid.device) if keep else None
         seen = Experience(path, reward.detach(), log_ratios, kls, self.alpha, slope, base, valid)
