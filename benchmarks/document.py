@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import growth
+
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "algorithms.md"
 START, END = "<!-- measured -->\n", "<!-- /measured -->"
@@ -42,6 +44,7 @@ def measured(results: Path) -> str:
     parts.append(rare_modes(rows(results / "rare_modes.json")))
     parts.append(limits(rows(results / "limits.json")))
     parts.append(memory(rows(results / "memory.json")))
+    parts.append(cost(rows(results / "cost.json")))
     return "\n".join(part for part in parts if part)
 
 
@@ -211,6 +214,35 @@ def memory(found: list[dict[str, Any]]) -> str:
         "\nPeak of live tensors during one gradient step: `python benchmarks/memory.py`,\n"
         "[`memory.json`](../benchmarks/results/memory.json).\n\n" + table(head, lines)
     )
+
+
+def cost(found: list[dict[str, Any]]) -> str:
+    """Exponents of time and memory in each size, beside those of the passes alone."""
+    if not found:
+        return ""
+    text = (
+        "\nCost as work grows: k of cost ~ size^k, by least squares over the three largest of four sizes,\n"
+        "each twice the one before, with the standard error of the fit; in brackets that of the bare\n"
+        "network passes, and of the memory that the largest of them takes beside the states of the chains.\n"
+        "Medians of CPU seconds of a round, of one thread on a machine with other load: `python\n"
+        "benchmarks/cost.py`, [`cost.json`](../benchmarks/results/cost.json).\n\n"
+        "![Time and memory of a round against batch, steps, width and length](cost.png)\n"
+    )
+    for name, (key, limit) in growth.COSTS.items():
+        head = [f"{name}: chain", "method", *growth.SIZES.values(), "over the passes", "at 8 times the batch"]
+        lines = []
+        for chain in dict.fromkeys(row["chain"] for row in found):
+            for method, group in growth.methods(found, chain).items():
+                cells = []
+                for size in growth.SIZES:
+                    points = growth.sweep(group, size)
+                    k, error = growth.exponent(points, size, key)
+                    cells.append(f"{k:.2f} ± {error:.2f} ({growth.exponent(points, size, limit)[0]:.2f})")
+                batch = growth.sweep(group, "batch")
+                cells += [f"{row[key] / row[limit]:.2f}" for row in (batch[0], batch[-1])]
+                lines.append([chain, f"`{method}`", *cells])
+        text += "\n" + table(head, lines)
+    return text
 
 
 def rows(path: Path) -> list[dict[str, Any]]:

@@ -13,7 +13,9 @@ import json
 import platform
 import statistics
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -21,6 +23,8 @@ import torch.nn as nn
 from difftilt import PPO, Objective, fit
 from difftilt.domains.digits.model import asked, digits_policy, load_classifier
 from difftilt.rewards.image import class_log_prob
+
+Call = tuple[nn.Module, tuple[Any, ...], bool]
 
 
 def main() -> None:
@@ -38,11 +42,7 @@ def main() -> None:
     calls = record([policy.network, reference.network], tilt)
 
     def bare() -> None:
-        for network, inputs, gradient in calls:
-            with torch.set_grad_enabled(gradient):
-                output = network(*inputs)
-            if gradient:
-                output.backward(torch.ones_like(output))
+        replay(calls)
         optimizer.zero_grad()
 
     tilt()
@@ -70,12 +70,12 @@ def main() -> None:
         options.out.write_text(json.dumps(machine | {"rows": [row]}, indent=1) + "\n")
 
 
-def record(networks: list[nn.Module], work) -> list[tuple[nn.Module, tuple, bool]]:
+def record(networks: list[nn.Module], work: Callable[[], object]) -> list[Call]:
     """The calls of these networks while some work is done: network, inputs, and whether gradients flowed."""
-    calls = []
+    calls: list[Call] = []
 
-    def keep(network: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
-        calls.append((network, inputs, output.requires_grad))
+    def keep(network: nn.Module, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        calls.append((network, leaves(inputs), output.requires_grad))
 
     handles = [network.register_forward_hook(keep) for network in networks]
     work()
@@ -84,7 +84,23 @@ def record(networks: list[nn.Module], work) -> list[tuple[nn.Module, tuple, bool
     return calls
 
 
-def seconds(work) -> float:
+def replay(calls: Iterable[Call]) -> None:
+    """The same calls again, without anything else; gradients flow to whatever they did."""
+    for network, inputs, gradient in calls:
+        with torch.set_grad_enabled(gradient):
+            output = network(*leaves(inputs))
+        if gradient:
+            output.backward(torch.ones_like(output))
+
+
+def leaves(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Inputs without what led to them, but with a gradient of their own where they had one."""
+    return tuple(
+        x.detach().requires_grad_(x.requires_grad) if isinstance(x, torch.Tensor) else x for x in inputs
+    )
+
+
+def seconds(work: Callable[[], object]) -> float:
     start = time.perf_counter()
     work()
     return time.perf_counter() - start

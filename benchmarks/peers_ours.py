@@ -55,11 +55,11 @@ def make(folder: str) -> None:
     ).save_pretrained(folder)  # fmt: skip
 
 
-def run(folder: str, asked: dict[str, Any]) -> None:
+def run(asked: dict[str, Any]) -> None:
     """Epochs of DDPO."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    pipe = library.StableDiffusionPipeline.from_pretrained(folder)
+    pipe = library.StableDiffusionPipeline.from_pretrained(asked["pipe"])
     pipe.set_progress_bar_config(disable=True)
     policy = pipeline_policy(pipe, asked["steps"], micro_batch=asked["micro"], guidance_scale=5.0, eta=1.0)
     reference = lora(policy, rank=4)
@@ -77,4 +77,4 @@ def run(folder: str, asked: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    make(sys.argv[2]) if sys.argv[1] == "make" else run(sys.argv[2], json.loads(sys.argv[3]))
+    make(sys.argv[2]) if sys.argv[1] == "make" else run(json.loads(sys.argv[2]))

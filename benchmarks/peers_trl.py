@@ -14,7 +14,7 @@ from trl import (  # pyright: ignore[reportMissingImports]  # in an environment 
 )
 
 
-def run(folder: str, asked: dict[str, Any]) -> None:
+def run(asked: dict[str, Any]) -> None:
     """Epochs of DDPO."""
     torch.set_num_threads(1)
     micro = asked["micro"]
@@ -26,7 +26,7 @@ def run(folder: str, asked: dict[str, Any]) -> None:
         save_freq=10**9,
     )  # fmt: skip
     PartialState(cpu=True)  # its logger asks for one
-    pipe = DefaultDDPOStableDiffusionPipeline(folder, use_lora=True)
+    pipe = DefaultDDPOStableDiffusionPipeline(asked["pipe"], use_lora=True)
     trainer = DDPOTrainer(
         config, lambda images, *_: (images.mean((1, 2, 3)), {}), lambda: ("a photo", {}), pipe
     )
@@ -40,4 +40,4 @@ def run(folder: str, asked: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    run(sys.argv[2], json.loads(sys.argv[3]))
+    run(json.loads(sys.argv[2]))

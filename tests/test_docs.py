@@ -138,6 +138,19 @@ def test_measured_tables_are_those_of_the_results(name, script, monkeypatch):
     assert shown == document.measured(ROOT / "benchmarks" / "results")
 
 
+def test_the_exponent_of_a_power_is_its_own_and_errors_are_those_of_the_fit(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    growth = importlib.import_module("growth")
+    rows = [{"sweeps": ["batch"], "batch": n, "cost": 3 * n**1.5} for n in (8, 2, 4, 1)]
+    rows[3]["cost"] = 1e6  # of the smallest, which does not count
+    slope, error = growth.exponent(growth.sweep(rows, "batch"), "batch", "cost")
+    assert slope == pytest.approx(1.5) and error == pytest.approx(0, abs=1e-9)
+    rows[2]["cost"] *= math.e  # the middle one is off, which leaves the slope: residuals 1/3, 2/3, 1/3
+    slope, error = growth.exponent(growth.sweep(rows, "batch"), "batch", "cost")
+    assert slope == pytest.approx(1.5)
+    assert error == pytest.approx(math.sqrt(2 / 3 / (2 * math.log(2) ** 2)))
+
+
 def test_tables_of_sequences_take_what_problems_and_methods_there_are(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     document = importlib.import_module("document_sequences")

@@ -104,11 +104,10 @@ class Objective:
         states, sample = torch.stack(whole.states).detach(), whole.sample.detach()
         path, kept = Trajectory(states, sample, torch.stack(whole.log_prob), cond), whole.kept
         if len(valid) < len(sample):
-            path = path.chains(valid)
-            kept = [step.rows(valid) for step in kept]
+            path, kept = path.chains(valid), [step.rows(valid) for step in kept]
         log_ratios, kls = torch.stack(whole.log_ratio)[:, valid], torch.stack(whole.kl)[:, valid]
         base = _concat(kept, len(valid), valid.device) if keep else None
-        seen = Experience(path, reward.detach(), log_ratios, kls, self.alpha, slope, base)
+        seen = Experience(path, reward.detach(), log_ratios, kls, self.alpha, slope, base, valid)
         if self.diversity is None:
             return seen
         price = self.alpha * self.diversity(path.sample)
@@ -190,6 +189,7 @@ class Experience:
         slope: d r / d x_0, if it was asked for.
         reference: The reference's distributions of all decisions, in the order of `log_ratio.flatten()`, if
             they were kept.
+        valid: Which of all chains that were drawn these are, if that is known: those that have a reward.
         earned: r(x_0) itself, if a filter may have taken of it.
     """
 
@@ -200,6 +200,7 @@ class Experience:
     alpha: float
     slope: State | None = None
     reference: Transition | None = None
+    valid: Index | None = None
     earned: PerSample | None = None
 
     def base(self, index: Index) -> Transition:

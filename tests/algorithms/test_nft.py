@@ -39,7 +39,9 @@ def test_at_the_old_policy_the_gradient_is_that_of_the_weighted_regression(setti
     chains, policy = experience(problem).path, problem.elsewhere
     good = torch.rand(32, dtype=F64)
     torch.manual_seed(1)
-    loss = algorithm._loss(policy, algorithm.old, problem.objective.reference, chains, good)
+    loss = algorithm._loss(
+        policy, algorithm.old, problem.objective.reference, chains.states[-1], chains.cond, good
+    )
     torch.manual_seed(1)
     x_0, t = chains.states[-1], torch.randint(1, 5, (32,))
     clean = policy.clean(algorithm.old.corrupt(x_0, t), t, chains.cond)
@@ -59,7 +61,9 @@ def test_a_good_example_pulls_and_a_bad_one_pushes():
     for q in (1.0, 0.0, 0.5):
         torch.manual_seed(1)
         good = torch.full((32,), q, dtype=F64)
-        loss = algorithm._loss(policy, algorithm.old, problem.objective.reference, chains, good)
+        loss = algorithm._loss(
+            policy, algorithm.old, problem.objective.reference, chains.states[-1], chains.cond, good
+        )
         found.append(flat(loss, policy))
     torch.testing.assert_close(found[0], -found[1])
     assert found[2].norm() < 1e-12 < found[0].norm()
@@ -71,7 +75,9 @@ def test_consistency_pulls_to_the_samples_however_good():
     chains, policy = experience(problem).path, problem.elsewhere
     torch.manual_seed(1)
     good = torch.full((32,), 0.5, dtype=F64)
-    loss = algorithm._loss(policy, algorithm.old, problem.objective.reference, chains, good)
+    loss = algorithm._loss(
+        policy, algorithm.old, problem.objective.reference, chains.states[-1], chains.cond, good
+    )
     torch.manual_seed(1)
     x_0, t = chains.states[-1], torch.randint(1, 5, (32,))
     clean = policy.clean(algorithm.old.corrupt(x_0, t), t, chains.cond)
@@ -166,7 +172,9 @@ def test_the_penalty_pulls_to_the_reference():
     away = []
     for algorithm in (plain, held):
         torch.manual_seed(1)
-        loss = algorithm._loss(policy, algorithm.old, problem.objective.reference, chains, good)
+        loss = algorithm._loss(
+            policy, algorithm.old, problem.objective.reference, chains.states[-1], chains.cond, good
+        )
         away.append(flat(loss, policy))
     assert away[0].norm() < 1e-12
     towards = torch.cat([-p.detach().flatten() for p in policy.parameters() if p.requires_grad])

@@ -7,6 +7,7 @@ import torch
 from problems import EveryPath, finite, flat, reversal
 
 from difftilt.algorithms import trajectory_balance
+from difftilt.algorithms.graphs import Held
 from difftilt.algorithms.trajectory_balance import TrajectoryBalance
 from difftilt.conditions import unconditional
 from difftilt.exact import tabular
@@ -112,7 +113,7 @@ def on_policy(**settings):
     score, policy = torch.randn(3, dtype=F64), EveryPath(3, 3)
     objective = Objective(lambda x, c: score[x[:, 0]], tabular.random_chain(3, 3), 0.5)
     divergence = (tabular.solve(objective).optimum - tabular.evaluate(objective, policy).objective) / 0.5
-    algorithm = TrajectoryBalance(minibatches=1, recompute=False, **settings)
+    algorithm = TrajectoryBalance(minibatches=1, **{"recompute": False, **settings})
     cond = unconditional(len(policy.paths))
     algorithm.setup(policy, cond)
     (loss,) = algorithm.losses(policy, objective, cond)
@@ -130,6 +131,10 @@ def test_the_gradient_test_notices_wrong_log_ratios(monkeypatch, factor):
         return factor * path_log_prob(policy, path)
 
     monkeypatch.setattr(trajectory_balance, "path_log_prob", broken)
+    found, expected = on_policy(recompute=True)
+    assert (found - expected).norm() > 0.1 * expected.norm()
+    right = Held.log_prob
+    monkeypatch.setattr(Held, "log_prob", lambda held, seen: factor * right(held, seen))
     found, expected = on_policy()
     assert (found - expected).norm() > 0.1 * expected.norm()
 

@@ -9,13 +9,13 @@ import annotated_types as at
 import torch
 
 from difftilt.algorithms import advantages
-from difftilt.conditions import shuffled
+from difftilt.conditions import shuffled, take
 from difftilt.data.across import context, gathered
 from difftilt.networks.average import follow
 from difftilt.objective import Algorithm, Experience, Loss, Objective
-from difftilt.policy import Diffusion, Policy, Trajectory, reversing
+from difftilt.policy import Diffusion, Policy, reversing
 from difftilt.settings import Count, NonNegative, Positive
-from difftilt.shapes import Cond, PerSample, Real, Scalar
+from difftilt.shapes import Cond, PerSample, Real, Scalar, State
 
 
 @dataclass(eq=False)
@@ -85,8 +85,8 @@ class NFT(Algorithm):
         for _ in range(self.epochs):
             for index in shuffled(len(good) * self.levels, self.minibatches, good.device, again=True):
                 row = index % len(good)
-                chains = seen.path.chains(row)
-                loss = self._loss(policy, self.old, objective.reference, chains, good[row])
+                x_0, cond = seen.path.states[-1, row], take(seen.path.cond, row)
+                loss = self._loss(policy, self.old, objective.reference, x_0, cond, good[row])
                 yield Loss(loss, seen.stats())
         follow(self.old, policy, self.decay)
 
@@ -100,9 +100,8 @@ class NFT(Algorithm):
         return (1 + (advantage / spread).clamp(-1, 1)) / 2
 
     def _loss(
-        self, policy: Policy, old: Diffusion, reference: Policy, chains: Trajectory, good: PerSample
+        self, policy: Policy, old: Diffusion, reference: Policy, x_0: State, cond: Cond, good: PerSample
     ) -> Scalar:
-        x_0, cond = chains.states[-1], chains.cond
         t = torch.randint(1, policy.steps + 1, (len(x_0),), device=x_0.device)
         x = old.corrupt(x_0, t)
         clean = cast(Diffusion, policy).clean(x, t, cond)

@@ -21,7 +21,7 @@ from difftilt.networks.average import follow
 from difftilt.objective import Algorithm, Loss, Objective
 from difftilt.policy import Policy, Transitions, path_log_prob, per_decision, tunes_start
 from difftilt.settings import Count, Natural, Share
-from difftilt.shapes import Cond, PerLevel, PerSample, Scalar, Weights
+from difftilt.shapes import Cond, PerLevel, PerSample, PerStep, Scalar, Weights
 from difftilt.values.network import ValueNetwork, ready
 
 
@@ -48,7 +48,8 @@ class PathConsistency(Graphed, Algorithm):
         epochs: Passes over as many chains as a round draws, at least 1.
         minibatches: Gradient steps per pass, at least 1.
         recompute: Hold the graph of one step at a time, and compute each again in the backward pass; by
-            default where the graphs of all steps would take more than a GiB.
+            default where the graphs of all steps would take more than a GiB. If they are held and a round
+            makes one loss, of its own new chains, they are those of the draw: no state passes a second time.
     """
 
     pairs: Literal["one_step", "fixed", "full", "all"] = "full"
@@ -76,7 +77,9 @@ class PathConsistency(Graphed, Algorithm):
 
     def losses(self, policy: Policy, objective: Objective, cond: Cond) -> Iterator[Loss]:
         self.graphs.measure(policy, cond)
-        seen, pool = replay.draw(objective, policy, cond, self.explore, self.temperature)
+        once = self.epochs * self.minibatches == 1 and not self.explore and not self.replay
+        held = self.graphs.held(policy, cond, once)
+        seen, pool = replay.draw(objective, held or policy, cond, self.explore, self.temperature)
         size = max(len(pool) // self.minibatches, 1)
         for network in self._networks():
             network.calibrate(pool.reward / objective.alpha)
@@ -85,16 +88,25 @@ class PathConsistency(Graphed, Algorithm):
             pool = self.memory = replay.join([*known, pool]).newest(self.replay + len(pool))
         tuned = tunes_start(policy, cond)
         for _ in range(self.epochs * self.minibatches):
-            chains = pool.chains(some_rows(len(pool), size, pool.reward.device))
-            residual, target = self._levels(policy, chains, objective.alpha, tuned)
+            index = some_rows(len(pool), size, pool.reward.device)
+            log_p = None if held is None else held.log_prob(seen)[:, index]
+            residual, target = self._levels(policy, pool.chains(index), objective.alpha, tuned, log_p)
             yield Loss(self._mean_square(residual, target), seen.stats())
             if self.target is not None:
                 follow(self.target, ready(self.value), self.target_decay)
 
-    def _levels(self, policy: Policy, chains: Scored, alpha: float, tuned: bool) -> tuple[PerLevel, PerLevel]:
-        """v(x_t) / alpha less the log-ratios up to x_t, for x_T to x_0: delta is a difference of two."""
+    def _levels(
+        self, policy: Policy, chains: Scored, alpha: float, tuned: bool, log_p: PerStep | None = None
+    ) -> tuple[PerLevel, PerLevel]:
+        """v(x_t) / alpha less the log-ratios up to x_t, for x_T to x_0: delta is a difference of two.
+
+        Args:
+            log_p: Of every decision, if the graphs are held.
+        """
         recompute = self.graphs.recompute(chains.log_reference.numel())
-        ratio = path_log_prob(policy, chains.path, recompute=recompute) - chains.log_reference
+        if log_p is None:
+            log_p = path_log_prob(policy, chains.path, recompute=recompute)
+        ratio = log_p - chains.log_reference
         passed = torch.cat([torch.zeros_like(ratio[:1]), ratio.cumsum(0)])
         found = []
         for network in self._networks():

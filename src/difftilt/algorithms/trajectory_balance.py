@@ -53,7 +53,8 @@ class TrajectoryBalance(Graphed, Algorithm):
         epochs: Passes over the chains of a round, at least 1.
         minibatches: Gradient steps per pass, at least 1.
         recompute: Hold the graph of one step at a time, and compute each again in the backward pass; by
-            default where the graphs of all steps would take more than a GiB.
+            default where the graphs of all steps would take more than a GiB. If they are held and a round
+            makes one loss, of its own new chains, they are those of the draw: no state passes a second time.
         density: log p_pre(x_0, c) up to a constant, for the prior `noising`.
     """
 
@@ -81,7 +82,8 @@ class TrajectoryBalance(Graphed, Algorithm):
     def losses(self, policy: Policy, objective: Objective, cond: Cond) -> Iterator[Loss]:
         self._check_batch(cond)
         self.graphs.measure(policy, cond)
-        seen, pool = replay.draw(objective, policy, cond, self.explore, self.temperature)
+        held = self.graphs.held(policy, cond, self.epochs * self.minibatches == 1 and not self.explore)
+        seen, pool = replay.draw(objective, held or policy, cond, self.explore, self.temperature)
         prior, end = self._prior(policy, pool), pool.reward / objective.alpha
         if self.density is not None:
             end = end + self.density(pool.path.states[-1].clone(), copied(pool.path.cond))
@@ -92,7 +94,12 @@ class TrajectoryBalance(Graphed, Algorithm):
         for _ in range(self.epochs):
             for index in shuffled(len(pool), self.minibatches, end.device, again=True):
                 path = pool.path.chains(index)
-                ratio = path_log_prob(policy, path, recompute=recompute) - prior[:, index]
+                log_p = (
+                    path_log_prob(policy, path, recompute=recompute)
+                    if held is None
+                    else held.log_prob(seen)[:, index]
+                )
+                ratio = log_p - prior[:, index]
                 if self.balance == "detailed":
                     delta = self._steps(path, ratio, end[index], tuned, recompute)
                 else:
