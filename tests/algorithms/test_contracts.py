@@ -18,6 +18,7 @@ from difftilt.guard import Guard
 from difftilt.objective import Algorithm, Loss, Objective
 from difftilt.samplers.smc import SMC
 from difftilt.training.fit import fit
+from difftilt.training.settings import Training
 
 # algorithms that cannot do every chain, and the chains that they can
 CHAINS: dict[str, tuple[str, ...]] = {
@@ -124,7 +125,7 @@ def reaches(kind, problem):
     algorithm = made(kind, problem.start, cond)
     tuned = [p for p in [*problem.start.parameters(), *algorithm.parameters()] if p.requires_grad]
     optimizer = torch.optim.Adam(tuned, 0.03)
-    list(fit(problem.start, problem.objective, algorithm, [cond] * 25, optimizer))
+    list(fit(problem.start, problem.objective, algorithm, [cond] * 25, optimizer, Training(max_norm=1.0)))
     left = problem.optimum - problem.exact(problem.start).item()
     return 0 <= left < REACHED * (problem.optimum - before)
 

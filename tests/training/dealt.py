@@ -34,6 +34,7 @@ def part_of(seen: Experience, own: torch.Tensor) -> Experience:
         log_ratio=seen.log_ratio[:, own],
         kl=seen.kl[:, own],
         reference=kept,
+        valid=own if seen.valid is None else seen.valid[own],
     )
 
 

@@ -43,9 +43,13 @@ KINDS = {
 
 
 def job(name):
-    made = Job()
-    made.algorithm = KINDS[name]()
     torch.manual_seed(0)
+    return tuning(KINDS[name]())
+
+
+def tuning(algorithm):
+    made = Job()
+    made.algorithm = algorithm
     made.algorithm.setup(made.policy, unconditional(2))
     own = [p for p in made.algorithm.parameters() if p.requires_grad]
     made.optimizer = torch.optim.AdamW([*made.policy.parameters(), *own], 1e-2)
@@ -120,9 +124,8 @@ PASSES = {  # forward and backward per sample and step of five, as docs/algorith
 
 @pytest.mark.parametrize("name", PASSES)
 def test_no_pass_repeats_another(name, tmp_path):
-    made = Job()
-    made.algorithm, forward, backward = PASSES[name]
-    made.algorithm.setup(made.policy, unconditional(2))
+    algorithm, forward, backward = PASSES[name]
+    made = tuning(algorithm)
     totals = made.train(tmp_path, 1)
     assert totals.network_calls == pytest.approx(forward * 16 * 5)
     assert totals.network_calls_backward == pytest.approx(backward * 16 * 5)

@@ -14,10 +14,11 @@ from difftilt.objective import Objective
 from difftilt.training.alpha import starting_alpha
 from difftilt.training.fit import fit
 from difftilt.training.kl_controller import LARGEST_STEP, RANGE, KLController
+from difftilt.training.settings import Training
 
 # the KL that training would end with, in nats, as a function of alpha
 PLANTS = {"tilt": lambda alpha: 0.08 / alpha**2, "mode": lambda alpha: 2.3 - 0.92 * math.log(alpha)}
-ROUNDS = 60
+ROUNDS, CLIPPED = 60, Training(max_norm=0.1)
 
 
 def make_objective(alpha: float) -> Objective:
@@ -104,7 +105,15 @@ def test_anyones_loop_reaches_the_target(alpha):
     optimizer = torch.optim.Adam(job.policy.parameters(), 3e-3)
     conds = [unconditional(256)] * 60
     rows = list(
-        fit(job.policy, objective, PPO(), conds, optimizer, kl_controller=KLController(objective, target))
+        fit(
+            job.policy,
+            objective,
+            PPO(),
+            conds,
+            optimizer,
+            CLIPPED,
+            kl_controller=KLController(objective, target),
+        )
     )
     last = [row["kl_nats"] for row in rows if row["round"] >= 45]
     assert sum(last) / len(last) == pytest.approx(target, rel=0.1)
@@ -123,7 +132,15 @@ def test_a_start_from_the_pretrained_samples_reaches_the_target():
     optimizer = torch.optim.Adam(job.policy.parameters(), 3e-3)
     controller = KLController(objective, target)
     rows = list(
-        fit(job.policy, objective, PPO(), [unconditional(256)] * 40, optimizer, kl_controller=controller)
+        fit(
+            job.policy,
+            objective,
+            PPO(),
+            [unconditional(256)] * 40,
+            optimizer,
+            CLIPPED,
+            kl_controller=controller,
+        )
     )
     last = [row["kl_nats"] for row in rows if row["round"] >= 30]
     assert sum(last) / len(last) == pytest.approx(target, rel=0.1)
