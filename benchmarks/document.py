@@ -84,7 +84,8 @@ def defaults(found: list[dict[str, Any]]) -> str:
             gaps = [row["excess_nats"] for row in mine if row["task"] == task]
             gaps = [math.inf if gap is None else gap for gap in gaps]
             numbers = (statistics.median(gaps), statistics.mean(gaps), max(gaps)) if gaps else ()
-            cells += [f"{gap:.4f}" for gap in numbers] or [""] * 3
+            fewer = f" (of {len(gaps)})" * (len(gaps) < counts[task])
+            cells += [f"{gap:.4f}{fewer}" for gap in numbers] or [""] * 3
         lines.append([f"`{name}`", *cells, f"{max(row['cpu_seconds'] for row in mine):.0f}"])
     return (
         "\nRewards of a random family, at defaults but for the number of rounds, 200 to 800 of 512: the\n"

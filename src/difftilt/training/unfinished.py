@@ -77,7 +77,8 @@ class Unfinished:
     def _file(self, what: str, states: Mapping[str, Stateful]) -> Path:
         begun = {name: state.state_dict() for name, state in states.items()}
         name = _digest({"told": self._told, "what": what, "begun": _digest(begun)})
-        return self._out.with_name(f"{self._out.name}.unfinished-{name[:8]}")
+        out = self._out.absolute()  # "." has no name
+        return out.with_name(f"{out.name}.unfinished-{name[:8]}")
 
     def _load(self, file: Path, states: Mapping[str, Stateful]) -> int:
         try:
