@@ -64,8 +64,7 @@ def fit(
             that the optimizer does not hold.
     """
     training, accelerator, batches = training or Training(), accelerator or Accelerator(), iter(conds)
-    check_accelerator(accelerator)
-    _check_held(algorithm, optimizer)
+    _check(accelerator, algorithm, optimizer)
     networks = denoisers(policy, objective.reference, algorithm)
     with autocast(networks, training.mixed_precision, accelerator), together(accelerator.num_processes):
         for number in itertools.count(start):
@@ -99,8 +98,9 @@ def denoisers(policy: Policy, reference: Policy, algorithm: Algorithm) -> list[n
     return [chain.network for chain in (policy, reference, *own)]
 
 
-def _check_held(algorithm: Algorithm, optimizer: torch.optim.Optimizer) -> None:
-    """Refuses an algorithm whose own networks would stay as they are."""
+def _check(accelerator: Accelerator, algorithm: Algorithm, optimizer: torch.optim.Optimizer) -> None:
+    """Refuses an accelerator that is not followed, and an algorithm whose own networks would not learn."""
+    check_accelerator(accelerator)
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     if any(p.requires_grad and id(p) not in held for p in algorithm.parameters()):
         raise ValueError(

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from difftilt.data.atomic import atomic_file
+from difftilt.data.owned import delete
 from difftilt.data.read import UnreadableError, parse_json, read_tensors
 from difftilt.shapes import Stateful
 from difftilt.training.tree import Packed, Tree, pack, unpack
@@ -72,7 +73,7 @@ class Unfinished:
     def remove(self) -> None:
         """Removes the files, once the folder is written."""
         for file in self._files:
-            file.unlink(missing_ok=True)
+            delete(file.parent, [file.name])
 
     def _file(self, what: str, states: Mapping[str, Stateful]) -> Path:
         begun = {name: state.state_dict() for name, state in states.items()}

@@ -46,16 +46,17 @@ def quality(
     chain, free = chain_of(network, writing), free_chain(network, writing)
     busy = time.process_time()
     texts = writing.spell(_drawn(chain, drawn))
-    seconds = time.process_time() - busy
+    speed = drawn / (time.process_time() - busy)
     found, alone = _molecules(texts), _molecules(writing.spell(_drawn(free, drawn)))
     written, outside = [canonical(one) for one in found], [molecule(text) for text in writing.spell(held_out)]
     known = {scaffold(molecule(text)) for text in sorted(data)[:: max(1, len(data) // SCAFFOLDS)]}
     scaffolds = {scaffold(one) for one in found}
-    values, expected, unruled = properties(found), properties(outside), properties(alone)
+    expected, values = properties(outside), properties(found)
+    sets = {"held out": expected, "drawn": values, "free": properties(alone)}
     return {
         "held_out": len(held_out),
         "drawn": drawn,
-        "samples_per_second": round(drawn / seconds, 1),
+        "samples_per_second": round(speed, 1),
         "bound": mean(-_bound(chain, held_out, seed)),
         "bound_free": mean(-_bound(free, held_out, seed)),
         "independent": mean(-independent(held_out, learned, len(writing.alphabet))),
@@ -67,10 +68,7 @@ def quality(
         "known_scaffolds": len(known),
         "new_scaffolds": len(scaffolds - known) / max(len(scaffolds), 1),
         "diversity": {"held out": internal_diversity(outside), "drawn": internal_diversity(found)},
-        "means": {
-            name: {"held out": mean(expected[name]), "drawn": mean(values[name]), "free": mean(unruled[name])}
-            for name in PROPERTIES
-        },
+        "means": {name: {key: mean(x[name]) for key, x in sets.items()} for name in PROPERTIES},
         "wasserstein": {
             name: {
                 "held out": wasserstein(expected[name][::2], expected[name][1::2]),
