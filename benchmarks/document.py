@@ -91,7 +91,8 @@ def defaults(found: list[dict[str, Any]]) -> str:
         "\nRewards of a random family, at defaults but for the number of rounds, 200 to 800 of 512: the\n"
         "same excess, exact, in nats (bars: median 0.01, worst 0.03; `nft` has a bias of its own, and\n"
         "`reward-weighted` a small one). Defaults were chosen on molecules, on rewards of other seeds, 100\n"
-        "to 102, and on seeds 0, 3, 8 and 18 of these.\n"
+        "to 102, and on seeds 0, 3, 8 and 18 of these, and 2 of lqg16. `grpo` was not run, and had ended\n"
+        "within .0024 of `ppo` before.\n"
         "`python benchmarks/defaults.py`, [`defaults.json`](../benchmarks/results/defaults.json) with"
         " every reward.\n\n" + table([*head, "slowest, s"], lines)
     )
