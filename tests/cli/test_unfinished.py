@@ -1,6 +1,7 @@
 """A training that is stopped goes on with the same command, and ends as one that was not."""
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
@@ -14,7 +15,9 @@ from difftilt.cli.pretrain import PRETRAIN, pretrain_command
 from difftilt.data.read import UnreadableError
 from difftilt.domains.digits import pretrain as digits
 from difftilt.domains.molecules import pretrain as molecules
+from difftilt.training import pretrain as loops
 from difftilt.training import unfinished
+from difftilt.training.signals import Preempted
 from difftilt.training.unfinished import Unfinished
 
 SMALL = {
@@ -98,3 +101,25 @@ def test_another_training_for_the_same_folder_begins_anew(home, monkeypatch, cap
     kept.write_bytes(kept.read_bytes()[:-9])
     with pytest.raises(UnreadableError, match=f"{kept.name} .* remove it to begin"):
         pretrain_command(words)
+
+
+def test_a_signal_loses_no_step(home, monkeypatch, capsys):
+    words = ["sequences", *SMALL["sequences"]]
+    pretrain_command([*words, "--out", "unbroken"])
+    step, left = loops._step, iter(range(6, -1, -1))
+
+    def signalled(*args):
+        if not next(left):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(*args)
+
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(Preempted, match="stopped after step 7 and can be"),
+    ):
+        patch.setattr(loops, "_step", signalled)
+        pretrain_command([*words, "--out", "signalled"])
+    assert "goes on" not in capsys.readouterr().out
+    pretrain_command([*words, "--out", "signalled"])
+    assert "goes on after step 7 of 20" in capsys.readouterr().out
+    assert weights(home / "unbroken") == weights(home / "signalled")

@@ -91,7 +91,7 @@ class RewardWeighted(Algorithm):
         else:
             log_w = self._log_weights(seen, objective) / self.temperature
             plain = torch.stack([advantages.group_softmax(row, ids) for row in log_w])
-            weight = torch.stack([self._softened(row, ids) for row in log_w])
+            weight = torch.stack([self._softened(*pair, ids) for pair in zip(log_w, plain, strict=True)])
         share = effective_share(gathered(plain.mean(0)).log()[None])[0]
         return weight.expand_as(seen.kl), share
 
@@ -105,9 +105,8 @@ class RewardWeighted(Algorithm):
         log_w = (value - before) / seen.alpha - seen.log_ratio
         return log_w.where(log_w.isfinite(), -torch.inf)  # a state whose reward failed teaches nothing
 
-    def _softened(self, log_w: PerSample, ids: Index) -> PerSample:
-        """Weights that leave enough samples, as far as that can be."""
-        weight = advantages.group_softmax(log_w, ids)
+    def _softened(self, log_w: PerSample, weight: PerSample, ids: Index) -> PerSample:
+        """The given weights, or softer ones that leave enough samples, as far as that can be."""
         for _ in range(SOFTENINGS):
             if effective_share(gathered(weight).log()[None])[0] >= self.effective:
                 break

@@ -14,15 +14,18 @@ SAME = 1.0  # seconds: a launcher passes on the Ctrl-C that its processes have a
 class Preempted(Exception):  # noqa: N818  (not an error: the run is safe on disk and can be resumed)
     """The run was asked to stop, and has saved a checkpoint.
 
+    Args:
+        unit: What is counted, where it is no rounds.
+
     Attributes:
         signal: Which signal asked; the exit code is 128 + this number.
         rounds: How many rounds are done.
     """
 
-    def __init__(self, number: int, rounds: int):
+    def __init__(self, number: int, rounds: int, unit: str = "round"):
         self.signal, self.rounds = signal.Signals(number), rounds
         super().__init__(
-            f"got {self.signal.name}; the run stopped after round {rounds} and can be resumed from there"
+            f"got {self.signal.name}; the run stopped after {unit} {rounds} and can be resumed from there"
         )
 
 

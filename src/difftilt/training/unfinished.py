@@ -16,14 +16,17 @@ import torch
 from rich.progress import track
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.optim import Optimizer
 
 from difftilt.data.atomic import atomic_file
 from difftilt.data.owned import delete
 from difftilt.data.read import UnreadableError, parse_json, read_tensors
 from difftilt.shapes import Stateful
+from difftilt.training.pretrain import warm_cosine
+from difftilt.training.signals import Preempted, watch_signals
 from difftilt.training.tree import Packed, Tree, pack, unpack
 
-EVERY = 60.0  # seconds between two savings, and before the first
+EVERY = 60.0  # seconds between two savings, but for those that a signal asks for
 PLAIN = "plain"  # the tensor that holds what is none, as JSON
 
 Row = dict[str, float]
@@ -40,31 +43,46 @@ class Unfinished:
 
     def __init__(self, out: Path, told: Mapping[str, Any], data: Mapping[str, Tensor]):
         self._earlier, self._out, self._told = 0.0, out, _digest({**told, "data": _digest(data)})
-        self._busy, self._started = time.process_time(), time.monotonic()
-        self._saved = self._started
+        self._busy, self._saved = time.process_time(), time.monotonic()
         self._files: list[Path] = []
 
     def rows(
-        self, what: str, loop: Callable[..., Iterator[Row]], steps: int, **states: Stateful
+        self,
+        what: str,
+        loop: Callable[..., Iterator[Row]],
+        optimizer: Optimizer,
+        steps: int,
+        **others: Stateful,
     ) -> Iterator[Row]:
         """The rows of a training's gradient steps that are still to be made, with a progress bar.
 
+        The learning rate rises and falls as in `warm_cosine`.
+
         Args:
             what: Is trained.
-            loop: The training, of which `start` is the first step; a step depends on its number and states.
-            states: All that changes, also what the caller changes between two rows.
+            loop: The training, which is called with `optimizer`, `steps` and `start`, its first step; a step
+                depends on its number and on what changes.
+            others: All else that changes, also what the caller changes between two rows.
+
+        Raises:
+            Preempted: After SIGINT, SIGTERM or SIGUSR1, once the step is done and what is reached is saved.
         """
+        schedule = warm_cosine(optimizer, steps)
+        states: dict[str, Any] = {**others, "optimizer": optimizer, "schedule": schedule}
         file = self._file(what, states)
         start = self._load(file, states) if file.exists() else 0
         if start:
             print(f"{what}: goes on after step {start} of {steps}, which {file} kept")
-        for row in track(loop(start=start), what, total=steps, completed=start):
-            yield row
-            done = int(row["step"]) + 1
-            if time.monotonic() - self._saved > EVERY:
-                self._save(file, done, states)
-        if time.monotonic() - self._started > EVERY:  # what follows may be stopped, too
-            self._save(file, steps, states)
+        rows = loop(optimizer=optimizer, steps=steps, start=start)
+        with watch_signals() as stop:
+            for done, row in enumerate(track(rows, what, total=steps, completed=start), start + 1):
+                schedule.step()
+                yield row
+                if stop.number or time.monotonic() - self._saved > EVERY:
+                    self._save(file, done, states)
+                if stop.number:
+                    raise Preempted(stop.number, done, "step")
+            self._save(file, steps, states)  # what follows may be stopped, too
 
     def seconds(self) -> float:
         """Processor time that was spent on them so far, also by earlier processes."""

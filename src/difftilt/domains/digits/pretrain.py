@@ -29,7 +29,7 @@ from difftilt.networks.bundle import Numbers, save_bundle
 from difftilt.policy import rollout
 from difftilt.settings import Count, Natural, Rate, Threads
 from difftilt.shapes import Samples
-from difftilt.training.pretrain import classify, denoise, noisy, shifted, warm_cosine
+from difftilt.training.pretrain import classify, denoise, noisy, shifted
 from difftilt.training.unfinished import Unfinished
 
 NETWORK = {"patch": 4, "width": 128, "depth": 2, "heads": 4, "expand": 4}
@@ -87,22 +87,17 @@ def _train_model(
     network = DiT(**NETWORK)
     average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(0.999))
     optimizer = torch.optim.AdamW(network.parameters(), learning_rate, weight_decay=0.01)
-    schedule = warm_cosine(optimizer, steps)
     loop = partial(
         denoise,
         chain_of(network, training_schedule()),
         state_of(data.image),
         {"label": data.label},
-        optimizer,
-        steps=steps,
         batch=batch,
         null={"label": torch.tensor(NULL)},
         drop=DROP,
         seed=seed,
     )
-    states = {"network": network, "average": average, "optimizer": optimizer, "schedule": schedule}
-    for _ in kept.rows("diffusion model", loop, steps, **states):
-        schedule.step()
+    for _ in kept.rows("diffusion model", loop, optimizer, steps, network=network, average=average):
         average.update_parameters(network)
     return average.module
 
@@ -112,21 +107,17 @@ def _train_classifier(name: str, data: Images, steps: int, seed: int, kept: Unfi
     torch.manual_seed(seed)
     classifier = Classifier(**CLASSIFIER)
     optimizer = torch.optim.AdamW(classifier.parameters(), CLASSIFIER_RATE, weight_decay=0.02)
-    schedule = warm_cosine(optimizer, steps)
     loop = partial(
         classify,
         classifier,
         data.image,
         data.label,
-        optimizer,
-        steps=steps,
         augment=lambda image: noisy(shifted(image, fill=0.0), 0.2),
         smoothing=0.05,
         seed=seed,
     )
-    states = {"classifier": classifier, "optimizer": optimizer, "schedule": schedule}
-    for _ in kept.rows(f"{name} classifier", loop, steps, **states):
-        schedule.step()
+    for _ in kept.rows(f"{name} classifier", loop, optimizer, steps, classifier=classifier):
+        pass
     return classifier
 
 

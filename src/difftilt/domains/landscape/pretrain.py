@@ -28,7 +28,7 @@ from difftilt.networks.bundle import Numbers, save_bundle
 from difftilt.objective import Objective
 from difftilt.settings import Count, Natural, Rate, Threads, check_settings
 from difftilt.shapes import Tokens
-from difftilt.training.pretrain import explain, warm_cosine
+from difftilt.training.pretrain import explain
 from difftilt.training.unfinished import Unfinished
 
 
@@ -118,12 +118,10 @@ def train(
 ) -> None:
     """Teaches a network to explain the data, all rows alike."""
     optimizer = torch.optim.Adam(network.parameters(), rate, fused=True)
-    schedule = warm_cosine(optimizer, steps)
     chain, cond = chain_of(network, table), unconditional(len(data))
-    loop = partial(explain, chain, data, cond, optimizer, steps=steps, batch=batch, seed=seed)
-    states = {"chain": chain, "optimizer": optimizer, "schedule": schedule}
-    for _ in kept.rows(f"model of {table.name}", loop, steps, **states):
-        schedule.step()
+    loop = partial(explain, chain, data, cond, batch=batch, seed=seed)
+    for _ in kept.rows(f"model of {table.name}", loop, optimizer, steps, chain=chain):
+        pass
 
 
 def quality(table: Landscape, folder: Path) -> Numbers:

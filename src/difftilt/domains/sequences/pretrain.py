@@ -25,7 +25,7 @@ from difftilt.processes.masked import MaskedPolicy
 from difftilt.rewards.held_out import nearest as share_apart
 from difftilt.settings import Count, Natural, Rate, Threads
 from difftilt.shapes import PerSample, Sequences, Some
-from difftilt.training.pretrain import explain, warm_cosine
+from difftilt.training.pretrain import explain
 from difftilt.training.unfinished import Unfinished
 
 FEWEST = 30  # different sequences; of fewer, too few are held out to say anything
@@ -165,12 +165,9 @@ def train(
     Args:
         even: As for `explain`.
     """
-    schedule, best = warm_cosine(optimizer, steps), _Best(chain)
-    cond = unconditional(len(data))
-    loop = partial(explain, chain, data, cond, optimizer, steps=steps, batch=batch, even=even, seed=seed)
-    states = {"chain": chain, "optimizer": optimizer, "schedule": schedule, "best": best}
-    for row in kept.rows("model", loop, steps, **states):
-        schedule.step()
+    best, cond = _Best(chain), unconditional(len(data))
+    loop = partial(explain, chain, data, cond, batch=batch, even=even, seed=seed)
+    for row in kept.rows("model", loop, optimizer, steps, chain=chain, best=best):
         if (int(row["step"]) + 1) % (steps // TIMES) == 0:
             torch.manual_seed(seed)
             best.look(-bound(chain, checked).mean().item())

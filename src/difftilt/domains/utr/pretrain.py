@@ -29,7 +29,7 @@ from difftilt.processes.likelihood import elbo
 from difftilt.rewards.held_out import correlation_error
 from difftilt.settings import Count, Natural, Rate, Threads
 from difftilt.shapes import PerSample, Sequences
-from difftilt.training.pretrain import explain, regress, warm_cosine
+from difftilt.training.pretrain import explain, regress
 from difftilt.training.unfinished import Unfinished
 
 NETWORK = {"width": 32, "kernel": 7, "depth": 3}
@@ -91,12 +91,10 @@ def _train_model(data: Sequences, steps: int, batch: int, seed: int, kept: Unfin
     torch.manual_seed(seed)
     network = denoiser(**NETWORK)
     optimizer = torch.optim.Adam(network.parameters(), RATE)
-    schedule = warm_cosine(optimizer, steps)
     policy, cond = chain_of(network, data.shape[1]), unconditional(len(data))
-    loop = partial(explain, policy, data, cond, optimizer, steps=steps, batch=batch, seed=seed)
-    states = {"chain": policy, "optimizer": optimizer, "schedule": schedule}
-    for _ in kept.rows("diffusion model", loop, steps, **states):
-        schedule.step()
+    loop = partial(explain, policy, data, cond, batch=batch, seed=seed)
+    for _ in kept.rows("diffusion model", loop, optimizer, steps, chain=policy):
+        pass
     return network
 
 
@@ -108,11 +106,9 @@ def _train_oracle(
     oracle.mean.copy_(data.load.mean())
     oracle.spread.copy_(data.load.std())
     optimizer = torch.optim.AdamW(oracle.parameters(), rate, weight_decay=0.02)
-    schedule = warm_cosine(optimizer, steps)
-    loop = partial(regress, oracle, data.sequence, data.load, optimizer, steps=steps, batch=batch, seed=seed)
-    states = {"oracle": oracle, "optimizer": optimizer, "schedule": schedule}
-    for _ in kept.rows(f"{name} oracle", loop, steps, **states):
-        schedule.step()
+    loop = partial(regress, oracle, data.sequence, data.load, batch=batch, seed=seed)
+    for _ in kept.rows(f"{name} oracle", loop, optimizer, steps, oracle=oracle):
+        pass
     return oracle
 
 
