@@ -35,7 +35,7 @@ from difftilt.evaluation.estimate import Estimate, mean
 from difftilt.evaluation.evaluate import evaluate
 from difftilt.experiment.job import Job
 from difftilt.experiment.record import write_json
-from difftilt.rewards.molecule import read_or_none, scaffold
+from difftilt.rewards.molecule import readable, scaffold
 from difftilt.samplers.base import Sampler
 from difftilt.samplers.best_of_n import BestOfN
 from difftilt.samplers.smc import SMC
@@ -108,7 +108,7 @@ def run(method: str, reward: str, alpha: float, seed: int) -> Row:
 def shares(sample: State) -> Row:
     """What the samples are as a set of molecules."""
     _, writing = load_molecules()
-    found = [one for text in writing.spell(sample) if (one := read_or_none(text)) is not None]
+    found = readable(writing.spell(sample))
     count = max(len(found), 1)
     return {
         "samples": len(sample),

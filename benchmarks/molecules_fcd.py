@@ -23,16 +23,15 @@ from typing import Any, get_args
 import numpy as np
 import torch
 
-from difftilt import unconditional
 from difftilt.data.libraries import Split, load_moses
+from difftilt.domains.molecules.card import drawn_in_parts
 from difftilt.domains.molecules.model import chain_of, load_molecules
 from difftilt.evaluation.estimate import jackknife
 from difftilt.experiment.record import write_json
-from difftilt.policy import rollout
 from difftilt.rewards.molecule import read_or_none
 
 OUT = Path(__file__).parent / "results" / "molecules_fcd.json"
-PART, PARTS = 200, 10  # samples drawn at a time, and parts of the jackknife
+PART, PARTS = 200, 10  # molecules that pass at a time, and parts of the jackknife
 Activations = np.ndarray[Any, Any]
 
 
@@ -40,9 +39,7 @@ def drawn(model: Path | None, count: int, seed: int) -> list[str]:
     """Samples of a model as SMILES, those of molecules as RDKit writes them."""
     torch.manual_seed(seed)
     network, writing = load_molecules(model)
-    chain = chain_of(network, writing)
-    parts = [rollout(chain, unconditional(PART)).sample for _ in range(-(-count // PART))]
-    return writing.spell(torch.cat(parts)[:count])
+    return writing.spell(drawn_in_parts(chain_of(network, writing), count))
 
 
 class ChemNet:

@@ -10,9 +10,9 @@ Rows of other runs in FILE stay.
 """
 
 import argparse
-import itertools
 import json
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,12 @@ from typing import Any
 import torch
 from fixed_rate import FIXED
 from pmo_oracles import CALLS, TASKS, Oracle, area, top_curve
+from rounds import train
 
-from difftilt import fit, unconditional
 from difftilt.algorithms.local_search import LocalSearch
 from difftilt.answers import BudgetSpent
 from difftilt.domains.molecules.model import chain_of, load_molecules
 from difftilt.domains.molecules.recipe import ALGORITHM
-from difftilt.experiment.finetune import make_optimizer
 from difftilt.experiment.job import Job, tune
 from difftilt.experiment.record import write_json
 from difftilt.objective import Algorithm, Experience
@@ -35,7 +34,7 @@ from difftilt.training.settings import Training
 
 OUT = Path(__file__).parent / "results" / "pmo.json"
 ASKED, SECONDS = 5 * CALLS, 900.0
-PLAIN: dict[str, Any] = {"schedule": "constant", "cache": True, **FIXED}
+PLAIN: dict[str, Any] = {"rounds": ASKED, "schedule": "constant", "cache": True, **FIXED}
 Row = dict[str, Any]
 
 
@@ -104,15 +103,10 @@ def run(task: str, method: str, seed: int, model: Path | None, calls: int) -> Ro
 
 def spend(job: Job, until: float) -> None:
     """Trains until the oracle answers no more, or until that processor time."""
-    job.algorithm.setup(job.policy, unconditional(2))
-    optimizer, _ = make_optimizer(job)
-    conds = itertools.repeat(unconditional(job.training.batch))
-    try:
-        for _ in fit(job.policy, job.objective, job.algorithm, conds, optimizer, job.training):
+    with suppress(BudgetSpent):
+        for _ in train(job):
             if time.process_time() > until:
                 return
-    except BudgetSpent:
-        return
 
 
 def table(rows: list[Row]) -> str:

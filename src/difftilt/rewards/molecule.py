@@ -63,6 +63,11 @@ def read_or_none(text: str) -> Any:
         return None
 
 
+def readable(texts: Sequence[str]) -> list[Any]:
+    """The molecules of those texts that are any."""
+    return [one for text in texts if (one := read_or_none(text)) is not None]
+
+
 @functools.lru_cache(REMEMBERED)
 def _read(text: str) -> Any:
     try:

@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -16,7 +15,6 @@ from difftilt.domains.molecules.view import (
     PROPERTIES,
     internal_diversity,
     properties,
-    read_or_none,
     wasserstein,
 )
 from difftilt.domains.sequences.pretrain import bound, independent
@@ -24,7 +22,7 @@ from difftilt.evaluation.estimate import Estimate, mean
 from difftilt.networks.bundle import Numbers
 from difftilt.policy import rollout
 from difftilt.processes.masked import MaskedPolicy
-from difftilt.rewards.molecule import molecule, scaffold
+from difftilt.rewards.molecule import molecule, readable, scaffold
 from difftilt.shapes import PerSample, Sequences
 
 PART = 200  # molecules drawn at a time
@@ -45,9 +43,9 @@ def quality(
     network, writing = load_molecules(folder)
     chain, free = chain_of(network, writing), free_chain(network, writing)
     busy = time.process_time()
-    texts = writing.spell(_drawn(chain, drawn))
+    texts = writing.spell(drawn_in_parts(chain, drawn))
     speed = drawn / (time.process_time() - busy)
-    found, alone = _molecules(texts), _molecules(writing.spell(_drawn(free, drawn)))
+    found, alone = readable(texts), readable(writing.spell(drawn_in_parts(free, drawn)))
     written, outside = [canonical(one) for one in found], [molecule(text) for text in writing.spell(held_out)]
     known = {scaffold(molecule(text)) for text in sorted(data)[:: max(1, len(data) // SCAFFOLDS)]}
     scaffolds = {scaffold(one) for one in found}
@@ -79,7 +77,7 @@ def quality(
     }
 
 
-def _drawn(chain: MaskedPolicy, count: int) -> Sequences:
+def drawn_in_parts(chain: MaskedPolicy, count: int) -> Sequences:
     """Samples, drawn some at a time."""
     return torch.cat([rollout(chain, unconditional(PART)).sample for _ in range(-(-count // PART))])[:count]
 
@@ -88,11 +86,6 @@ def _bound(chain: MaskedPolicy, x: Sequences, seed: int) -> PerSample:
     """The bound of each molecule, by the same draws of noise whichever the chain is."""
     torch.manual_seed(seed)
     return bound(chain, x)
-
-
-def _molecules(texts: Sequence[str]) -> list[Any]:
-    """Those that are any."""
-    return [one for text in texts if (one := read_or_none(text)) is not None]
 
 
 def _share(hits: int, count: int) -> Estimate:
