@@ -249,7 +249,7 @@ def test_the_shipped_model_is_as_good_as_its_card_says():
 
 def test_a_model_that_writes_no_molecule_is_kept_and_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(pretraining, "NETWORK", {"width": 16, "depth": 1, "heads": 2})
-    monkeypatch.setattr(cards, "read_or_none", lambda text: None)
+    monkeypatch.setattr(cards, "readable", lambda texts: [])
     (tmp_path / "own.smi").write_text("\n".join(TEXTS))
     short = "--merges 12 --steps 20 --batch 4 --drawn 100"
     main(f"pretrain molecules --data {tmp_path / 'own.smi'} {short} --out {tmp_path / 'model'}".split())
