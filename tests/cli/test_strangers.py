@@ -300,6 +300,20 @@ def test_the_option_that_was_meant_is_named(wrong, right, place, capsys):
 
 
 @pytest.mark.parametrize(
+    ("option", "expected"),
+    [
+        ("max-norm", "{None}|FLOAT is expected, but got ['soon']"),
+        ("target-kl", "{None}|FLOAT is expected, but got ['soon']"),
+        ("rounds", "a whole number is expected, but got 'soon'"),
+        ("alpha", "a number is expected, but got 'soon'"),
+    ],
+)
+def test_a_value_that_is_no_number_is_told_in_plain_words(option, expected, capsys):
+    said = refused(["finetune", "dna", f"--{option}", "soon"], capsys)
+    assert f"{expected}; Argument helptext: --{option}" in said and "errors" not in said
+
+
+@pytest.mark.parametrize(
     ("words", "right"),
     [
         (["finetune", "digits", "--algorithm", "grpo"], "algorithm:ppo"),

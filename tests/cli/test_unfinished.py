@@ -123,3 +123,13 @@ def test_a_signal_loses_no_step(home, monkeypatch, capsys):
     pretrain_command([*words, "--out", "signalled"])
     assert "goes on after step 7 of 20" in capsys.readouterr().out
     assert weights(home / "unbroken") == weights(home / "signalled")
+
+
+@pytest.mark.parametrize("recipe", PRETRAIN)
+def test_a_folder_that_may_not_be_replaced_is_refused_before_the_first_step(recipe, home, monkeypatch):
+    (home / f"theirs-{recipe}").mkdir()
+    (home / f"theirs-{recipe}" / "thesis.tex").touch()
+    monkeypatch.setattr(loops, "_step", None)
+    with pytest.raises(ValueError, match=r"thesis\.tex that difftilt did not write"):
+        pretrain_command([recipe, *SMALL[recipe], "--out", f"theirs-{recipe}"])
+    assert not [*home.glob("theirs-*.unfinished-*")]

@@ -30,21 +30,25 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     Raises:
         ValueError: Before anything is computed, if `path` holds something that difftilt did not put there.
     """
-    _check_own(path)
+    check_own(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as around:
         new = Path(around) / "new"
         new.mkdir()
         yield new
         write_contents(new, [file.name for file in new.iterdir()])
-        _check_own(path)
+        check_own(path)
         if path.exists():
             path.rename(Path(around) / "old")
         new.rename(path)
 
 
-def _check_own(path: Path) -> None:
-    """Refuses a folder that holds more than what difftilt left there."""
+def check_own(path: Path) -> None:
+    """Refuses a folder that holds more than what difftilt left there.
+
+    Raises:
+        ValueError: Which says what it holds.
+    """
     if not path.exists() and not path.is_symlink():
         return
     if path.is_symlink() or not path.is_dir():

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
-from difftilt.data.atomic import atomic_file
+from difftilt.data.atomic import atomic_file, check_own
 from difftilt.data.owned import delete
 from difftilt.data.read import UnreadableError, parse_json, read_tensors
 from difftilt.shapes import Stateful
@@ -39,9 +39,13 @@ class Unfinished:
         out: The folder that is to be written.
         told: Settings that tell these trainings from others.
         data: What is learned from, likewise.
+
+    Raises:
+        ValueError: If the folder holds what may not be replaced.
     """
 
     def __init__(self, out: Path, told: Mapping[str, Any], data: Mapping[str, Tensor]):
+        check_own(out)  # before anything is learned that could not be written there
         self._earlier, self._out, self._told = 0.0, out, _digest({**told, "data": _digest(data)})
         self._busy, self._saved = time.process_time(), time.monotonic()
         self._files: list[Path] = []
