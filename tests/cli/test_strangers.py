@@ -299,6 +299,12 @@ def test_the_option_that_was_meant_is_named(wrong, right, place, capsys):
     assert f"did you mean --{right}?" in refused(["finetune", "digits", f"--{wrong}", "1"], capsys)
 
 
+@pytest.mark.parametrize("option", ["height", "guidance-scale", "num-frames"])
+def test_what_a_pipeline_is_handed_is_named(option, capsys):
+    said = refused(["finetune", "pipeline", "--pipe", "model", f"--{option}", "8"], capsys)
+    assert f"did you mean --call.{option}?" in said
+
+
 @pytest.mark.parametrize(
     ("option", "expected"),
     [

@@ -7,7 +7,7 @@ import typing
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-from difftilt.settings import kebab
+from difftilt.settings import OPEN, kebab
 
 WRONG = (  # what Python says of a value that is none of its type, and what is said
     (
@@ -59,7 +59,10 @@ def _unknown_option(said: str, options: type, program: str) -> str:
     names += re.findall(r"--([\w.-]+)", said.replace(unknown.group(1), "", 1))
     initials = [name for name in names if "".join(part[:1] for part in name.split("-")) == word]
     inside = [name for name in names if word in name.split("-") or name.startswith(word)]
-    found = [*initials, *difflib.get_close_matches(word, names, 1, 0.5), *inside]
+    fields = dataclasses.fields(options)
+    taken = [field.name for field in fields if OPEN in getattr(field.type, "__metadata__", ())]
+    handed_on = [f"{name}.{word}" for name in taken]  # settings that are not known here
+    found = [*initials, *difflib.get_close_matches(word, names, 1, 0.5), *inside, *handed_on]
     choices = dict(_choices(options))
     meant = f"but a word such as {found[0]}:{choices[found[0]]}" if found and found[0] in choices else ""
     nearest = f", {meant};" if meant else f"; did you mean --{found[0]}?" if found else ";"
