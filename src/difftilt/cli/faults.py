@@ -62,7 +62,8 @@ def _unknown_option(said: str, options: type, program: str) -> str:
     fields = dataclasses.fields(options)
     taken = [field.name for field in fields if OPEN in getattr(field.type, "__metadata__", ())]
     handed_on = [f"{name}.{word}" for name in taken]  # settings that are not known here
-    found = [*initials, *difflib.get_close_matches(word, names, 1, 0.5), *inside, *handed_on]
+    near = difflib.get_close_matches(word, names, 1, 0.75 if handed_on else 0.5)
+    found = [*initials, *near, *inside, *handed_on]
     choices = dict(_choices(options))
     meant = f"but a word such as {found[0]}:{choices[found[0]]}" if found and found[0] in choices else ""
     nearest = f", {meant};" if meant else f"; did you mean --{found[0]}?" if found else ";"
