@@ -13,6 +13,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 if "DIFFTILT_UNTYPED" not in os.environ:
     jaxtyping.install_import_hook("difftilt", "typechecker.check")
 
+os.environ["OMP_NUM_THREADS"] = "1"  # in commands that tests start, whose last digits are compared
+
 import torch
 from ray_nodes import two_workers
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from difftilt.cli.main import main
@@ -107,6 +108,25 @@ def test_more_rounds_are_no_change(run, capsys):
     edit(run / "run.json", lambda record: record["settings"]["training"].update(rounds=3))
     main(["resume", str(run)])
     assert json.loads((run / "summary.json").read_text())["rounds"] == 3
+
+
+def test_threads_are_measured_once_and_kept(tmp_path, monkeypatch):
+    measured = []
+
+    def found(*_: object) -> int:
+        measured.append(torch.get_num_threads())
+        return 2
+
+    monkeypatch.setattr("difftilt.experiment.job.quickest", found)
+    main(["finetune", "digits", *SMALL, "--out", str(tmp_path / "new")])
+    record = json.loads((tmp_path / "new" / "run.json").read_text())
+    assert (record["threads"], record["settings"]["training"]["threads"]) == (2, 2)
+    main(["resume", str(tmp_path / "new")])
+    main(["sample", str(tmp_path / "new"), "--count", "2"])
+    assert len(measured) == 1
+    assert torch.get_num_threads() == measured[0]
+    main(["finetune", "digits", *SMALL, "--threads", "1", "--out", str(tmp_path / "other")])
+    assert len(measured) == 1
 
 
 @pytest.mark.parametrize("what", ["threads", "torch"])

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterable
 
-import torch
 from rich.console import Console
 
 from difftilt.cli.options import parse
 from difftilt.cli.runs import build, recipe_of, subject
 from difftilt.experiment.doctor import examine
 from difftilt.experiment.job import Finding
+from difftilt.training.threads import using
 
 
 def doctor_command(words: list[str]) -> None:
@@ -17,8 +17,8 @@ def doctor_command(words: list[str]) -> None:
     title = f"Says what would go wrong with difftilt finetune {recipe}, at the cost of a few samples."
     settings = parse(recipe_of(recipe), rest, f"difftilt doctor {recipe}", title=title)
     job = build(recipe, settings)
-    torch.set_num_threads(job.training.threads)
-    show(examine(job))
+    with using(job.threads()):
+        show(examine(job))
 
 
 def show(findings: Iterable[Finding]) -> None:

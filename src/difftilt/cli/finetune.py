@@ -98,6 +98,8 @@ def finetune_command(words: list[str]) -> None:
         finish(accelerator)
         return
     jobs = {folder: job} if options.seeds == 1 else _seeded(folder, recipe, settings, options.seeds)
+    threads = job.threads(accelerator)
+    jobs = {place: each.taking(threads) for place, each in jobs.items()}
     if options.seeds > 1 and first and (folder / SEEDS).exists():
         seeds_of(folder)  # somebody else's would be replaced
     with watch.resumable(folder), taking(list(jobs), options.overwrite, first):

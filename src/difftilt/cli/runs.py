@@ -38,10 +38,10 @@ class ScoreOptions(Scoring):
     """How to ask the reward.
 
     Args:
-        threads: CPU threads of torch, 1 to 256.
+        threads: CPU threads of torch, 1 to 256; by default the fewest that the model is quickest with.
     """
 
-    threads: Threads = 1
+    threads: Threads | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +119,11 @@ def load(folder: Path, options: CodeOptions) -> Job:
     if record.get("task") == VALUE:
         raise ValueError(f"{folder} holds a soft value and no model: sample a recipe with --value {folder}")
     made_of = trust(folder, record, options.named)
-    return build(made_of["recipe"], settings_of(made_of["recipe"], made_of["settings"]))
+    job, threads = (
+        build(made_of["recipe"], settings_of(made_of["recipe"], made_of["settings"])),
+        record.get("threads"),
+    )
+    return job if job.training.threads or not threads else job.taking(threads)
 
 
 def settings_of(recipe: str, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -43,6 +43,7 @@ from difftilt.rewards.ray_pool import Hosted, RayPool
 from difftilt.rewards.worker_pool import PoolLost
 from difftilt.samplers.choices import CORRECTING, VALUES, AnySampler
 from difftilt.settings import Count, Natural, Positive, UsageError, choose, kebab
+from difftilt.training.threads import using
 
 HOST = "difftilt.cli.shard_host"  # the program of a worker that draws shards
 Subject = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SUBJECT")]
@@ -193,7 +194,8 @@ def _draw(asked: Asked, words: list[str]) -> None:
     if manifest is not None and not _drew(asked, manifest, words):
         print(f"shard {options.shard} of {options.shards} is in {shards_of(place)}; others are missing yet")
         return
-    with nullcontext() if manifest is None else turn(shards_of(place)):
+    threads = job.threads() if manifest is None else None
+    with nullcontext() if manifest is None else turn(shards_of(place)), using(threads):
         if manifest is not None:
             row = merge(job, manifest, place)
         elif sampler is None:

@@ -96,6 +96,7 @@ def fit_command(words: list[str]) -> None:
     trial = dataclasses.replace(job, policy=job.objective.reference, algorithm=options.value)
     chain = functools.partial(roll_in, options.roll_in)
     plan(trial, accelerator.num_processes, chain, process=accelerator.process_index)
+    job = job.taking(job.threads(accelerator))
     with watch.resumable(folder), taking([folder], options.overwrite, accelerator.is_main_process):
         if accelerator.is_main_process:
             own = {"training": job.training, "value": options.value, "roll_in": options.roll_in}

@@ -1,6 +1,5 @@
 """What can be done with a job: tune it, sample from it, or only say what it would cost."""
 
-import json
 import math
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -16,6 +15,7 @@ from difftilt.data.owned import ADAPTER, RUN, adding, check_inside, contents
 from difftilt.data.read import read_json
 from difftilt.evaluation.report import write_report
 from difftilt.evaluation.schema import Info
+from difftilt.evaluation.words import flat
 from difftilt.experiment import code
 from difftilt.experiment.before import measured_before
 from difftilt.experiment.identity import check_changes, identity
@@ -29,6 +29,7 @@ from difftilt.training.distributed import accelerator_of, largest, start_alike
 from difftilt.training.load import load_policy, load_totals
 from difftilt.training.seeds import SETUP, seed_round
 from difftilt.training.sharding import shard
+from difftilt.training.threads import using
 from difftilt.training.train import Totals, train
 from difftilt.training.trust_region import TrustRegion
 
@@ -57,7 +58,9 @@ def finetune(
     """
     folder, accelerator = Path(folder), accelerator or accelerator_of(job.training)
     process, processes = accelerator.process_index, accelerator.num_processes
-    with locked(folder) if accelerator.is_main_process else nullcontext():
+    job = settled(job, folder, accelerator)
+    locks = locked(folder) if accelerator.is_main_process else nullcontext()
+    with locks, using(job.training.threads):
         _begin(job, folder, accelerator, accept_changes)
         before = measured_before(job, folder, accelerator)
         sharded = job.training.parallel == "fsdp" and processes > 1
@@ -82,6 +85,14 @@ def finetune(
         if sharded:
             attend(job, folder)
         return {}
+
+
+def settled(job: Job, folder: Path, accelerator: Accelerator) -> Job:
+    """The job with its number of threads: the run's that a folder holds, unless it asks for another."""
+    if job.training.threads is not None:
+        return job
+    known = read_json(folder / RUN, Info).get("threads") if (folder / RUN).exists() else None
+    return job.taking(known or job.threads(accelerator))
 
 
 def _begin(job: Job, folder: Path, accelerator: Accelerator, accept_changes: Collection[str]) -> None:
@@ -138,9 +149,8 @@ def _claim(job: Job, folder: Path, accelerator: Accelerator) -> None:
         return
     record = read_json(folder / RUN, Info)
     if job.maker is not None and not record.get("cannot_be_made_again"):
-        settings = job.maker.settings
-        mine = json.loads(json.dumps({name: to_json(value) for name, value in settings.items()}))
-        theirs = record.get("settings", {})
+        settings = {name: to_json(value) for name, value in job.maker.settings.items()}
+        mine, theirs = dict(flat(settings)), dict(flat(record.get("settings", {})))
         other = sorted(name for name in mine if name in theirs and mine[name] != theirs[name])
         if other:
             raise ValueError(
@@ -238,8 +248,7 @@ def within_budget(job: Job, accelerator: Accelerator) -> Iterator[list[str]]:
 
 
 def set_up(job: Job, folder: Path, accelerator: Accelerator) -> None:
-    """Sets the process up for a run: its threads, the name by which it asks the reward, and its networks."""
-    torch.set_num_threads(job.training.threads)
+    """Sets the process up for a run: the name by which it asks the reward, and its networks."""
     run = read_json(folder / RUN, Info).get("id", str(folder))
     begin(job.objective.reward, f"{run}/{accelerator.process_index}")
     place(job, accelerator)

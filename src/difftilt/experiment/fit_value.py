@@ -13,7 +13,7 @@ from accelerate import Accelerator
 
 from difftilt.conditions import batch_size, on_device_of, take
 from difftilt.data.lock import locked
-from difftilt.experiment.finetune import costs, make_optimizer, set_up, within_budget
+from difftilt.experiment.finetune import costs, make_optimizer, set_up, settled, within_budget
 from difftilt.experiment.identity import check_changes, identity
 from difftilt.experiment.job import Job
 from difftilt.experiment.plan import share_of_round
@@ -25,6 +25,7 @@ from difftilt.samplers.particles import effective_share, log_mean_exp
 from difftilt.shapes import Cond, PerSample, Some, State, Step
 from difftilt.training.load import load_algorithm, load_totals
 from difftilt.training.seeds import EVALUATION, seed_round
+from difftilt.training.threads import using
 from difftilt.training.train import train
 from difftilt.values.regression import ValueRegression, linex
 
@@ -52,7 +53,9 @@ def fit_value(
     Returns:
         The content of summary.json.
     """
-    with locked(folder) if accelerator.is_main_process else nullcontext():
+    job = settled(job, folder, accelerator)
+    locks = locked(folder) if accelerator.is_main_process else nullcontext()
+    with locks, using(job.training.threads):
         return _fit(job, regression, policy, folder, accelerator, accept_changes)
 
 

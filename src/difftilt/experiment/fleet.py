@@ -123,7 +123,7 @@ def drawer(job: Job, folder: Path, manifest: Manifest) -> Callable[[int], bool]:
         ValueError: If the folder holds the shards of something else.
     """
     _enter(folder, manifest)
-    torch.set_num_threads(job.training.threads)
+    torch.set_num_threads(job.training.threads or 1)  # not measured: whoever draws, draws the same
     seed_round(manifest["about"]["seed"], EVALUATION, DEALER)
     last = manifest["shards"][-1]
     every = job.judging(last["first"] + last["count"])

@@ -8,6 +8,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
+from accelerate import Accelerator
+
 from difftilt.algorithms.ppo import PPO
 from difftilt.conditions import unconditional
 from difftilt.data.vocabulary import Vocabulary
@@ -21,9 +23,11 @@ from difftilt.rewards.scoring import guarded
 from difftilt.settings import UsageError, choose, kebab
 from difftilt.shapes import Cond, Sample, State
 from difftilt.training.settings import Training
+from difftilt.training.threads import quickest
 
 Export = Callable[[Path, Mapping[str, Any]], None]
 Deployed = Callable[[State, Cond], Sample]
+MEASURED = 64  # chains that threads are measured on, at most
 
 
 @dataclass(frozen=True)
@@ -130,6 +134,18 @@ class Job:
     def judging(self, count: int) -> Cond:
         """Conditions to judge the model by."""
         return (self.held_out or self.cond)(count)
+
+    def threads(self, accelerator: Accelerator | None = None) -> int:
+        """The number of threads that it asks for, or else is quickest with."""
+        asked, rows = self.training.threads, min(self.training.batch, MEASURED)
+        return asked or quickest(self.policy, self.cond(rows), accelerator)
+
+    def taking(self, threads: int) -> "Job":
+        """The same job with so many threads, also when it is made again."""
+        training, maker = replace(self.training, threads=threads), self.maker
+        if maker is not None and maker.settings.get("training") is not None:
+            maker = replace(maker, settings={**maker.settings, "training": training})
+        return replace(self, training=training, maker=maker)
 
     def starting_from(self, policy: Policy) -> "Job":
         """The same job, tuning another policy around the same chain."""

@@ -51,7 +51,6 @@ def sample(
         Reward, KL and J of the samples, as in summary.json; and `tempering_kl_nats`, the KL from the tempered
         chain to the policy's own, unless the temperature is 1.
     """
-    torch.set_num_threads(job.training.threads)
     own, paid = job.policy, {}
     if temperature != 1:
         check_value("temperature", temperature, Positive)
@@ -87,7 +86,6 @@ def steer(
     Returns:
         Reward, KL, J, log Z and the gold rewards, each with its standard error, and what they cost.
     """
-    torch.set_num_threads(job.training.threads)
     seed_round(seed, EVALUATION)
     started, cond = time.monotonic(), job.judging(max(FEWEST, math.ceil(count / sampler.kept)))
     with _watching(job.objective.reward):

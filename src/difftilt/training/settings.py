@@ -46,8 +46,8 @@ class Training(Scoring):
             `fsdp`: a part of the weights, gradients and moments each, for full fine-tuning of large ones.
         process_timeout: Minutes that a process waits for the others, above 0; the first one judges the model
             while they wait.
-        threads: CPU threads of torch, 1 to 256. Small networks are often fastest with one, and a second one
-            costs more than it brings whenever the other core is busy.
+        threads: CPU threads of torch, 1 to 256; by default the fewest that the model is quickest with, which
+            is measured before a run begins and kept in run.json. Their number changes last digits.
         stop_on: Monitors that end the run with the round in which they speak; docs/monitors.md says what each
             watches. None by default.
         log_to: Trackers that are told every gradient step beside metrics.jsonl; none by default.
@@ -72,7 +72,7 @@ class Training(Scoring):
     mixed_precision: Precision = "no"
     parallel: Parallel = "ddp"
     process_timeout: Positive = 60.0
-    threads: Threads = 1
+    threads: Threads | None = None
     stop_on: tuple[MonitorName, ...] = ()
     log_to: tuple[TrackerName, ...] = ()
     seed: Natural = 0

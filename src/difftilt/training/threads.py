@@ -1,0 +1,98 @@
+"""As many threads of the processor as a model is quickest with, measured before a run begins."""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from accelerate import Accelerator
+
+from difftilt.policy import Policy, level
+from difftilt.shapes import Cond
+from difftilt.training.distributed import largest
+
+WORTH = 1.1  # times faster that more threads must be
+ENOUGH, PASSES = 0.1, 20  # seconds, or passes, that a time is the least of
+
+
+def quickest(policy: Policy, cond: Cond, accelerator: Accelerator | None = None) -> int:
+    """The fewest threads that a pass, forward and backward, is about as quick with as with any number.
+
+    Tried are as many as torch would take (`torch.get_num_threads`, which OMP_NUM_THREADS sets), shared among
+    the processes of this machine, then half of them, and so on. A GPU's passes need one.
+
+    Args:
+        policy: Nothing of it changes.
+        cond: Of the rows that pass.
+        accelerator: Of a run in several processes; all take what the first one finds.
+    """
+    most = torch.get_num_threads() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    found = _fewest(policy, cond, most) if most > 1 and _on_cpu(policy) else 1
+    if accelerator is None or accelerator.num_processes == 1:
+        return found
+    return largest(found if accelerator.is_main_process else 1, accelerator)
+
+
+def _on_cpu(policy: Policy) -> bool:
+    return next(policy.parameters(), torch.empty(0)).device.type == "cpu"
+
+
+def _fewest(policy: Policy, cond: Cond, most: int) -> int:
+    """The same for a model on the processor."""
+    count = least_count = most
+    with _untouched(policy):
+        least = _seconds(policy, cond, count)
+        while count > 1:
+            count //= 2
+            took = _seconds(policy, cond, count)
+            if took > WORTH * least:
+                break
+            least, least_count = min(took, least), count
+    return least_count
+
+
+@contextmanager
+def using(threads: int | None) -> Iterator[None]:
+    """Computes with so many threads while the block runs; with as many as before if none are named."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _untouched(policy: Policy) -> Iterator[None]:
+    """Leaves generators, and what layers remember of their inputs, as they are, and no gradient."""
+    modes = [(module, module.training) for module in policy.modules()]
+    policy.eval()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        policy.zero_grad()
+        for module, mode in modes:
+            module.training = mode
+
+
+def _seconds(policy: Policy, cond: Cond, threads: int) -> float:
+    """The least time of a pass after the first; of the first one if that is long."""
+    with using(threads):
+        x = policy.initial(cond).sample()
+        times = [_pass(policy, x, cond)]
+        if times[0] < ENOUGH:
+            times = [_pass(policy, x, cond)]
+        while sum(times) < ENOUGH and len(times) < PASSES:
+            times.append(_pass(policy, x, cond))
+        return min(times)
+
+
+def _pass(policy: Policy, x: torch.Tensor, cond: Cond) -> float:
+    start = time.perf_counter()
+    step = policy(x, level(x, policy.steps), cond)
+    log_p = step.log_prob(step.sample()).sum()
+    if log_p.requires_grad:
+        log_p.backward()
+    return time.perf_counter() - start
