@@ -15,7 +15,7 @@ from difftilt.guidance.flip import as_flip
 from difftilt.objective import Objective, Value
 from difftilt.policy import Policy, level
 from difftilt.processes.masked import MaskedPolicy
-from difftilt.shapes import Cond, Index, Kernel, Mask, Moves, Points, State
+from difftilt.shapes import Cond, Index, Kernel, Mask, Moves, PerSample, Points, State
 from difftilt.transition import relative_entropy
 
 ROWS = 2**13  # states at a time
@@ -66,7 +66,7 @@ def evaluate_svdd(
 
 @torch.no_grad()
 def tabulate(
-    objective: Objective, value: Value, scores: Points | None = None, cond: Cond | None = None
+    objective: Objective, value: Value, scores: PerSample | None = None, cond: Cond | None = None
 ) -> Points:
     """A value of every state with its masks, whose number is t; -inf where no chain is."""
     reference = _one_at_a_time(objective)
