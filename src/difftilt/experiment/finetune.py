@@ -25,6 +25,7 @@ from difftilt.experiment.record import describe, describe_settings, to_json, wri
 from difftilt.experiment.sample import attend, judge
 from difftilt.experiment.watching import Watching
 from difftilt.rewards.scoring import begin
+from difftilt.training.adam import Adam
 from difftilt.training.distributed import accelerator_of, largest, start_alike
 from difftilt.training.load import load_policy, load_totals
 from difftilt.training.seeds import SETUP, seed_round
@@ -209,7 +210,7 @@ def make_optimizer(job: Job) -> tuple[torch.optim.Optimizer, torch.optim.lr_sche
     own = [p for p in job.algorithm.parameters() if p.requires_grad]
     if own:
         groups.append({"params": own, "lr": training.own_learning_rate})
-    optimizer = torch.optim.Adam(groups)
+    optimizer = Adam(groups)
 
     def factor(round: int) -> float:
         left = max(1 - round / training.rounds, 0)
