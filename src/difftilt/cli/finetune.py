@@ -34,7 +34,7 @@ from difftilt.data.owned import RUN
 from difftilt.data.read import read_json
 from difftilt.evaluation.run_folder import estimate
 from difftilt.evaluation.schema import Summary
-from difftilt.experiment.finetune import finetune, make_run
+from difftilt.experiment.finetune import finetune, make_run, threads_of
 from difftilt.experiment.job import Job
 from difftilt.experiment.plan import plan
 from difftilt.experiment.record import VALUE, read_run, to_json, write_json
@@ -98,7 +98,7 @@ def finetune_command(words: list[str]) -> None:
         finish(accelerator)
         return
     jobs = {folder: job} if options.seeds == 1 else _seeded(folder, recipe, settings, options.seeds)
-    threads = job.threads(accelerator)
+    threads = threads_of(job, accelerator)
     jobs = {place: each.taking(threads) for place, each in jobs.items()}
     if options.seeds > 1 and first and (folder / SEEDS).exists():
         seeds_of(folder)  # somebody else's would be replaced

@@ -119,11 +119,9 @@ def load(folder: Path, options: CodeOptions) -> Job:
     if record.get("task") == VALUE:
         raise ValueError(f"{folder} holds a soft value and no model: sample a recipe with --value {folder}")
     made_of = trust(folder, record, options.named)
-    job, threads = (
-        build(made_of["recipe"], settings_of(made_of["recipe"], made_of["settings"])),
-        record.get("threads"),
-    )
-    return job if job.training.threads or not threads else job.taking(threads)
+    job = build(made_of["recipe"], settings_of(made_of["recipe"], made_of["settings"]))
+    threads = job.training.threads or record.get("threads")
+    return job.taking(threads) if threads else job
 
 
 def settings_of(recipe: str, settings: Mapping[str, Any]) -> dict[str, Any]:

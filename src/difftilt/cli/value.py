@@ -29,7 +29,7 @@ from difftilt.cli.runs import (
 )
 from difftilt.cli.tables import folded
 from difftilt.evaluation.groups import METHOD
-from difftilt.experiment.finetune import make_run
+from difftilt.experiment.finetune import make_run, threads_of
 from difftilt.experiment.fit_value import RollIn, fit_value, roll_in
 from difftilt.experiment.job import Job
 from difftilt.experiment.plan import plan
@@ -96,7 +96,7 @@ def fit_command(words: list[str]) -> None:
     trial = dataclasses.replace(job, policy=job.objective.reference, algorithm=options.value)
     chain = functools.partial(roll_in, options.roll_in)
     plan(trial, accelerator.num_processes, chain, process=accelerator.process_index)
-    job = job.taking(job.threads(accelerator))
+    job = job.taking(threads_of(job, accelerator))
     with watch.resumable(folder), taking([folder], options.overwrite, accelerator.is_main_process):
         if accelerator.is_main_process:
             own = {"training": job.training, "value": options.value, "roll_in": options.roll_in}

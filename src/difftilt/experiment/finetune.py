@@ -93,7 +93,12 @@ def settled(job: Job, folder: Path, accelerator: Accelerator) -> Job:
     if job.training.threads is not None:
         return job
     known = read_json(folder / RUN, Info).get("threads") if (folder / RUN).exists() else None
-    return job.taking(known or job.threads(accelerator))
+    return job.taking(known or threads_of(job, accelerator))
+
+
+def threads_of(job: Job, accelerator: Accelerator) -> int:
+    """The number of threads of all processes of a job: what the first one finds, while the others wait."""
+    return largest(job.threads() if accelerator.is_main_process else 1, accelerator)
 
 
 def _begin(job: Job, folder: Path, accelerator: Accelerator, accept_changes: Collection[str]) -> None:

@@ -8,8 +8,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
-from accelerate import Accelerator
-
 from difftilt.algorithms.ppo import PPO
 from difftilt.conditions import unconditional
 from difftilt.data.vocabulary import Vocabulary
@@ -135,15 +133,15 @@ class Job:
         """Conditions to judge the model by."""
         return (self.held_out or self.cond)(count)
 
-    def threads(self, accelerator: Accelerator | None = None) -> int:
+    def threads(self) -> int:
         """The number of threads that it asks for, or else is quickest with."""
         asked, rows = self.training.threads, min(self.training.batch, MEASURED)
-        return asked or quickest(self.policy, self.cond(rows), accelerator)
+        return asked or quickest(self.policy, self.cond(rows))
 
     def taking(self, threads: int) -> "Job":
         """The same job with so many threads, also when it is made again."""
         training, maker = replace(self.training, threads=threads), self.maker
-        if maker is not None and maker.settings.get("training") is not None:
+        if maker is not None and isinstance(maker.settings.get("training"), Training):
             maker = replace(maker, settings={**maker.settings, "training": training})
         return replace(self, training=training, maker=maker)
 

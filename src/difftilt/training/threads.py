@@ -6,17 +6,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from accelerate import Accelerator
 
 from difftilt.policy import Policy, level
 from difftilt.shapes import Cond
-from difftilt.training.distributed import largest
 
 WORTH = 1.1  # times faster that more threads must be
 ENOUGH, PASSES = 0.1, 20  # seconds, or passes, that a time is the least of
 
 
-def quickest(policy: Policy, cond: Cond, accelerator: Accelerator | None = None) -> int:
+def quickest(policy: Policy, cond: Cond) -> int:
     """The fewest threads that a pass, forward and backward, is about as quick with as with any number.
 
     Tried are as many as torch would take (`torch.get_num_threads`, which OMP_NUM_THREADS sets), shared among
@@ -25,21 +23,10 @@ def quickest(policy: Policy, cond: Cond, accelerator: Accelerator | None = None)
     Args:
         policy: Nothing of it changes.
         cond: Of the rows that pass.
-        accelerator: Of a run in several processes; all take what the first one finds.
     """
     most = torch.get_num_threads() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    found = _fewest(policy, cond, most) if most > 1 and _on_cpu(policy) else 1
-    if accelerator is None or accelerator.num_processes == 1:
-        return found
-    return largest(found if accelerator.is_main_process else 1, accelerator)
-
-
-def _on_cpu(policy: Policy) -> bool:
-    return next(policy.parameters(), torch.empty(0)).device.type == "cpu"
-
-
-def _fewest(policy: Policy, cond: Cond, most: int) -> int:
-    """The same for a model on the processor."""
+    if most < 2 or next(policy.parameters(), torch.empty(0)).device.type != "cpu":
+        return 1
     count = least_count = most
     with _untouched(policy):
         least = _seconds(policy, cond, count)
