@@ -35,11 +35,11 @@ from difftilt.guard import Reward, RewardError
 from difftilt.training.settings import Training
 
 ROUNDS = {
-    "ppo": 200, "grpo": 200, "backprop": 800, "path-consistency": 300,
+    "ppo": 200, "grpo": 200, "backprop": 700, "path-consistency": 300,
     "adjoint-matching": 800, "reward-weighted": 400, "trajectory-balance": 400, "nft": 400,
 }  # fmt: skip
 FARTHER = {  # of lqg16
-    "ppo": 1000, "grpo": 1000, "backprop": 300, "path-consistency": 900, "trajectory-balance": 1200,
+    "ppo": 1000, "grpo": 600, "backprop": 300, "path-consistency": 900, "trajectory-balance": 1200,
 }  # fmt: skip
 BATCH = 512
 STEPS = 10

@@ -104,22 +104,20 @@ class Problem:
 def make_problem(name: str, models: Path) -> Problem:
     landscape, data, alpha = name.split("-")
     table = load_landscape(landscape)
-    path = models / f"{landscape}-{data}.safetensors"
     if (landscape, data) == (SHIPPED, "lower"):
         return Problem(name, table, landscape_policy(table).requires_grad_(False), float(alpha))
-    if path.exists():
-        network = landscape_network(table)
-        network.load_state_dict(load_file(path))
-    else:
-        rows = table.lower_half() if data == "lower" else table.measured.nonzero()[:, 0]
-        network = pretrained(table, rows, path)
+    rows = table.lower_half() if data == "lower" else table.measured.nonzero()[:, 0]
+    network = pretrained(table, rows, models / f"{landscape}-{data}.safetensors")
     return Problem(name, table, chain_of(network.requires_grad_(False), table), float(alpha))
 
 
 def pretrained(table: Landscape, rows: torch.Tensor, path: Path) -> nn.Module:
-    """A network that learned these sequences, whatever their scores; it is kept in a file."""
+    """A network that learned these sequences, whatever their scores; a file keeps it for the next time."""
     torch.manual_seed(0)
     network, data = landscape_network(table), table.sequences()[rows]
+    if path.exists():
+        network.load_state_dict(load_file(path))
+        return network
     path.parent.mkdir(parents=True, exist_ok=True)
     kept = Unfinished(path, {}, {"learned": data})
     train(network, table, data, PRETRAIN_STEPS, 1024, 3e-3, 0, kept)
@@ -263,7 +261,6 @@ def baselines(problem: Problem, calls: int) -> dict[str, Any]:
 def main() -> None:
     parser = options(__doc__, seconds=100)
     parser.add_argument("problems", nargs="+", help="LANDSCAPE-DATA-ALPHA, such as six6-lower-0.1")
-    parser.add_argument("--models", type=Path, default=Path("runs/landscape"))
     asked = parser.parse_args()
     torch.set_num_threads(1)
     for name in asked.problems:
@@ -273,6 +270,7 @@ def main() -> None:
 def options(doc: str | None, seconds: float) -> argparse.ArgumentParser:
     """Those of any set of problems."""
     parser = argparse.ArgumentParser(description=str(doc).splitlines()[0])
+    parser.add_argument("--models", type=Path, default=Path("runs/landscape"))
     parser.add_argument("--methods", nargs="+", default=["student", *METHODS])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--seconds", type=float, default=seconds)

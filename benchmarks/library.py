@@ -34,7 +34,7 @@ ON_NITROGEN = (
 )  # fmt: skip
 LETTERS = "ABCDEFGHIJKLMNOP"
 HIDDEN = 55_254  # the molecule that `likeness` compares with: the groups 13, 7, 13 and 6
-ALPHAS = {"qed": 0.02, "likeness": 0.1}
+ALPHAS = {"qed": 0.02, "likeness": 0.02}
 
 
 def molecules() -> list[str]:
