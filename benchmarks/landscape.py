@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save_file
 
 from difftilt.algorithms.backprop import Backprop
 from difftilt.algorithms.grpo import GRPO
+from difftilt.algorithms.local_search import LocalSearch
 from difftilt.algorithms.path_consistency import PathConsistency
 from difftilt.algorithms.ppo import PPO
 from difftilt.algorithms.reward_weighted import RewardWeighted
@@ -61,6 +62,7 @@ DELIVERED = 1000  # sequences that a user of best-of-N wants for all the reward 
 METHODS: dict[str, Callable[[], Algorithm]] = {
     "vargrad": lambda: TrajectoryBalance(recompute=False),
     "ppo": lambda: PPO(advantage="path", epochs=1, kl="reward"),
+    "local-search": LocalSearch,
     "grpo": lambda: GRPO(group_size=512, epochs=1),
     "reward-weighted": lambda: RewardWeighted(form="denoising"),
     "pcl": lambda: PathConsistency(recompute=False),

@@ -43,7 +43,6 @@ class Replay(LocalSearch):
 
 landscape.METHODS.update(
     {
-        "local-search": LocalSearch,
         "coverage": lambda: LocalSearch(finish="coverage"),
         "replay": Replay,
     }
