@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from commands import Command, Ended
 from killed import fingerprint
 
@@ -27,6 +26,7 @@ from difftilt.objective import Objective
 from difftilt.samplers.smc import SMC
 from difftilt.training import checkpoint
 from difftilt.training import pretrain as loops
+from difftilt.training.adam import Adam
 from difftilt.training.signals import SAME
 
 # a process of several that run tests has its own way with signals; make test runs this file by itself, too
@@ -57,7 +57,7 @@ RUNS: dict[str, Place] = {
     "a reward of the first evaluation": (TUNE, Guard, "_call", 2),
     "sampling": (TUNE, Objective, "sample", 4),
     "a reward in training": (TUNE, Guard, "_call", 4),
-    "update": (TUNE, torch.optim.Adam, "step", 3),
+    "update": (TUNE, Adam, "step", 3),
     "save": (TUNE, checkpoint, "save", 1),
     "last save": (TUNE, checkpoint, "save", 2),
     "last evaluation": (TUNE, sample, "evaluate", 2),

@@ -10,7 +10,7 @@ from pathlib import Path
 from faults import at_operation
 from toy_run import live, remains, rounds_saved
 
-ROUNDS, KILLS, AIMED = 100, 34, 26
+ROUNDS, KILLS, AIMED = 160, 34, 26
 OPERATIONS = 40  # about as many as one round with its checkpoint has
 
 
@@ -42,7 +42,7 @@ def test_kills_leave_no_trace(servant, ram):
             life.start()
             while life.is_alive() and rounds_saved(folder) == before:
                 time.sleep(0.002)
-            time.sleep(dice.uniform(0, 0.1))
+            time.sleep(dice.uniform(0, 0.03))
             life.kill()
         life.join()
         landed += life.exitcode == -signal.SIGKILL
