@@ -11,15 +11,16 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from difftilt.algorithms.grpo import GRPO
 from difftilt.algorithms.ppo import PPO
 from difftilt.data.vocabulary import DNA, spell
 from difftilt.domains.sequences import view as sequences
 from difftilt.evaluation.report import write_report
 from difftilt.exact import landscape
 from difftilt.experiment.finetune import finetune
-from difftilt.experiment.job import Job, View
+from difftilt.experiment.job import Job, Maker, View, tune
 from difftilt.experiment.sample import sample, trained
-from difftilt.objective import Objective
+from difftilt.objective import Algorithm, Objective
 from difftilt.policy import Policy
 from difftilt.processes.masked import MaskedPolicy
 from difftilt.training.settings import Training
@@ -168,3 +169,24 @@ def test_a_drawing_may_write_its_file_at_once(folder: Path, tmp_path: Path):
     drawing = replace(job(), view=View(draw=draw))
     sample(drawing, tmp_path / "new" / "samples" / "mine", 5, seed=3)
     assert (tmp_path / "new" / "samples" / "mine.txt").read_text() == "5"
+
+
+def recipe(part: Algorithm | None, training: Training = TRAINING) -> Job:
+    """Of settings that hold others."""
+    made = tune(chain(), a_share, training=training)
+    return replace(made, maker=Maker(f"{__file__}:recipe", {"part": part, "training": training}))
+
+
+OTHERS = {
+    "training.rounds 3, but this job has 5": (PPO(), replace(TRAINING, rounds=5)),
+    "part.clip 0.2, but this job has 0.1": (PPO(clip=0.1), TRAINING),
+    "part ppo, but this job has None": (None, TRAINING),
+    "part ppo, but this job has grpo": (GRPO(), TRAINING),
+}
+
+
+def test_a_run_of_other_settings_is_named_by_what_differs(tmp_path: Path):
+    finetune(recipe(PPO()), tmp_path / "run")
+    for said, other in OTHERS.items():
+        with pytest.raises(ValueError, match=f"holds a run with {said}; name"):
+            finetune(recipe(*other), tmp_path / "run")

@@ -10,6 +10,8 @@ import torch.nn as nn
 from torch import Tensor
 from toy_run import Net, make_policy
 
+from difftilt.algorithms.minibatches import AT_ONCE
+from difftilt.cli.runs import recipe_of
 from difftilt.conditions import unconditional
 from difftilt.shapes import Cond
 from difftilt.training.threads import quickest, using
@@ -26,6 +28,18 @@ class Slow(nn.Module):
         self.passes += 1
         time.sleep(self.seconds(torch.get_num_threads()))
         return self.network(x, time_, cond)
+
+
+class Wide(nn.Module):
+    """A network of one weight, which tells how many rows pass."""
+
+    def __init__(self, rows: list[int]):
+        super().__init__()
+        self.weight, self.rows = nn.Parameter(torch.ones(())), rows
+
+    def forward(self, x: Tensor, time_: Tensor, cond: Cond) -> Tensor:
+        self.rows.append(len(x))
+        return self.weight * x
 
 
 TIMES = {
@@ -84,3 +98,23 @@ def test_threads_are_put_back():
         assert torch.get_num_threads() == 3
         raise ZeroDivisionError
     assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("recipe", ["digits", "dna", "molecules"])
+@pytest.mark.parametrize("learns", [True, False])
+def test_a_recipe_is_measured_and_left_as_it_is(recipe, learns):
+    job = recipe_of(recipe)(**({"reward": "ink"} if recipe == "digits" else {}))
+    before = {name: x.clone() for name, x in job.policy.state_dict().items()}
+    with using(2), torch.set_grad_enabled(learns):
+        assert job.threads() in (1, 2)
+    assert all(torch.equal(x, before[name]) for name, x in job.policy.state_dict().items())
+    assert all(p.grad is None for p in job.policy.parameters())
+
+
+def test_no_more_large_states_pass_than_in_training():
+    policy, rows = make_policy(), []
+    policy.shape = (AT_ONCE // 9,)
+    policy.network = Wide(rows)
+    with using(2):
+        quickest(policy, unconditional(64))
+    assert {*rows} == {9}

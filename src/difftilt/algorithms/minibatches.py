@@ -29,6 +29,11 @@ def minibatches(
         yield from parts(policy, index, path.states[0])
 
 
+def at_once(x: State) -> int:
+    """How many of these states pass a network at once on a CPU."""
+    return max(AT_ONCE // x[0].numel(), LEAST)
+
+
 def parts(policy: Policy, index: Index, x: State) -> Iterator[tuple[Index, float]]:
     """The rows of a minibatch in the parts that pass the network at once, and the share of each.
 
@@ -47,7 +52,7 @@ def parts(policy: Policy, index: Index, x: State) -> Iterator[tuple[Index, float
         passes = bound.parts(later // len(x))
         pieces = [torch.cat([start[k :: len(passes)], later[rows]]) for k, rows in enumerate(passes)]
     else:
-        rows = max(AT_ONCE // x[0].numel(), LEAST) if x.device.type == "cpu" else len(index)
+        rows = at_once(x) if x.device.type == "cpu" else len(index)
         count = -(-len(index) // rows)
         pieces = [ordered[k::count] for k in range(count)]
     for part in pieces:

@@ -17,7 +17,7 @@ def doctor_command(words: list[str]) -> None:
     title = f"Says what would go wrong with difftilt finetune {recipe}, at the cost of a few samples."
     settings = parse(recipe_of(recipe), rest, f"difftilt doctor {recipe}", title=title)
     job = build(recipe, settings)
-    with using(job.threads()):
+    with using(job.training.threads):
         show(examine(job))
 
 

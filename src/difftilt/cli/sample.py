@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import annotated_types as at
+import torch
 import tyro
 from rich.console import Console
 
@@ -43,7 +44,6 @@ from difftilt.rewards.ray_pool import Hosted, RayPool
 from difftilt.rewards.worker_pool import PoolLost
 from difftilt.samplers.choices import CORRECTING, VALUES, AnySampler
 from difftilt.settings import Count, Natural, Positive, UsageError, choose, kebab
-from difftilt.training.threads import using
 
 HOST = "difftilt.cli.shard_host"  # the program of a worker that draws shards
 Subject = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SUBJECT")]
@@ -194,8 +194,11 @@ def _draw(asked: Asked, words: list[str]) -> None:
     if manifest is not None and not _drew(asked, manifest, words):
         print(f"shard {options.shard} of {options.shards} is in {shards_of(place)}; others are missing yet")
         return
-    threads = job.threads() if manifest is None else None
-    with nullcontext() if manifest is None else turn(shards_of(place)), using(threads):
+    if manifest is None:
+        with torch.no_grad():  # nothing learns here
+            job = job.taking(job.threads())
+        written |= {"threads": job.training.threads}
+    with nullcontext() if manifest is None else turn(shards_of(place)):
         if manifest is not None:
             row = merge(job, manifest, place)
         elif sampler is None:

@@ -1,5 +1,6 @@
 """What can be done with a job: tune it, sample from it, or only say what it would cost."""
 
+import json
 import math
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -15,7 +16,6 @@ from difftilt.data.owned import ADAPTER, RUN, adding, check_inside, contents
 from difftilt.data.read import read_json
 from difftilt.evaluation.report import write_report
 from difftilt.evaluation.schema import Info
-from difftilt.evaluation.words import flat
 from difftilt.experiment import code
 from difftilt.experiment.before import measured_before
 from difftilt.experiment.identity import check_changes, identity
@@ -155,14 +155,25 @@ def _claim(job: Job, folder: Path, accelerator: Accelerator) -> None:
         return
     record = read_json(folder / RUN, Info)
     if job.maker is not None and not record.get("cannot_be_made_again"):
-        settings = {name: to_json(value) for name, value in job.maker.settings.items()}
-        mine, theirs = dict(flat(settings)), dict(flat(record.get("settings", {})))
+        asked = job.maker.settings
+        mine = json.loads(json.dumps({name: to_json(value) for name, value in asked.items()}))
+        theirs = record.get("settings", {})
         other = sorted(name for name in mine if name in theirs and mine[name] != theirs[name])
         if other:
+            what, was, now = _innermost(other[0], theirs[other[0]], mine[other[0]])
             raise ValueError(
-                f"{folder} holds a run with {other[0]} {theirs[other[0]]}, but this job has"
-                f" {mine[other[0]]}; name another folder, or make the job as it was"
+                f"{folder} holds a run with {what} {was}, but this job has {now}; name another folder, or"
+                " make the job as it was"
             )
+
+
+def _innermost(what: str, was: Any, now: Any) -> tuple[str, Any, Any]:
+    """The dotted name of what differs within a setting, and its values; of groups, their kinds."""
+    if isinstance(was, dict) and isinstance(now, dict) and was.get("name") == now.get("name"):
+        inner = next(key for key in {**was, **now} if was.get(key, was) != now.get(key, now))
+        return _innermost(f"{what}.{inner}", was.get(inner), now.get(inner))
+    was, now = (value.get("name", value) if isinstance(value, dict) else value for value in (was, now))
+    return what, was, now
 
 
 def make_run(

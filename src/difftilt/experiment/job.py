@@ -1,12 +1,13 @@
 """A job: everything that fine-tuning, sampling and reporting need, whoever wrote the recipe."""
 
 import copy
+import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 from difftilt.algorithms.ppo import PPO
 from difftilt.conditions import unconditional
@@ -21,10 +22,12 @@ from difftilt.rewards.scoring import guarded
 from difftilt.settings import UsageError, choose, kebab
 from difftilt.shapes import Cond, Sample, State
 from difftilt.training.settings import Training
-from difftilt.training.threads import quickest
+from difftilt.training.threads import quickest, using
 
 Export = Callable[[Path, Mapping[str, Any]], None]
 Deployed = Callable[[State, Cond], Sample]
+P = ParamSpec("P")
+T = TypeVar("T")
 MEASURED = 64  # chains that threads are measured on, at most
 
 
@@ -148,6 +151,17 @@ class Job:
     def starting_from(self, policy: Policy) -> "Job":
         """The same job, tuning another policy around the same chain."""
         return replace(self, policy=policy)
+
+
+def threaded(run: Callable[Concatenate[Job, P], T]) -> Callable[Concatenate[Job, P], T]:
+    """The same function of a job, computing with the threads that the job names, if it does."""
+
+    @functools.wraps(run)
+    def wrapped(job: Job, *args: P.args, **kwargs: P.kwargs) -> T:
+        with using(job.training.threads):
+            return run(job, *args, **kwargs)
+
+    return wrapped
 
 
 def tune(

@@ -14,7 +14,7 @@ from rich.text import Text
 from difftilt.data.owned import adding
 from difftilt.evaluation.estimate import mean
 from difftilt.evaluation.evaluate import ScoredSamples, evaluate, write_table
-from difftilt.experiment.job import Deployed, Job, View
+from difftilt.experiment.job import Deployed, Job, View, threaded
 from difftilt.guard import Guard
 from difftilt.guidance.tempered import Tempered
 from difftilt.objective import Objective, Value, standard_error
@@ -36,6 +36,7 @@ def trained(job: Job, folder: Path) -> Job:
     return job
 
 
+@threaded
 def sample(
     job: Job, place: Path | str, count: int = 64, seed: int = 1, temperature: float = 1.0
 ) -> dict[str, Any]:
@@ -73,6 +74,7 @@ def _nothing(sample: Sample, cond: Cond) -> PerSample:
     return torch.zeros(len(sample), device=sample.device)
 
 
+@threaded
 def steer(
     job: Job, sampler: Sampler, value: Value, place: Path, *, count: int, seed: int, policy: Policy | None
 ) -> dict[str, Any]:

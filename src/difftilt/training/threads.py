@@ -7,8 +7,10 @@ from contextlib import contextmanager
 
 import torch
 
+from difftilt.algorithms.minibatches import at_once
+from difftilt.conditions import take
 from difftilt.policy import Policy, level
-from difftilt.shapes import Cond
+from difftilt.shapes import Cond, State
 
 WORTH = 1.1  # times faster that more threads must be
 ENOUGH, PASSES = 0.1, 20  # seconds, or passes, that a time is the least of
@@ -20,19 +22,24 @@ def quickest(policy: Policy, cond: Cond) -> int:
     Tried are as many as torch would take (`torch.get_num_threads`, which OMP_NUM_THREADS sets), shared among
     the processes of this machine, then half of them, and so on. A GPU's passes need one.
 
+    Without gradients, passes go forward only.
+
     Args:
         policy: Nothing of it changes.
-        cond: Of the rows that pass.
+        cond: Of the chains that pass; of large states only as many do as pass at once in training.
     """
     most = torch.get_num_threads() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if most < 2 or next(policy.parameters(), torch.empty(0)).device.type != "cpu":
         return 1
     count = least_count = most
     with _untouched(policy):
-        least = _seconds(policy, cond, count)
+        x = policy.initial(cond).sample()
+        rows = torch.arange(len(x))[: at_once(x)]
+        x, cond = x[rows], take(cond, rows)
+        least = _seconds(policy, x, cond, count)
         while count > 1:
             count //= 2
-            took = _seconds(policy, cond, count)
+            took = _seconds(policy, x, cond, count)
             if took > WORTH * least:
                 break
             least, least_count = min(took, least), count
@@ -64,10 +71,9 @@ def _untouched(policy: Policy) -> Iterator[None]:
             module.training = mode
 
 
-def _seconds(policy: Policy, cond: Cond, threads: int) -> float:
+def _seconds(policy: Policy, x: State, cond: Cond, threads: int) -> float:
     """The least time of a pass after the first; of the first one if that is long."""
     with using(threads):
-        x = policy.initial(cond).sample()
         times = [_pass(policy, x, cond)]
         if times[0] < ENOUGH:
             times = [_pass(policy, x, cond)]
@@ -76,7 +82,7 @@ def _seconds(policy: Policy, cond: Cond, threads: int) -> float:
         return min(times)
 
 
-def _pass(policy: Policy, x: torch.Tensor, cond: Cond) -> float:
+def _pass(policy: Policy, x: State, cond: Cond) -> float:
     start = time.perf_counter()
     step = policy(x, level(x, policy.steps), cond)
     log_p = step.log_prob(step.sample()).sum()
