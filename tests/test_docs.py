@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import itertools
 import math
 import re
 import shlex
@@ -171,6 +172,13 @@ def test_tables_of_sequences_take_what_problems_and_methods_there_are(tmp_path, 
     assert beside.index("`student`") < beside.index("`ppo`")
     document.draw([problem], tmp_path / "one.png")
     assert (tmp_path / "one.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_table_takes_no_sentence_that_follows_it(page):
+    lines = page.read_text().splitlines()
+    after = [b for a, b in itertools.pairwise(lines) if a.startswith("| ") and not b.startswith("| ")]
+    assert all(not line or line.startswith("<!--") for line in after), after
 
 
 def test_files_that_the_documents_name_are_there():
